@@ -1,0 +1,97 @@
+"""``cosyserve-build``: what turns a CosyVoice bundle into something to serve, and proves it right."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cosyserve.errors import CosyServeError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+class Size(str, Enum):
+    """Sizes of a synthetic bundle; full has the official dimensions."""
+
+    tiny = "tiny"
+    small = "small"
+    full = "full"
+
+
+class Precision(str, Enum):
+    """How prepared weights are stored."""
+
+    fp32 = "fp32"
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except CosyServeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def prepare(
+    bundle: Annotated[Path, typer.Argument(help="CosyVoice bundle in the official layout")],
+    out: Annotated[Path, typer.Argument(help="new folder for the prepared weights")],
+) -> None:
+    """Turn a bundle into weights that the server loads."""
+    from cosyserve_build.prepare import prepare as run
+
+    with _one_line_errors():
+        run(bundle, out, report=print)
+    print(f"{out}: ready; try: cosyserve serve --weights {out}")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="SET", help="folder with bundle/, vectors/, manifest.json")],
+    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Compare every stage with recorded tensors; exit 1 on any miss."""
+    from cosyserve_build.verify import verify as run
+
+    with _one_line_errors():
+        report = run(folder)
+    print(report.to_json() if json else report.table())
+    if report.misses:
+        raise typer.Exit(1)
+
+
+@app.command("synth-bundle")
+def synth_bundle(
+    out: Annotated[Path, typer.Argument(help="new folder for the bundle")],
+    version: Annotated[int, typer.Option(help="CosyVoice generation")] = 2,
+    size: Annotated[Size, typer.Option(help="full has the official dimensions")] = Size.tiny,
+    seed: Annotated[int, typer.Option(help="same seed, same bundle")] = 0,
+) -> None:
+    """Write a bundle of random weights in the official layout, for tests and benchmarks."""
+    from cosyserve_build.synth import synth_bundle as run
+
+    with _one_line_errors():
+        run(out, version, size.value, seed)
+    print(f"{out}: CosyVoice{version} bundle of size {size.value}, random weights")
+
+
+@app.command()
+def configs(
+    repository: Annotated[Path, typer.Argument(help="model repository")] = Path("model_repository"),
+    check: Annotated[bool, typer.Option("--check", help="write nothing; exit 1 when a file is stale")] = False,
+) -> None:
+    """Render the Triton configurations from the contracts."""
+    from cosyserve_build import configs as made
+
+    if not check:
+        made.write(repository)
+    elif stale := made.stale(repository):
+        print("stale, run `make configs`: " + ", ".join(map(str, stale)), file=sys.stderr)
+        raise typer.Exit(1)

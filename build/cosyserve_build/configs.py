@@ -1,0 +1,95 @@
+"""Model configurations rendered from the contracts: ``config.pbtxt`` for GPUs, ``configs/cpu.pbtxt`` for CPUs.
+
+Triton replaces the first by the second as a whole, so both are complete.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from cosyserve.contracts import MODELS, Model, Scheduling, Tensor
+from cosyserve.limits import MAX_LLM_SLOTS, MAX_STREAMS, SEQUENCE_IDLE_SECONDS
+
+FLAVOURS = {"gpu": "config.pbtxt", "cpu": "configs/cpu.pbtxt"}
+HEADER = "# Rendered from cosyserve/contracts.py by `make configs`; edit that.\n"
+
+BATCH = 16
+"""Most sequences in one step of flow or hift."""
+
+PARAMETERS: dict[str, dict[str, str]] = {
+    "tts": {"max_streams": str(MAX_STREAMS), "first_hop": "25", "max_hop": "100", "sample_rate": "24000"},
+    "frontend": {"threads": "1"},
+    "llm": {"threads": "2", "llm_slots": str(MAX_LLM_SLOTS)},
+    "flow": {"threads": "2", "voice_cache_mib": "1024"},
+    "hift": {"threads": "2"},
+}
+
+
+def render(model: Model, flavour: str) -> str:
+    """The text of one configuration file."""
+    config = pb.ModelConfig(name=model.name)
+    config.input.extend(_input(tensor, model) for tensor in model.inputs)
+    config.output.extend(_output(tensor) for tensor in model.outputs)
+    if model.scheduling is Scheduling.ENSEMBLE:
+        config.platform = "ensemble"
+        config.max_batch_size = BATCH
+        for step in model.steps:
+            made = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
+            made.input_map.update(dict(step.inputs))
+            made.output_map.update(dict(step.outputs))
+        return HEADER + text_format.MessageToString(config)
+    config.backend = "python"
+    on_gpu = flavour == "gpu" and model.computes
+    kind = pb.ModelInstanceGroup.KIND_GPU if on_gpu else pb.ModelInstanceGroup.KIND_CPU
+    config.instance_group.add(kind=kind, count=1)
+    if model.scheduling is Scheduling.SEQUENCE:
+        config.max_batch_size = BATCH
+        config.sequence_batching.max_sequence_idle_microseconds = SEQUENCE_IDLE_SECONDS * 1_000_000
+        config.sequence_batching.oldest.max_candidate_sequences = MAX_STREAMS
+    config.model_transaction_policy.decoupled = model.scheduling is Scheduling.DECOUPLED
+    for name, value in PARAMETERS[model.name].items():
+        config.parameters[name].string_value = value
+    if model.computes:
+        config.parameters["device"].string_value = "cuda" if on_gpu else "cpu"
+    return HEADER + text_format.MessageToString(config)
+
+
+def paths(repository: Path) -> dict[Path, str]:
+    """Every configuration file of the repository with the text it should have."""
+    return {
+        repository / model.name / file: render(model, flavour) for model in MODELS for flavour, file in FLAVOURS.items()
+    }
+
+
+def write(repository: Path) -> None:
+    """Write every file."""
+    for path, text in paths(repository).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+
+
+def stale(repository: Path) -> list[Path]:
+    """Files that are missing or differ from what would be rendered."""
+    return [path for path, text in paths(repository).items() if not path.is_file() or path.read_text("utf-8") != text]
+
+
+def _input(tensor: Tensor, model: Model) -> pb.ModelInput:
+    ragged = model.scheduling is Scheduling.SEQUENCE and -1 in tensor.dims
+    return pb.ModelInput(
+        name=tensor.name,
+        data_type=pb.DataType.Value(_type(tensor)),
+        dims=tensor.dims,
+        optional=tensor.optional,
+        allow_ragged_batch=ragged,
+    )
+
+
+def _output(tensor: Tensor) -> pb.ModelOutput:
+    return pb.ModelOutput(name=tensor.name, data_type=pb.DataType.Value(_type(tensor)), dims=tensor.dims)
+
+
+def _type(tensor: Tensor) -> str:
+    return "TYPE_STRING" if tensor.dtype == "BYTES" else f"TYPE_{tensor.dtype}"

@@ -1,0 +1,321 @@
+"""Networks as ONNX graphs with explicit state, each checked against torch through onnxruntime."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.export import Dim
+
+from cosyserve.config import FlowConfig, HiftConfig, LlmConfig, ModelConfig
+from cosyserve.errors import BundleError
+from cosyserve.flow.encoder import FlowEncoder
+from cosyserve.flow.unet import GuidedFlow, tail_channels
+from cosyserve.hift.generator import Decoder, F0Predictor
+from cosyserve.hift.source import HarmonicSource
+from cosyserve.llm.qwen2 import SpeechLM
+from cosyserve.runtimes.graph import Outputs, flat
+from cosyserve.runtimes.onnx import OnnxGraph
+
+OPSET = 20
+StateDict = dict[str, Tensor]
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One graph to export.
+
+    Attributes:
+        name: file name without suffix.
+        module: network with its weights.
+        inputs: inputs for given sizes, by forward's argument names; lists are numbered inputs.
+        sizes: the sizes to export at, first-chunk sizes and later-chunk sizes; all are checked.
+        axes: for each argument, the names of the axes that vary.
+        outputs: forward's results, a trailing ``*`` marks a list.
+        tolerance: largest difference between torch and onnxruntime.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: Callable[..., Inputs]
+    sizes: tuple[dict[str, int], ...]
+    axes: dict[str, dict[int, str]]
+    outputs: tuple[str, ...]
+    tolerance: float = 1e-4
+
+
+def export(spec: Spec, folder: Path) -> dict[str, Any]:
+    """Write ``<name>.onnx`` with its weights in ``<name>.onnx.data``, check it, and describe it.
+
+    Returns:
+        The graph's entry in the manifest: files, inputs, outputs.
+
+    Raises:
+        BundleError: the graph does not reproduce the network.
+    """
+    spec.module.eval()
+    torch.manual_seed(0)
+    example = spec.inputs(**spec.sizes[0])
+    outputs = _named(spec.outputs, _run(spec.module, example))
+    program = _program(spec, example, list(outputs))
+    path = folder / f"{spec.name}.onnx"
+    _save(program, spec, path)
+    onnx.checker.check_model(str(path))
+    _compare(spec, path)
+    model = onnx.load(str(path), load_external_data=False)
+    return {
+        "files": [path.name, _data(path).name],
+        "inputs": {i.name: _value(i) for i in model.graph.input},
+        "outputs": {o.name: _value(o) for o in model.graph.output},
+    }
+
+
+def graphs(config: ModelConfig, llm: StateDict, flow: StateDict, hift: StateDict) -> Iterator[Spec]:
+    """The graphs of a CosyVoice2 model, in the order of the road of a request."""
+    yield _llm(config.llm, _load(SpeechLM(config.llm), llm))
+    yield _encoder(config.flow, _load(FlowEncoder(config.flow), flow))
+    yield _estimator(config.flow, _load(GuidedFlow(config.flow), flow))
+    yield from _hift(config.hift, hift)
+
+
+def _llm(config: LlmConfig, module: nn.Module) -> Spec:
+    def inputs(batch: int, new: int, capacity: int) -> Inputs:
+        past = [(batch, config.kv_heads, capacity, config.head_dim)] * config.layers
+        return {
+            "embeds": torch.randn(batch, new, config.hidden),
+            "lengths": torch.arange(batch) % capacity,
+            "past_k": _noise(past),
+            "past_v": _noise(past),
+        }
+
+    return Spec(
+        "llm",
+        module,
+        inputs,
+        sizes=(
+            {"batch": 3, "new": 5, "capacity": 64},
+            {"batch": 1, "new": 40, "capacity": 64},
+            {"batch": 2, "new": 1, "capacity": 128},
+        ),
+        axes={
+            "embeds": {0: "batch", 1: "new"},
+            "lengths": {0: "batch"},
+            "past_k": {0: "batch", 2: "capacity"},
+            "past_v": {0: "batch", 2: "capacity"},
+        },
+        outputs=("logits", "new_k*", "new_v*"),
+    )
+
+
+def _encoder(config: FlowConfig, module: nn.Module) -> Spec:
+    dim = config.width // config.heads
+    ratios = [1] * config.blocks + [config.ratio] * config.up_blocks
+
+    def inputs(new: int, past: int) -> Inputs:
+        cached = [(1, config.heads, past * ratio, dim) for ratio in ratios]
+        return {
+            "tokens": torch.arange(new)[None] % config.tokens,
+            "context": torch.arange(config.lookahead)[None],
+            "context_valid": torch.ones(1, config.lookahead),
+            "conv_tail": torch.randn(1, config.width, 2),
+            "up_tail": torch.randn(1, config.width, 2 * config.ratio),
+            "past_k": _noise(cached),
+            "past_v": _noise(cached),
+        }
+
+    chunk = config.chunk
+    return Spec(
+        "flow_encoder",
+        module,
+        inputs,
+        sizes=(
+            {"new": chunk + 3, "past": 2 * chunk},
+            {"new": chunk, "past": 0},
+            {"new": 1, "past": chunk},
+            {"new": 2, "past": 0},
+        ),
+        axes={"tokens": {1: "new"}, "past_k": {2: "past"}, "past_v": {2: "past"}},
+        outputs=("mu", "conv_tail_out", "up_tail_out", "new_k*", "new_v*"),
+    )
+
+
+def _estimator(config: FlowConfig, module: nn.Module) -> Spec:
+    def inputs(new: int, capacity: int, length: int) -> Inputs:
+        cached = [(2, config.unet_heads, capacity, config.unet_head_dim)] * config.attentions
+        return {
+            "x": torch.randn(1, config.mels, new),
+            "mu": torch.randn(1, config.mels, new),
+            "cond": torch.randn(1, config.mels, new),
+            "embedding": torch.randn(1, config.speaker),
+            "t": torch.tensor([0.3]),
+            "length": torch.tensor([length]),
+            "tails": _noise([(2, channels, 2) for channels in tail_channels(config)]),
+            "past_k": _noise(cached),
+            "past_v": _noise(cached),
+        }
+
+    chunk = config.unet_chunk
+    return Spec(
+        "flow_estimator",
+        module,
+        inputs,
+        sizes=(
+            {"new": chunk, "capacity": 128, "length": 70},
+            {"new": chunk, "capacity": 64, "length": 0},
+            {"new": 2, "capacity": 192, "length": 150},
+            {"new": 3 * chunk, "capacity": 64, "length": 0},
+        ),
+        axes={name: {2: "new"} for name in ("x", "mu", "cond")} | dict.fromkeys(("past_k", "past_v"), {2: "capacity"}),
+        outputs=("velocity", "new_tails*", "new_k*", "new_v*"),
+    )
+
+
+def _hift(config: HiftConfig, state: StateDict) -> Iterator[Spec]:
+    sizes = ({"frames": 40}, {"frames": 9}, {"frames": 2})
+    harmonics = config.harmonics + 1
+    yield Spec(
+        "hift_f0",
+        _load(F0Predictor(config), state),
+        lambda frames: {"mel": torch.randn(1, config.mels, frames)},
+        sizes=sizes,
+        axes={"mel": {2: "frames"}},
+        outputs=("f0",),
+        tolerance=1e-2,
+    )
+    yield Spec(
+        "hift_source",
+        _load(HarmonicSource(config), state),
+        lambda frames: {
+            "f0": 200 + 50 * torch.randn(1, frames, dtype=torch.float64),
+            "phase": torch.full((1, harmonics), 0.25, dtype=torch.float64),
+            "start": torch.zeros(1),
+            "noise": torch.randn(1, config.frame * frames, harmonics),
+        },
+        sizes=sizes,
+        axes={"f0": {1: "frames"}, "noise": {1: "samples"}},
+        outputs=("source", "phases"),
+    )
+    yield Spec(
+        "hift_decoder",
+        _load(Decoder(config), state),
+        lambda frames: {
+            "mel": torch.randn(1, config.mels, frames),
+            "source": 0.1 * torch.randn(1, 1, config.frame * frames),
+        },
+        sizes=sizes,
+        axes={"mel": {2: "frames"}, "source": {2: "samples"}},
+        outputs=("audio",),
+    )
+
+
+def _load(module: nn.Module, state: StateDict) -> nn.Module:
+    """Fill a network from the checkpoint that holds it and others."""
+    module.load_state_dict({name: state[name] for name in module.state_dict()})
+    return module
+
+
+def _noise(shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Distinct tensors: the exporter takes one tensor given twice for one input."""
+    return [torch.randn(shape) for shape in shapes]
+
+
+def _compare(spec: Spec, path: Path) -> None:
+    graph = OnnxGraph(path)
+    for sizes in spec.sizes:
+        example = spec.inputs(**sizes)
+        expected = _named(spec.outputs, _run(spec.module, example))
+        found = graph(_arrays(example))
+        for name, value in expected.items():
+            error = float(np.abs(found[name] - value).max(initial=0)) if found[name].shape == value.shape else np.inf
+            if not error <= spec.tolerance * max(1.0, float(np.abs(value).max(initial=0))):
+                raise BundleError(f"{spec.name}.onnx: {name} differs from torch by {error:.2g} at {sizes}")
+
+
+def _run(module: nn.Module, inputs: Inputs) -> Any:
+    with torch.inference_mode():
+        return module(**inputs)
+
+
+def _named(outputs: tuple[str, ...], results: Any) -> Outputs:
+    values = results if isinstance(results, tuple) else (results,)
+    named: dict[str, Any] = {
+        name.rstrip("*"): [v.numpy() for v in value] if name.endswith("*") else value.numpy()
+        for name, value in zip(outputs, values, strict=True)
+    }
+    return Outputs(flat(named))  # type: ignore[arg-type]
+
+
+def _arrays(inputs: Inputs) -> dict[str, NDArray[Any] | list[NDArray[Any]]]:
+    return {k: [t.numpy() for t in v] if isinstance(v, list) else v.numpy() for k, v in inputs.items()}
+
+
+def _program(spec: Spec, example: Inputs, outputs: list[str]) -> torch.onnx.ONNXProgram:
+    shapes = {name: _dynamic(value, spec.axes.get(name, {})) for name, value in example.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals
+        program = torch.onnx.export(
+            spec.module,
+            kwargs=example,
+            input_names=list(flat(_arrays(example))),
+            output_names=outputs,
+            dynamic_shapes=shapes,
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    return program
+
+
+def _dynamic(value: Any, axes: dict[int, str]) -> Any:
+    if isinstance(value, list):
+        return [_dynamic(item, axes) for item in value]
+    return dict.fromkeys(axes, Dim.DYNAMIC)
+
+
+def _save(program: torch.onnx.ONNXProgram, spec: Spec, path: Path) -> None:
+    """Save without the exporter's notes (they hold paths of this machine) and with readable axis names."""
+    model = program.model_proto
+    del model.graph.value_info[:]
+    for item in (model, model.graph, *model.graph.node):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    names = _symbols(spec, model)
+    for info in (*model.graph.input, *model.graph.output):
+        for axis in info.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_param = re.sub(r"\w+", lambda m: names.get(m[0], m[0]), axis.dim_param)
+    for old in (path, _data(path)):
+        old.unlink(missing_ok=True)
+    onnx.save_model(model, str(path), save_as_external_data=True, location=_data(path).name, size_threshold=256)
+    _data(path).chmod(0o644)  # written private; the server may run as another user
+
+
+def _symbols(spec: Spec, model: onnx.ModelProto) -> dict[str, str]:
+    """The exporter's names of variable axes -> ours."""
+    names = {}
+    for info in model.graph.input:
+        axes = spec.axes.get(info.name, spec.axes.get(info.name.rpartition("_")[0], {}))
+        for axis, name in axes.items():
+            names[info.type.tensor_type.shape.dim[axis].dim_param] = name
+    return names
+
+
+def _data(path: Path) -> Path:
+    return path.with_name(path.name + ".data")
+
+
+def _value(info: onnx.ValueInfoProto) -> dict[str, Any]:
+    kind = info.type.tensor_type
+    shape = [d.dim_param or d.dim_value for d in kind.shape.dim]
+    return {"dtype": onnx.TensorProto.DataType.Name(kind.elem_type), "shape": shape}

@@ -1,0 +1,104 @@
+"""A CosyVoice bundle as prepared weights: what the server loads, with a checksum of every file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from cosyserve import bundle
+from cosyserve.errors import BundleError
+from cosyserve.flow.unet import tail_channels
+from cosyserve.limits import MAX_NOISE_FRAMES
+from cosyserve.text.tokenizer import Tokenizer
+from cosyserve.voices import VoiceStore, voices_from_spk2info
+from cosyserve.weights import FORMAT, MANIFEST, sha256
+from cosyserve_build import export
+
+TOOLS = ("cosyserve", "torch", "onnx", "onnxscript", "onnxruntime")
+
+
+def prepare(source: Path, out: Path, report: Callable[[str], None] = lambda line: None) -> None:
+    """Write prepared weights for the bundle in `source` to the new folder `out`.
+
+    Everything is written beside `out` first and moved there when it is complete, so `out` is never half a result.
+
+    Args:
+        source: a CosyVoice2 bundle in the official layout.
+        out: must not exist, or hold earlier prepared weights, which are replaced.
+        report: called with a line for each part that is done.
+
+    Raises:
+        BundleError: the bundle is unusable, or `out` holds something else.
+    """
+    if out.exists() and not (out / MANIFEST).is_file() and any(out.iterdir()):
+        raise BundleError(f"{out} holds files that are no prepared weights; name another folder")
+    opened = bundle.read(source)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".prepare-", dir=out.parent) as scratch:
+        folder = Path(scratch) / "weights"
+        folder.mkdir()
+        _write(opened, folder, report)
+        shutil.rmtree(out, ignore_errors=True)
+        folder.rename(out)
+
+
+def _write(opened: bundle.Bundle, folder: Path, report: Callable[[str], None]) -> None:
+    config = opened.config
+    llm, flow = opened.llm(), opened.flow()
+    graphs: dict[str, Any] = {}
+    for spec in export.graphs(config, llm, flow, opened.hift()):
+        graphs[spec.name] = export.export(spec, folder)
+        report(f"{spec.name}.onnx: checked, equals torch in onnxruntime")
+    tables = {
+        "text": llm["llm.model.model.embed_tokens.weight"],
+        "speech": llm["speech_embedding.weight"],
+        "special": llm["llm_embedding.weight"],
+    }
+    save_file(tables, folder / "llm.safetensors")
+    save_file({"noise": flow_noise(config.flow.mels)}, folder / "flow.safetensors")
+    shutil.copyfile(opened.campplus, folder / "campplus.onnx")
+    shutil.copyfile(opened.speech_tokenizer, folder / "speech_tokenizer.onnx")
+    Tokenizer.from_bundle(opened.tokenizer, opened.version).save(folder / "tokenizer.json")
+    report("embedding tables, noise, tokenizer, speaker model and speech tokenizer: copied")
+    (folder / "voices").mkdir()
+    store = VoiceStore(folder / "voices")
+    for voice in voices_from_spk2info(opened.spk2info()):
+        store.save(voice)
+        report(f"voice {voice.name}: imported")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = {
+        "format": FORMAT,
+        "random": _random(opened.folder),
+        "tools": {tool: version(tool) for tool in TOOLS},
+        "model": config.to_dict(),
+        "tail_channels": tail_channels(config.flow),
+        "graphs": graphs,
+        "files": {
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for path in files
+        },
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _random(folder: Path) -> bool:
+    """Whether `synth-bundle` wrote the bundle: it says so in ``configuration.json``."""
+    path = folder / "configuration.json"
+    return path.is_file() and bool(json.loads(path.read_text("utf-8")).get("random_weights", False))
+
+
+def flow_noise(mels: int) -> torch.Tensor:
+    """The fixed starting noise ``[mels, frames]``: drawn by torch on a CPU after seeding with 0.
+
+    Source: upstream flow/flow_matching.py :: CausalConditionalCFM.
+    """
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, mels, MAX_NOISE_FRAMES, generator=generator)[0]

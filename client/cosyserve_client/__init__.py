@@ -1,0 +1,43 @@
+"""Client of a CosyServe server: speech as it is made, blocking (`Client`) or asyncio (`AsyncClient`)."""
+
+from cosyserve_client.aio import AsyncClient, AsyncSpeechStream
+from cosyserve_client.audio import WavWriter, read_prompt
+from cosyserve_client.errors import (
+    Cancelled,
+    ConnectFailed,
+    CosyServeClientError,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ServerError,
+    StreamTruncated,
+    Unavailable,
+    Unimplemented,
+)
+from cosyserve_client.sync import Client, SpeechStream
+from cosyserve_client.types import AudioChunk, Speech, SpeechOptions, SpeechRequest
+
+__all__ = [
+    "AsyncClient",
+    "AsyncSpeechStream",
+    "AudioChunk",
+    "Cancelled",
+    "Client",
+    "ConnectFailed",
+    "CosyServeClientError",
+    "DeadlineExceeded",
+    "Internal",
+    "InvalidArgument",
+    "NotFound",
+    "ServerError",
+    "Speech",
+    "SpeechOptions",
+    "SpeechRequest",
+    "SpeechStream",
+    "StreamTruncated",
+    "Unavailable",
+    "Unimplemented",
+    "WavWriter",
+    "read_prompt",
+]

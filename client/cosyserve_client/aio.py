@@ -1,0 +1,222 @@
+"""The asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from tritonclient.grpc import service_pb2_grpc
+
+from cosyserve_client import wire
+from cosyserve_client.errors import (
+    Cancelled,
+    ConnectFailed,
+    CosyServeClientError,
+    DeadlineExceeded,
+    NotFound,
+    Unavailable,
+    from_status,
+)
+from cosyserve_client.types import AudioChunk, Speech, SpeechRequest
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from typing_extensions import Unpack
+
+    from cosyserve_client.types import SpeechOptions
+
+
+class AsyncClient:
+    """A connection to a CosyServe server, for any number of utterances at once in one event loop.
+
+        async with AsyncClient("127.0.0.1:8001") as client:
+            async for chunk in client.stream("Hello", voice="anna"):
+                play(chunk.pcm)
+
+    Args:
+        url: ``host:port``, or any gRPC target such as ``dns:///name:port``.
+        stream_timeout: seconds that one try of one utterance may take.
+        retries: new tries when the server is full (`Unavailable`) and no audio has come yet.
+        keepalive: seconds between pings on a silent connection.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        stream_timeout: float = wire.STREAM_TIMEOUT_SECONDS,
+        retries: int = 0,
+        keepalive: float = wire.KEEPALIVE_SECONDS,
+    ) -> None:
+        self._url = url
+        self._stream_timeout = stream_timeout
+        self._retries = retries
+        self._keepalive = keepalive
+        self._channel: Any = None
+        self._stub: Any = None
+        self._sample_rate: int | None = None
+        self._streams: weakref.WeakSet[AsyncSpeechStream] = weakref.WeakSet()
+
+    async def __aenter__(self) -> Self:
+        # Made here because an asyncio channel belongs to the running event loop.
+        self._channel = grpc.aio.insecure_channel(self._url, options=wire.channel_options(self._keepalive))
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for stream in tuple(self._streams):
+            await stream.aclose()
+        self._stub = None
+        await self._channel.close()
+
+    async def ready(self) -> bool:
+        """Whether the server is reachable and has model ``tts`` loaded."""
+        try:
+            response = await self._unary("ModelReady", wire.ready_request())
+        except (ConnectFailed, DeadlineExceeded, NotFound, Unavailable):
+            return False
+        return bool(response.ready)
+
+    async def sample_rate(self) -> int:
+        """Rate of the audio in Hz, asked of the server once.
+
+        Raises:
+            CosyServeClientError: the server has no such setting or cannot be asked.
+        """
+        if self._sample_rate is None:
+            self._sample_rate = wire.sample_rate(await self._unary("ModelConfig", wire.config_request()))
+        return self._sample_rate
+
+    def stream(self, text: str | SpeechRequest, **options: Unpack[SpeechOptions]) -> AsyncSpeechStream:
+        """Speaks `text`; iterate the result for its chunks. Nothing is sent before the first iteration.
+
+        Raises:
+            InvalidArgument: a value has the wrong type; every other error comes from the iteration.
+        """
+        request = SpeechRequest.of(text, **options)
+        stream = AsyncSpeechStream(self, request, wire.backoff(self._retries))
+        self._streams.add(stream)
+        return stream
+
+    async def synthesize(self, text: str | SpeechRequest, **options: Unpack[SpeechOptions]) -> Speech:
+        """All the audio of `text`; raises what `stream` raises."""
+        return Speech.join([chunk async for chunk in self.stream(text, **options)])
+
+    def _open(self, request: SpeechRequest) -> Any:
+        return self._connected().ModelStreamInfer(
+            [wire.infer_request(request)], metadata=wire.HEADERS, timeout=self._stream_timeout
+        )
+
+    async def _unary(self, method: str, request: Any) -> Any:
+        try:
+            return await getattr(self._connected(), method)(request, timeout=wire.UNARY_TIMEOUT_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise _error(error) from None
+
+    def _connected(self) -> Any:
+        if self._stub is None:
+            raise CosyServeClientError("the client is not open: use it in `async with`")
+        return self._stub
+
+
+class AsyncSpeechStream:
+    """The chunks of one utterance, in order, each an `AudioChunk`; the last one has ``final`` set.
+
+    Leaving the iteration early cancels the utterance on the server: ``break`` when the loop holds the only reference
+    (as in ``async for chunk in client.stream(...)``), `aclose` or ``async with`` otherwise, a cancelled task always.
+    """
+
+    def __init__(self, client: AsyncClient, request: SpeechRequest, delays: Iterator[float]) -> None:
+        self._client = client
+        self._request = request
+        self._delays = delays
+        self._call: Any = None
+        self._reader: wire.Reader  # comes with each call
+        self._closed = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> AudioChunk:
+        if self._closed:
+            raise StopAsyncIteration
+        try:
+            chunk = await self._next()
+        except asyncio.CancelledError:
+            # gRPC raises the same for a call cancelled by `aclose` in another task as for this task's own cancellation.
+            closed = self._closed
+            self._finish()
+            if closed:
+                raise _closed() from None
+            raise
+        except BaseException:
+            self._finish()
+            raise
+        if chunk is None:
+            self._finish()
+            raise StopAsyncIteration
+        return chunk
+
+    async def aclose(self) -> None:
+        """Cancels the utterance unless it is complete; a second call does nothing."""
+        self._finish()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._finish()
+
+    def __del__(self) -> None:
+        # An asyncio call refers to itself while it runs, so it would wait for the cycle collector.
+        self._finish()
+
+    async def _next(self) -> AudioChunk | None:
+        while True:
+            try:
+                return await self._receive()
+            except Unavailable:
+                delay = next(self._delays, None)
+                if delay is None:
+                    raise
+                self._call = None
+                await asyncio.sleep(delay)
+
+    async def _receive(self) -> AudioChunk | None:
+        """The next chunk, or None at the end of a complete stream."""
+        if self._call is None:
+            self._reader = wire.Reader(await self._client.sample_rate())
+            if self._closed:
+                raise _closed()
+            self._call = self._client._open(self._request)
+        try:
+            response = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise _error(error) from None
+        if response is grpc.aio.EOF:
+            self._reader.end()
+            return None
+        self._delays = iter(())
+        return self._reader.chunk(response)
+
+    def _finish(self) -> None:
+        self._closed = True
+        if self._call is not None:
+            self._call.cancel()
+
+
+def _closed() -> Cancelled:
+    return Cancelled("CANCELLED", "the stream was closed")
+
+
+def _error(error: Any) -> CosyServeClientError:
+    return from_status(str(error.code()), error.details() or "")

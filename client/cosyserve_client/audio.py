@@ -1,0 +1,97 @@
+"""Audio files: reading a prompt, writing speech as it arrives."""
+
+from __future__ import annotations
+
+import sys
+import wave
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from cosyserve.limits import MAX_PROMPT_SECONDS
+from numpy.typing import NDArray
+
+from cosyserve_client.errors import CosyServeClientError, invalid
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+
+def read_prompt(path: str | Path) -> tuple[NDArray[np.float32], int]:
+    """The audio of a file in any format that libsndfile knows, channels averaged.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        float32 [samples] in -1..1, and the sample rate in Hz.
+
+    Raises:
+        InvalidArgument: not readable, not audio, empty, or longer than `MAX_PROMPT_SECONDS`.
+        CosyServeClientError: the package that reads audio is not installed.
+    """
+    try:
+        import soundfile  # not among the dependencies of a server, which can say but has no prompt to read
+    except ModuleNotFoundError:
+        raise CosyServeClientError("reading audio files needs: pip install 'cosyserve[client]'") from None
+    if not Path(path).is_file():
+        raise invalid("prompt_audio", f"no file {path}")
+    try:
+        with soundfile.SoundFile(path) as file:
+            if file.frames > MAX_PROMPT_SECONDS * file.samplerate:
+                seconds = file.frames / file.samplerate
+                raise invalid("prompt_audio", f"{path} has {seconds:.1f} s, at most {MAX_PROMPT_SECONDS:.0f}")
+            frames = file.read(dtype="float32", always_2d=True)
+            rate = int(file.samplerate)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise invalid("prompt_audio", f"cannot read {path}: {error}") from None
+    if not len(frames):
+        raise invalid("prompt_audio", f"{path} holds no samples")
+    return frames.mean(axis=1, dtype=np.float32), rate
+
+
+class WavWriter:
+    """A mono 16-bit WAV file that is complete after each `write`; ``-`` is raw PCM, little-endian, to stdout.
+
+    Args:
+        path: of the file, replaced when it exists.
+        sample_rate: in Hz.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: str, sample_rate: int) -> None:
+        self._files = ExitStack()
+        self._wave: wave.Wave_write | None = None
+        self._file: BinaryIO = sys.stdout.buffer
+        if path != "-":
+            # Opened here because `wave`, given a path that it cannot open, also fails in its destructor.
+            self._file = self._files.enter_context(open(path, "wb"))  # noqa: SIM115
+            self._wave = self._files.enter_context(wave.open(self._file, "wb"))  # noqa: SIM115
+            self._wave.setnchannels(1)
+            self._wave.setsampwidth(2)
+            self._wave.setframerate(sample_rate)
+
+    def write(self, pcm: NDArray[np.int16]) -> None:
+        """Appends `pcm`, int16 [samples]."""
+        data = pcm.astype("<i2", copy=False).tobytes()
+        if self._wave is None:
+            self._file.write(data)
+        else:
+            self._wave.writeframes(data)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file; stdout stays open."""
+        self._files.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

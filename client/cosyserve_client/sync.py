@@ -1,0 +1,196 @@
+"""The blocking client: the twin of `aio`, on the blocking gRPC stub, so that it also works under gevent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from tritonclient.grpc import service_pb2_grpc
+
+from cosyserve_client import wire
+from cosyserve_client.errors import (
+    ConnectFailed,
+    CosyServeClientError,
+    DeadlineExceeded,
+    NotFound,
+    Unavailable,
+    from_status,
+)
+from cosyserve_client.types import AudioChunk, Speech, SpeechRequest
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from typing_extensions import Unpack
+
+    from cosyserve_client.types import SpeechOptions
+
+
+class Client:
+    """A connection to a CosyServe server, for any number of threads, each with its own streams.
+
+        with Client("127.0.0.1:8001") as client:
+            for chunk in client.stream("Hello", voice="anna"):
+                play(chunk.pcm)
+
+    Args:
+        url: ``host:port``, or any gRPC target such as ``dns:///name:port``.
+        stream_timeout: seconds that one try of one utterance may take.
+        retries: new tries when the server is full (`Unavailable`) and no audio has come yet.
+        keepalive: seconds between pings on a silent connection.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        stream_timeout: float = wire.STREAM_TIMEOUT_SECONDS,
+        retries: int = 0,
+        keepalive: float = wire.KEEPALIVE_SECONDS,
+    ) -> None:
+        self._channel = grpc.insecure_channel(url, options=wire.channel_options(keepalive))
+        self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._stream_timeout = stream_timeout
+        self._retries = retries
+        self._sample_rate: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection; streams in progress are cancelled."""
+        self._stub = None
+        self._channel.close()
+
+    def ready(self) -> bool:
+        """Whether the server is reachable and has model ``tts`` loaded."""
+        try:
+            response = self._unary("ModelReady", wire.ready_request())
+        except (ConnectFailed, DeadlineExceeded, NotFound, Unavailable):
+            return False
+        return bool(response.ready)
+
+    def sample_rate(self) -> int:
+        """Rate of the audio in Hz, asked of the server once.
+
+        Raises:
+            CosyServeClientError: the server has no such setting or cannot be asked.
+        """
+        if self._sample_rate is None:
+            self._sample_rate = wire.sample_rate(self._unary("ModelConfig", wire.config_request()))
+        return self._sample_rate
+
+    def stream(self, text: str | SpeechRequest, **options: Unpack[SpeechOptions]) -> SpeechStream:
+        """Speaks `text`; iterate the result for its chunks. Nothing is sent before the first iteration.
+
+        Raises:
+            InvalidArgument: a value has the wrong type; every other error comes from the iteration.
+        """
+        return SpeechStream(self, SpeechRequest.of(text, **options), wire.backoff(self._retries))
+
+    def synthesize(self, text: str | SpeechRequest, **options: Unpack[SpeechOptions]) -> Speech:
+        """All the audio of `text`; raises what `stream` raises."""
+        return Speech.join(list(self.stream(text, **options)))
+
+    def _open(self, request: SpeechRequest) -> Any:
+        return self._connected().ModelStreamInfer(
+            iter([wire.infer_request(request)]), metadata=wire.HEADERS, timeout=self._stream_timeout
+        )
+
+    def _unary(self, method: str, request: Any) -> Any:
+        try:
+            return getattr(self._connected(), method)(request, timeout=wire.UNARY_TIMEOUT_SECONDS)
+        except grpc.RpcError as error:
+            raise _error(error) from None
+
+    def _connected(self) -> Any:
+        if self._stub is None:
+            raise CosyServeClientError("the client is closed")
+        return self._stub
+
+
+class SpeechStream:
+    """The chunks of one utterance, in order, each an `AudioChunk`; the last one has ``final`` set.
+
+    Leaving the iteration early cancels the utterance on the server: ``break`` when the loop holds the only reference
+    (as in ``for chunk in client.stream(...)``; gRPC cancels a call that nothing refers to any more), `close` (from any
+    thread) or ``with`` otherwise.
+    """
+
+    def __init__(self, client: Client, request: SpeechRequest, delays: Iterator[float]) -> None:
+        self._client = client
+        self._request = request
+        self._delays = delays
+        self._call: Any = None
+        self._reader: wire.Reader  # comes with each call
+        self._closed = False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> AudioChunk:
+        if self._closed:
+            raise StopIteration
+        try:
+            chunk = self._next()
+        except BaseException:
+            self.close()
+            raise
+        if chunk is None:
+            self.close()
+            raise StopIteration
+        return chunk
+
+    def close(self) -> None:
+        """Cancels the utterance unless it is complete; a second call does nothing."""
+        self._closed = True
+        if self._call is not None:
+            self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _next(self) -> AudioChunk | None:
+        while True:
+            try:
+                return self._receive()
+            except Unavailable:
+                delay = next(self._delays, None)
+                if delay is None:
+                    raise
+                self._call = None
+                time.sleep(delay)
+
+    def _receive(self) -> AudioChunk | None:
+        """The next chunk, or None at the end of a complete stream."""
+        if self._call is None:
+            self._reader = wire.Reader(self._client.sample_rate())
+            self._call = self._client._open(self._request)
+            if self._closed:
+                self._call.cancel()
+        try:
+            response = next(self._call, None)
+        except grpc.RpcError as error:
+            raise _error(error) from None
+        if response is None:
+            self._reader.end()
+            return None
+        self._delays = iter(())
+        return self._reader.chunk(response)
+
+
+def _error(error: Any) -> CosyServeClientError:
+    return from_status(str(error.code()), error.details() or "")

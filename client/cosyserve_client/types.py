@@ -1,0 +1,166 @@
+"""What goes to the server and what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+from cosyserve.contracts import TTS, Tensor
+from numpy.typing import NDArray
+
+from cosyserve_client.errors import invalid
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class SpeechOptions(TypedDict, total=False):
+    """The fields of `SpeechRequest` besides its text, as keyword arguments of ``stream`` and ``synthesize``."""
+
+    voice: str
+    prompt_audio: NDArray[np.float32]
+    prompt_sample_rate: int
+    prompt_text: str
+    instruct: str
+    mode: str
+    source_audio: NDArray[np.float32]
+    speed: float
+    seed: int
+    stream: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class SpeechRequest:
+    """One utterance to speak. A field left at None is not sent; the server's default holds.
+
+    Attributes:
+        text: what to say.
+        voice: name of a registered voice.
+        prompt_audio: mono float32 [samples] in -1..1, the voice to clone.
+        prompt_sample_rate: of `prompt_audio`, in Hz.
+        prompt_text: transcript of `prompt_audio`.
+        instruct: how to speak.
+        mode: sft, zero_shot, cross_lingual, instruct or vc; inferred by the server when None.
+        source_audio: mono float32 [samples] in -1..1, the speech to convert (mode vc).
+        speed: speaking rate, 1 = as generated.
+        seed: of all randomness of the request.
+        stream: False for full attention, one chunk a segment.
+
+    Raises:
+        InvalidArgument: a value is of the wrong Python type, NumPy type or rank; the message starts with the field.
+    """
+
+    text: str
+    voice: str | None = None
+    prompt_audio: NDArray[np.float32] | None = None
+    prompt_sample_rate: int | None = None
+    prompt_text: str | None = None
+    instruct: str | None = None
+    mode: str | None = None
+    source_audio: NDArray[np.float32] | None = None
+    speed: float | None = None
+    seed: int | None = None
+    stream: bool | None = None
+
+    def __post_init__(self) -> None:
+        self.tensors()
+
+    @classmethod
+    def of(cls, text: str | SpeechRequest, **options: Unpack[SpeechOptions]) -> SpeechRequest:
+        """A request from its text, or from another request, with `options` set."""
+        if isinstance(text, SpeechRequest):
+            return replace(text, **options)
+        return cls(text=text, **options)
+
+    def tensors(self) -> list[tuple[Tensor, NDArray[Any]]]:
+        """The inputs of model ``tts`` that are set, each with its array in the dtype of its contract."""
+        present = [(tensor, getattr(self, tensor.name)) for tensor in TTS.inputs]
+        return [
+            (tensor, _array(tensor, value)) for tensor, value in present if value is not None or not tensor.optional
+        ]
+
+
+def _array(tensor: Tensor, value: object) -> NDArray[Any]:
+    if tensor.dims == (-1,):
+        return _samples(tensor, value)
+    if tensor.dtype == "BYTES":
+        return np.array([_utf8(tensor, value)], dtype=np.object_)
+    return np.array([_number(tensor, value)], dtype=tensor.numpy)
+
+
+def _samples(tensor: Tensor, value: object) -> NDArray[Any]:
+    if not isinstance(value, np.ndarray):
+        raise invalid(tensor.name, f"is {type(value).__name__}, wants a float32 array")
+    if value.dtype != tensor.numpy or value.ndim != 1:
+        raise invalid(tensor.name, f"is {value.dtype} with {value.ndim} axes, wants float32 with one (mono)")
+    return value
+
+
+def _utf8(tensor: Tensor, value: object) -> bytes:
+    if not isinstance(value, str):
+        raise invalid(tensor.name, f"is {type(value).__name__}, wants str")
+    try:
+        return value.encode()
+    except UnicodeEncodeError:
+        raise invalid(tensor.name, "holds a lone surrogate, which UTF-8 cannot carry") from None
+
+
+def _number(tensor: Tensor, value: object) -> bool | int | float:
+    is_bool = isinstance(value, bool | np.bool_)
+    if tensor.dtype == "BOOL" and is_bool:
+        return bool(value)
+    if tensor.dtype == "FP32" and isinstance(value, Real) and not is_bool:
+        return float(value)
+    if tensor.dtype in ("INT32", "INT64") and isinstance(value, Integral) and not is_bool:
+        bounds = np.iinfo(np.dtype(tensor.numpy))
+        if not bounds.min <= int(value) <= bounds.max:
+            raise invalid(tensor.name, f"{value} does not fit {tensor.dtype.lower()}")
+        return int(value)
+    wanted = {"BOOL": "bool", "FP32": "float"}.get(tensor.dtype, "int")
+    raise invalid(tensor.name, f"is {type(value).__name__}, wants {wanted}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AudioChunk:
+    """One response of the server.
+
+    Attributes:
+        pcm: mono int16 [samples], read-only; may be empty in the final chunk.
+        sample_offset: samples sent before this chunk.
+        token_offset: speech tokens of this segment spoken before this chunk.
+        segment: index of the text segment.
+        final: True on the last chunk of the utterance.
+        sample_rate: in Hz.
+    """
+
+    pcm: NDArray[np.int16]
+    sample_offset: int
+    token_offset: int
+    segment: int
+    final: bool
+    sample_rate: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Speech:
+    """A whole utterance.
+
+    Attributes:
+        pcm: mono int16 [samples].
+        sample_rate: in Hz.
+    """
+
+    pcm: NDArray[np.int16]
+    sample_rate: int
+
+    @property
+    def seconds(self) -> float:
+        """Length of the audio."""
+        return len(self.pcm) / self.sample_rate
+
+    @classmethod
+    def join(cls, chunks: list[AudioChunk]) -> Speech:
+        """The audio of all `chunks` of one utterance, of which there is at least one."""
+        return cls(np.concatenate([chunk.pcm for chunk in chunks]), chunks[0].sample_rate)

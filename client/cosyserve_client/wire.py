@@ -1,0 +1,132 @@
+"""The KServe v2 messages and gRPC settings that both clients share.
+
+The generated messages and stubs of tritonclient are used directly: its blocking client carries one stream per
+connection and does not report a stream that just ends, and its asyncio client passes bare gRPC errors on.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from cosyserve.contracts import TTS
+from cosyserve.limits import MAX_MESSAGE_BYTES
+from tritonclient.grpc import InferResult, service_pb2
+from tritonclient.utils import InferenceServerException
+
+from cosyserve_client.errors import CosyServeClientError, ServerError, StreamTruncated
+from cosyserve_client.types import AudioChunk, SpeechRequest
+
+HEADERS = (("triton_grpc_error", "true"),)
+"""Without it Triton's streaming errors carry no status code."""
+
+STREAM_TIMEOUT_SECONDS = 600.0
+"""Default for the longest stream: five minutes of audio made at half of real time."""
+
+UNARY_TIMEOUT_SECONDS = 10.0
+"""Longest wait for a readiness or configuration answer."""
+
+KEEPALIVE_SECONDS = 300.0
+"""Default between pings on a silent connection: Triton drops clients that ping more often than this."""
+
+_FIRST_BACKOFF_SECONDS = 0.1
+
+
+def channel_options(keepalive_seconds: float) -> list[tuple[str, int | str]]:
+    """gRPC channel arguments; the address ``dns:///name:port`` of a headless service spreads streams over its pods."""
+    return [
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.keepalive_time_ms", round(keepalive_seconds * 1000)),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.lb_policy_name", "round_robin"),
+    ]
+
+
+def ready_request() -> Any:
+    """Asks whether model ``tts`` is loaded."""
+    return service_pb2.ModelReadyRequest(name=TTS.name)
+
+
+def config_request() -> Any:
+    """Asks for the configuration of model ``tts``."""
+    return service_pb2.ModelConfigRequest(name=TTS.name)
+
+
+def sample_rate(response: Any) -> int:
+    """The rate in Hz that a ``ModelConfigResponse`` declares; `CosyServeClientError` when it declares none."""
+    parameters = response.config.parameters
+    value = parameters["sample_rate"].string_value if "sample_rate" in parameters else ""
+    if not value.isdecimal():
+        raise CosyServeClientError(f"model {TTS.name} declares no sample_rate: is this a CosyServe server?")
+    return int(value)
+
+
+def infer_request(request: SpeechRequest) -> Any:
+    """The ``ModelInferRequest`` that starts an utterance, under a fresh request id."""
+    message = service_pb2.ModelInferRequest(model_name=TTS.name, id=str(uuid.uuid4()))
+    for tensor, array in request.tensors():
+        message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=array.shape)
+        content = b"".join(map(_length_prefixed, array)) if tensor.dtype == "BYTES" else array.tobytes()
+        message.raw_input_contents.append(content)
+    return message
+
+
+def _length_prefixed(value: bytes) -> bytes:
+    return struct.pack("<I", len(value)) + value
+
+
+def backoff(retries: int) -> Iterator[float]:
+    """Seconds before each of `retries` new tries: doubling, spread by half so that clients do not return at once."""
+    for attempt in range(retries):
+        yield _FIRST_BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.5)
+
+
+class Reader:
+    """Reads the responses of one stream: `chunk` for each, `end` when the stream ends well.
+
+    Args:
+        sample_rate: in Hz, of the chunks.
+    """
+
+    def __init__(self, sample_rate: int) -> None:
+        self._sample_rate = sample_rate
+        self._samples = 0
+        self._final = False
+
+    def chunk(self, response: Any) -> AudioChunk:
+        """The audio of a ``ModelStreamInferResponse``.
+
+        Raises:
+            ServerError: the response is an error without a status (a server that does not know `HEADERS`).
+            CosyServeClientError: an output is missing.
+        """
+        if response.error_message:
+            raise ServerError("UNKNOWN", response.error_message)
+        try:
+            result = InferResult(response.infer_response)
+            outputs = {tensor.name: result.as_numpy(tensor.name) for tensor in TTS.outputs}
+        except (InferenceServerException, ValueError) as error:
+            raise CosyServeClientError(f"the server sent a malformed response: {error}") from error
+        missing = [name for name, array in outputs.items() if array is None]
+        if missing:
+            raise CosyServeClientError(f"the server sent a response without {', '.join(missing)}")
+        chunk = AudioChunk(
+            pcm=outputs["audio"],
+            sample_offset=int(outputs["sample_offset"][0]),
+            token_offset=int(outputs["token_offset"][0]),
+            segment=int(outputs["segment"][0]),
+            final=bool(outputs["final"][0]),
+            sample_rate=self._sample_rate,
+        )
+        self._samples += len(chunk.pcm)
+        self._final = chunk.final
+        return chunk
+
+    def end(self) -> None:
+        """Call when the stream ended without error; `StreamTruncated` unless the last chunk was final."""
+        if not self._final:
+            raise StreamTruncated(f"the stream ended after {self._samples} samples without its final response")

@@ -1,0 +1,7 @@
+"""Speech tokens to mel frames."""
+
+from cosyserve.triton.sequence import Flow
+
+
+class TritonPythonModel(Flow):
+    """See `cosyserve.triton.sequence`."""

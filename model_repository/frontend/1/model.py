@@ -1,0 +1,7 @@
+"""Text and prompt audio to model inputs."""
+
+from cosyserve.triton.frontend import Frontend
+
+
+class TritonPythonModel(Frontend):
+    """See `cosyserve.triton.frontend`."""

@@ -1,0 +1,215 @@
+"""The Triton models, their tensors and how they are scheduled: written once, rendered to ``config.pbtxt``.
+
+Adapters, client, BLS calls and tests read tensor names, types and shapes from here; nothing else spells them.
+Shapes leave out the batch dimension. ``-1`` is a variable length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+Tensors = dict[str, NDArray[np.generic]]
+"""Values by tensor name."""
+
+
+class Scheduling(Enum):
+    """How Triton hands requests to a model."""
+
+    PLAIN = "plain"  # one request a call, no batch dimension
+    DECOUPLED = "decoupled"  # one request a call, any number of responses
+    SEQUENCE = "sequence"  # batched over live sequences, state kept per correlation id
+    ENSEMBLE = "ensemble"  # a graph of other models
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One input or output.
+
+    Attributes:
+        name: tensor name on the wire.
+        dtype: Triton type without prefix (``BYTES``, ``FP32``, ``INT32``, ``INT64``, ``INT16``, ``BOOL``).
+        dims: shape without batch dimension.
+        doc: meaning and unit.
+        optional: whether a request may leave it out (inputs only).
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[int, ...]
+    doc: str
+    optional: bool = False
+
+    @property
+    def numpy(self) -> DTypeLike:
+        """The numpy type that carries this tensor."""
+        return NUMPY_TYPES[self.dtype]
+
+
+NUMPY_TYPES: dict[str, DTypeLike] = {
+    "BYTES": np.object_,
+    "FP32": np.float32,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "BOOL": np.bool_,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of an ensemble: model name, and (model tensor, ensemble tensor) pairs."""
+
+    model: str
+    inputs: tuple[tuple[str, str], ...]
+    outputs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One Triton model."""
+
+    name: str
+    scheduling: Scheduling
+    doc: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    computes: bool = True  # gets a GPU in the GPU flavour
+    steps: tuple[Step, ...] = ()
+
+    def input(self, name: str) -> Tensor:
+        """The input called `name`; ``KeyError`` when there is none."""
+        return _named(self.inputs, name)
+
+    def output(self, name: str) -> Tensor:
+        """The output called `name`; ``KeyError`` when there is none."""
+        return _named(self.outputs, name)
+
+
+def _named(tensors: tuple[Tensor, ...], name: str) -> Tensor:
+    for tensor in tensors:
+        if tensor.name == name:
+            return tensor
+    raise KeyError(name)
+
+
+MODES = ("sft", "zero_shot", "cross_lingual", "instruct", "vc")
+"""Values of the ``mode`` input; inferred from the other inputs when absent."""
+
+TTS = Model(
+    "tts",
+    Scheduling.DECOUPLED,
+    "Text to speech: the model that users call. Streams audio chunks; the last response has final = true.",
+    inputs=(
+        Tensor("text", "BYTES", (1,), "text to speak, UTF-8"),
+        Tensor("voice", "BYTES", (1,), "name of a registered voice", optional=True),
+        Tensor("prompt_audio", "FP32", (-1,), "mono samples of the voice to clone, -1..1", optional=True),
+        Tensor("prompt_sample_rate", "INT32", (1,), "rate of prompt_audio in Hz", optional=True),
+        Tensor("prompt_text", "BYTES", (1,), "transcript of prompt_audio, UTF-8", optional=True),
+        Tensor("instruct", "BYTES", (1,), "how to speak, UTF-8", optional=True),
+        Tensor("mode", "BYTES", (1,), "sft, zero_shot, cross_lingual, instruct or vc", optional=True),
+        Tensor("source_audio", "FP32", (-1,), "mono samples to convert (mode vc)", optional=True),
+        Tensor("speed", "FP32", (1,), "speaking rate, 1 = as generated", optional=True),
+        Tensor("seed", "INT64", (1,), "seed of all randomness of the request", optional=True),
+        Tensor("stream", "BOOL", (1,), "false: full attention, one chunk a segment", optional=True),
+    ),
+    outputs=(
+        Tensor("audio", "INT16", (-1,), "mono PCM at the bundle's rate"),
+        Tensor("sample_offset", "INT64", (1,), "samples sent before this chunk"),
+        Tensor("token_offset", "INT32", (1,), "speech tokens of this segment spoken before this chunk"),
+        Tensor("segment", "INT32", (1,), "index of the text segment"),
+        Tensor("final", "BOOL", (1,), "true on the last response, which may carry no audio"),
+    ),
+    computes=False,
+)
+
+_VOICE = (
+    Tensor("flow_prompt_tokens", "INT32", (-1,), "speech tokens of the prompt, for the flow", optional=True),
+    Tensor("prompt_mel", "FP32", (-1, 80), "log-mel of the prompt, 2 frames a token", optional=True),
+    Tensor("speaker_embedding", "FP32", (192,), "CAMPPlus speaker vector", optional=True),
+)
+
+FRONTEND = Model(
+    "frontend",
+    Scheduling.PLAIN,
+    "Checks a request and turns it into model inputs: text segments to token ids, prompt audio to features.",
+    inputs=tuple(t for t in TTS.inputs if t.name not in ("seed", "stream")),
+    outputs=(
+        Tensor("text_tokens", "INT32", (-1,), "token ids of all segments, one after another"),
+        Tensor("segment_lengths", "INT32", (-1,), "token ids in each segment"),
+        Tensor("prompt_text_tokens", "INT32", (-1,), "token ids before the text: transcript or instruction"),
+        Tensor("llm_prompt_tokens", "INT32", (-1,), "speech tokens of the prompt, for the LLM"),
+        *(Tensor(t.name, t.dtype, t.dims, t.doc) for t in _VOICE),
+    ),
+    computes=False,
+)
+
+LLM = Model(
+    "llm",
+    Scheduling.DECOUPLED,
+    "Speech tokens from text tokens, in small groups as they are sampled. One engine batches all utterances.",
+    inputs=(
+        Tensor("utterance", "INT64", (1,), "id of the utterance, unique while it runs"),
+        Tensor("stop", "BOOL", (1,), "true: end the utterance of this id and send nothing", optional=True),
+        Tensor("text_tokens", "INT32", (-1,), "token ids of one segment", optional=True),
+        Tensor("prompt_text_tokens", "INT32", (-1,), "token ids before the text", optional=True),
+        Tensor("llm_prompt_tokens", "INT32", (-1,), "speech tokens of the prompt", optional=True),
+        Tensor("seed", "INT64", (1,), "seed of the sampler", optional=True),
+    ),
+    outputs=(
+        Tensor("speech_tokens", "INT32", (-1,), "the next speech tokens"),
+        Tensor("final", "BOOL", (1,), "true on the last response"),
+    ),
+)
+
+_FLOW_INPUTS = (
+    Tensor("speech_tokens", "INT32", (-1,), "the next speech tokens, any number"),
+    Tensor("final", "BOOL", (1,), "true: no token follows"),
+    Tensor("stream", "BOOL", (1,), "at sequence start: false for full attention", optional=True),
+    *_VOICE,
+)
+_MEL = Tensor("mel", "FP32", (80, -1), "the next mel frames")
+_SEED = Tensor("seed", "INT64", (1,), "at sequence start: seed of the source noise", optional=True)
+_AUDIO = Tensor("audio", "INT16", (-1,), "the next PCM samples")
+
+FLOW = Model(
+    "flow",
+    Scheduling.SEQUENCE,
+    "Speech tokens to mel frames. Owns encoder, Euler solver and their caches; the voice comes at sequence start.",
+    inputs=_FLOW_INPUTS,
+    outputs=(_MEL, Tensor("mel_final", "BOOL", (1,), "final, passed on")),
+)
+
+HIFT = Model(
+    "hift",
+    Scheduling.SEQUENCE,
+    "Mel frames to PCM. Owns the phase of the source and the context of its receptive field.",
+    inputs=(_MEL, Tensor("mel_final", "BOOL", (1,), "true: no frame follows"), _SEED),
+    outputs=(_AUDIO,),
+)
+
+TOKEN2WAV = Model(
+    "token2wav",
+    Scheduling.ENSEMBLE,
+    "flow, then hift, one call a chunk.",
+    inputs=(*_FLOW_INPUTS, _SEED),
+    outputs=(_AUDIO,),
+    steps=(
+        Step(
+            "flow",
+            inputs=tuple((t.name, t.name) for t in _FLOW_INPUTS),
+            outputs=(("mel", "mel"), ("mel_final", "mel_final")),
+        ),
+        Step(
+            "hift",
+            inputs=(("mel", "mel"), ("mel_final", "mel_final"), ("seed", "seed")),
+            outputs=(("audio", "audio"),),
+        ),
+    ),
+)
+
+MODELS = (TTS, FRONTEND, LLM, FLOW, HIFT, TOKEN2WAV)
+"""All models, entry first."""

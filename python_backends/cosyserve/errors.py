@@ -1,0 +1,86 @@
+"""Every error a user or an operator can see.
+
+    CosyServeError                 code
+      InvalidInput                 INVALID_ARGUMENT   a request field is wrong; the message starts with its name
+      VoiceNotFound                NOT_FOUND          no such registered voice
+      Overloaded                   UNAVAILABLE        every slot is taken; try again or elsewhere
+      Unsupported                  UNIMPLEMENTED      a valid request that this server or bundle cannot serve
+      Cancelled                    CANCELLED          the client went away
+      StageFailed                  INTERNAL           a stage broke; details are in the log only
+      BundleError                  (operator)         a model bundle is incomplete or does not fit its YAML
+      WeightsError                 (operator)         prepared weights are missing, damaged or of another version
+      ServeError                   (operator)         the server could not be started
+
+Messages never carry a path of the server or a traceback when they reach a client.
+"""
+
+from __future__ import annotations
+
+
+class CosyServeError(Exception):
+    """Base of every error raised on purpose; ``code`` is the gRPC status name it maps to."""
+
+    code = "INTERNAL"
+
+
+class InvalidInput(CosyServeError):
+    """A request field is missing, malformed or out of bounds.
+
+    Args:
+        field: name of the tensor or argument, as the user wrote it.
+        problem: what is wrong with it, and what would be right.
+    """
+
+    code = "INVALID_ARGUMENT"
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+
+
+class VoiceNotFound(CosyServeError):
+    """The named voice is not registered."""
+
+    code = "NOT_FOUND"
+
+
+class Overloaded(CosyServeError):
+    """The server is at capacity; nothing was started."""
+
+    code = "UNAVAILABLE"
+
+
+class Unsupported(CosyServeError):
+    """A well-formed request for something that this server or bundle does not do."""
+
+    code = "UNIMPLEMENTED"
+
+
+class Cancelled(CosyServeError):
+    """The client closed the stream or its deadline passed."""
+
+    code = "CANCELLED"
+
+
+class StageFailed(CosyServeError):
+    """A stage of the pipeline failed; the cause is logged on the server."""
+
+    code = "INTERNAL"
+
+
+class BundleError(CosyServeError):
+    """A CosyVoice bundle is incomplete or contradicts its own YAML."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class WeightsError(CosyServeError):
+    """Prepared weights are missing, damaged or made by an incompatible version."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class ServeError(CosyServeError):
+    """The server process could not be started or did not become ready."""
+
+    code = "FAILED_PRECONDITION"

@@ -1,0 +1,268 @@
+"""The flow's velocity field: a causal one-level U-Net of resnets and transformer blocks.
+
+Source of the algorithm: upstream flow/decoder.py :: CausalConditionalDecoder; guidance and speaker projection from
+flow/flow_matching.py :: ConditionalCFM.solve_euler and flow/flow.py :: CausalMaskedDiffWithXvec.inference. Parameter
+names are the keys of ``flow.pt``.
+
+Each call is one chunk. Its past enters as attention keys/values and as the last inputs of every causal convolution, so
+upstream's chunk masks do not exist here; a whole utterance in one call without past is the non-streaming mode.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cosyserve.config import FlowConfig
+
+_TAIL = 2  # left padding of a causal convolution of kernel 3
+
+
+def tail_channels(config: FlowConfig) -> list[int]:
+    """Input channels of each causal convolution in execution order: tail i is float [rows, tail_channels[i], 2]."""
+    inputs, width = 4 * config.mels, config.channels
+    down, mid, up, final = (
+        [inputs, width, width],
+        [width, width] * config.mid_blocks,
+        [2 * width, width, width],
+        [width],
+    )
+    return down + mid + up + final
+
+
+class GuidedFlow(nn.Module):
+    """The velocity with classifier-free guidance: both rows of the U-Net and their mix.
+
+    Shapes: B streams, n new frames, C capacity of the past (may be 0), hd channels per head. Caches hold the B
+    conditional rows first, then the B unconditional ones.
+    """
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        self.rate = config.cfg_rate
+        # The nesting only reproduces the key prefix decoder.estimator of flow.pt.
+        self.decoder = nn.ModuleDict({"estimator": UNet(config)})
+        self.spk_embed_affine_layer = nn.Linear(config.speaker, config.mels)
+
+    def forward(
+        self,
+        x: Tensor,
+        mu: Tensor,
+        cond: Tensor,
+        embedding: Tensor,
+        t: Tensor,
+        length: Tensor,
+        tails: list[Tensor],
+        past_k: list[Tensor],
+        past_v: list[Tensor],
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+        """One Euler step's velocity for one chunk.
+
+        Args:
+            x: state, float [B, mels, n].
+            mu: encoder output, float [B, mels, n].
+            cond: prompt mel where known, else zero, float [B, mels, n].
+            embedding: speaker embedding as the speaker model gives it, float [B, speaker].
+            t: flow time in [0, 1], float [B].
+            length: valid frames in the past, int64 [B]; the rest of C may hold any finite value.
+            tails: convolution tails, float [2B, tail_channels[i], 2]; zeros at the start.
+            past_k: keys per attention layer, float [2B, heads, C, hd].
+            past_v: values, same shape.
+
+        Returns:
+            Velocity [B, mels, n], the new tails, and per layer keys and values [2B, heads, n, hd] of the new frames.
+        """
+        speaker = self.spk_embed_affine_layer(F.normalize(embedding, dim=1, eps=1e-12))
+        estimator = cast(UNet, self.decoder["estimator"])
+        v, new_tails, new_k, new_v = estimator(
+            torch.cat([x, x]),
+            torch.cat([mu, torch.zeros_like(mu)]),
+            torch.cat([t, t]),
+            torch.cat([speaker, torch.zeros_like(speaker)]),
+            torch.cat([cond, torch.zeros_like(cond)]),
+            torch.cat([length, length]),
+            tails,
+            past_k,
+            past_v,
+        )
+        streams = x.shape[0]
+        conditional, unconditional = v[:streams], v[streams:]
+        return (1.0 + self.rate) * conditional - self.rate * unconditional, new_tails, new_k, new_v
+
+
+class UNet(nn.Module):
+    """The velocity of R independent rows (no guidance)."""
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        width = config.channels
+        self.time_mlp = _TimeMlp(4 * config.mels, 4 * width)
+        self.down_blocks = nn.ModuleList([_Stage(config, 4 * config.mels, tail_conv=True)])
+        self.mid_blocks = nn.ModuleList(_Stage(config, width, tail_conv=False) for _ in range(config.mid_blocks))
+        self.up_blocks = nn.ModuleList([_Stage(config, 2 * width, tail_conv=True)])
+        self.final_block = _CausalBlock(width, width)
+        self.final_proj = nn.Conv1d(width, config.mels, 1)
+
+    def forward(
+        self,
+        x: Tensor,
+        mu: Tensor,
+        t: Tensor,
+        speaker: Tensor,
+        cond: Tensor,
+        length: Tensor,
+        tails: list[Tensor],
+        past_k: list[Tensor],
+        past_v: list[Tensor],
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+        """As `GuidedFlow.forward` on R plain rows, with the projected ``speaker``, float [R, mels]."""
+        cache = _Cache(length, tails, past_k, past_v)
+        time = self.time_mlp(t)
+        h = torch.cat([x, mu, speaker[:, :, None].expand_as(x), cond], dim=1)
+
+        (down,), (up,) = self.down_blocks, self.up_blocks
+        h, skip = down(h, time, cache)
+        for mid in self.mid_blocks:
+            h, _ = mid(h, time, cache)
+        h, _ = up(torch.cat([h, skip], dim=1), time, cache)
+        v = self.final_proj(self.final_block(h, cache))
+        return v, cache.new_tails, cache.new_k, cache.new_v
+
+
+class _Cache:
+    """The past of one call, handed out in execution order, and what this call adds to it."""
+
+    def __init__(self, length: Tensor, tails: list[Tensor], past_k: list[Tensor], past_v: list[Tensor]) -> None:
+        self.tails, self.past_k, self.past_v = tails, past_k, past_v
+        self.new_tails: list[Tensor] = []
+        self.new_k: list[Tensor] = []
+        self.new_v: list[Tensor] = []
+        unused = torch.arange(past_k[0].shape[2], device=length.device) >= length[:, None]
+        self.bias = torch.where(unused, float("-inf"), 0.0).to(past_k[0].dtype)[:, None, None, :]
+
+    def convolve(self, conv: nn.Module, x: Tensor) -> Tensor:
+        """Causal convolution of kernel 3 over (tail | x)."""
+        x = torch.cat([self.tails[len(self.new_tails)], x], dim=2)
+        self.new_tails.append(x[:, :, -_TAIL:])
+        out: Tensor = conv(x)
+        return out
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of scaled queries over (past | new) under one softmax; the past is read in place."""
+        past_k, past_v = self.past_k[len(self.new_k)], self.past_v[len(self.new_k)]
+        self.new_k.append(k)
+        self.new_v.append(v)
+        scores = torch.cat([q @ past_k.mT + self.bias, q @ k.mT], dim=-1)
+        past, new = torch.split(scores.softmax(-1), [past_k.shape[2], k.shape[2]], dim=-1)
+        return past @ past_v + new @ v
+
+
+class _TimeMlp(nn.Module):
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(inputs, width)
+        self.linear_2 = nn.Linear(width, width)
+        self.frequencies = inputs // 2
+
+    def forward(self, t: Tensor) -> Tensor:
+        steps = torch.arange(self.frequencies, device=t.device, dtype=torch.float32)
+        angles = 1000.0 * t.float()[:, None] * torch.exp(steps * -(math.log(1e4) / (self.frequencies - 1)))
+        embedded = torch.cat([angles.sin(), angles.cos()], dim=-1).to(t.dtype)
+        out: Tensor = self.linear_2(F.silu(self.linear_1(embedded)))
+        return out
+
+
+class _Stage(nn.ModuleList):
+    """Resnet, transformer blocks and, at the two outer stages, a causal convolution."""
+
+    def __init__(self, config: FlowConfig, inputs: int, *, tail_conv: bool) -> None:
+        width = config.channels
+        blocks = nn.ModuleList(_Transformer(config) for _ in range(config.unet_blocks))
+        conv = [nn.Conv1d(width, width, _TAIL + 1)] if tail_conv else []
+        super().__init__([_Resnet(inputs, width, 4 * width), blocks, *conv])
+
+    def forward(self, x: Tensor, time: Tensor, cache: _Cache) -> tuple[Tensor, Tensor]:
+        """The stage's output and what it was before the convolution (the skip connection)."""
+        resnet, blocks, *conv = self
+        x = resnet(x, time, cache).mT
+        for block in cast(nn.ModuleList, blocks):
+            x = block(x, cache)
+        x = x.mT
+        return (cache.convolve(conv[0], x) if conv else x), x
+
+
+class _Resnet(nn.Module):
+    def __init__(self, inputs: int, width: int, time_width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_width, width))
+        self.block1 = _CausalBlock(inputs, width)
+        self.block2 = _CausalBlock(width, width)
+        self.res_conv = nn.Conv1d(inputs, width, 1)
+
+    def forward(self, x: Tensor, time: Tensor, cache: _Cache) -> Tensor:
+        h = self.block1(x, cache) + self.mlp(time)[:, :, None]
+        out: Tensor = self.block2(h, cache) + self.res_conv(x)
+        return out
+
+
+class _CausalBlock(nn.Module):
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        # Upstream keeps a parameterless transpose at index 1, so the norm's keys say 2.
+        self.block = nn.ModuleDict({"0": nn.Conv1d(inputs, width, _TAIL + 1), "2": nn.LayerNorm(width, eps=1e-5)})
+
+    def forward(self, x: Tensor, cache: _Cache) -> Tensor:
+        h = cache.convolve(self.block["0"], x)
+        return F.mish(self.block["2"](h.mT)).mT
+
+
+class _Transformer(nn.Module):
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        width = config.channels
+        self.norm1 = nn.LayerNorm(width, eps=1e-5)
+        self.attn1 = _Attention(width, config.unet_heads, config.unet_head_dim)
+        self.norm3 = nn.LayerNorm(width, eps=1e-5)
+        self.ff = _FeedForward(width, 4 * width)
+
+    def forward(self, x: Tensor, cache: _Cache) -> Tensor:
+        x = x + self.attn1(self.norm1(x), cache)
+        out: Tensor = x + self.ff(self.norm3(x))
+        return out
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        inner = heads * head_dim
+        self.to_q = nn.Linear(width, inner, bias=False)
+        self.to_k = nn.Linear(width, inner, bias=False)
+        self.to_v = nn.Linear(width, inner, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(inner, width)])
+
+    def forward(self, x: Tensor, cache: _Cache) -> Tensor:
+        rows, new, _ = x.shape
+        q, k, v = self._split(self.to_q(x)), self._split(self.to_k(x)), self._split(self.to_v(x))
+        out = cache.attend(q * self.head_dim**-0.5, k, v).transpose(1, 2)
+        projected: Tensor = self.to_out[0](out.reshape(rows, new, self.heads * self.head_dim))
+        return projected
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], x.shape[1], self.heads, self.head_dim).transpose(1, 2)
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        # Upstream keeps dropout at index 1.
+        self.net = nn.ModuleDict({"0": nn.ModuleDict({"proj": nn.Linear(width, inner)}), "2": nn.Linear(inner, width)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = cast(nn.ModuleDict, self.net["0"])["proj"](x)
+        out: Tensor = self.net["2"](F.gelu(h))
+        return out

@@ -1,0 +1,296 @@
+"""A request, checked and turned into what the models take (upstream cli/frontend.py :: CosyVoiceFrontEnd)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+from threading import Lock
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosyserve import limits
+from cosyserve.audio.features import fbank, log_mel_128, prompt_mel, resample, subtract_mean
+from cosyserve.audio.prompt import check_prompt
+from cosyserve.config import ModelConfig
+from cosyserve.contracts import MODES
+from cosyserve.errors import InvalidInput, Unsupported
+from cosyserve.text.normalize import Expand, expand_numbers, is_silent, normalize
+from cosyserve.text.split import cut, segments
+from cosyserve.text.tokenizer import END_OF_PROMPT, Tokenizer
+from cosyserve.voices import Voice
+
+Int32 = NDArray[np.int32]
+Float32 = NDArray[np.float32]
+
+SpeakerSession = Callable[[Float32], NDArray[Any]]
+"""CAMPPlus: mean-free energies [1, T, 80] -> speaker embedding [1, 192]."""
+
+TokenizerSession = Callable[[Float32, Int32], NDArray[Any]]
+"""Speech tokenizer: log-mel [1, 128, T] and T as [1] -> speech tokens, any shape."""
+
+CACHED_PROMPTS = 32
+"""Inline prompts whose features are kept; each takes up to 0.5 MB."""
+
+
+class Voices(Protocol):
+    """Where registered voices come from."""
+
+    def list(self) -> list[str]:
+        """All names; the first is the default voice."""
+
+    def get(self, name: str) -> Voice:
+        """The voice; ``VoiceNotFound`` when there is none."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """Inputs of the ``frontend`` model (see `contracts.FRONTEND`); None where the request leaves one out."""
+
+    text: str
+    voice: str | None = None
+    prompt_audio: NDArray[Any] | None = None
+    prompt_sample_rate: int | None = None
+    prompt_text: str | None = None
+    instruct: str | None = None
+    mode: str | None = None
+    source_audio: NDArray[Any] | None = None
+    speed: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Utterance:
+    """What the models take for one request.
+
+    Attributes:
+        segments: token ids of each text segment, int32 [n].
+        prompt_text_tokens: token ids before the text, int32 [n]: transcript or instruction.
+        llm_prompt_tokens: speech tokens before those the LLM makes, int32 [P] or [0].
+        flow_prompt_tokens: speech tokens before those the flow speaks, int32 [P] or [0].
+        prompt_mel: their mel, float32 [2 P, 80] or [0, 80].
+        speaker_embedding: float32 [192], not normalised.
+    """
+
+    segments: list[Int32]
+    prompt_text_tokens: Int32
+    llm_prompt_tokens: Int32
+    flow_prompt_tokens: Int32
+    prompt_mel: Float32
+    speaker_embedding: Float32
+
+
+class Frontend:
+    """Turns requests into utterances. May be called from several threads.
+
+    Args:
+        config: the model.
+        tokenizer: its text tokenizer.
+        speaker_session: the speaker model.
+        tokenizer_session: the speech tokenizer.
+        voices: registered voices.
+        normalizer: reads out numbers; ``str`` leaves that to the simpler rules.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        speaker_session: SpeakerSession,
+        tokenizer_session: TokenizerSession,
+        voices: Voices,
+        normalizer: Expand = expand_numbers,
+    ) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._speaker_session = speaker_session
+        self._tokenizer_session = tokenizer_session
+        self._voices = voices
+        self._normalizer = normalizer
+        self._prompts: OrderedDict[bytes, Voice] = OrderedDict()
+        self._lock = Lock()
+        # A segment of so many tokens, at the longest speech allowed and behind the longest prompt, fits the noise.
+        prompt_tokens = round(limits.MAX_PROMPT_SECONDS * config.token_rate)
+        speech_tokens = limits.MAX_NOISE_FRAMES // config.flow.ratio - prompt_tokens
+        self._longest_segment = speech_tokens // limits.MAX_TOKENS_PER_TEXT_TOKEN
+
+    def __call__(self, request: Request) -> Utterance:
+        """The model inputs of a request.
+
+        Raises:
+            InvalidInput: a field is wrong or missing; it is named.
+            VoiceNotFound: no voice has the given name.
+            Unsupported: voice conversion, or a speed other than 1.
+        """
+        _check_features(request)
+        texts = self._segments(request.text)
+        _check_optional_text("prompt_text", request.prompt_text, limits.MAX_PROMPT_TEXT_CHARS)
+        instruct = None if request.instruct is None else request.instruct.strip().removesuffix(END_OF_PROMPT)
+        _check_optional_text("instruct", instruct, limits.MAX_INSTRUCT_CHARS)
+        voice = self._voice(request)
+        mode = request.mode or _infer_mode(request, voice)
+        _check_mode(mode, request, voice)
+        continues = mode == "zero_shot"
+        prompted = mode != "sft"
+        return Utterance(
+            segments=texts,
+            prompt_text_tokens=self._prompt_text_tokens(mode, instruct, voice),
+            llm_prompt_tokens=voice.llm_prompt_tokens if continues else _NO_TOKENS,
+            flow_prompt_tokens=voice.flow_prompt_tokens if prompted else _NO_TOKENS,
+            prompt_mel=voice.prompt_mel if prompted else np.zeros((0, self._config.mel.mels), np.float32),
+            speaker_embedding=voice.speaker_embedding,
+        )
+
+    def voice_of(self, samples: NDArray[Any], rate: int, *, name: str = "", prompt_text: str = "") -> Voice:
+        """The voice in some prompt audio.
+
+        Args:
+            samples: [n] float samples in -1..1.
+            rate: Hz.
+            name: what to call it, for `VoiceStore.save`.
+            prompt_text: its transcript.
+
+        Raises:
+            InvalidInput: the audio cannot be used.
+        """
+        check_prompt(samples, rate)
+        heard = self._heard(np.ascontiguousarray(samples, np.float32), rate)
+        return Voice(
+            name=name,
+            prompt_text=prompt_text,
+            speaker_embedding=heard.speaker_embedding,
+            llm_prompt_tokens=heard.llm_prompt_tokens,
+            flow_prompt_tokens=heard.flow_prompt_tokens,
+            prompt_mel=heard.prompt_mel,
+        )
+
+    def _segments(self, text: str) -> list[Int32]:
+        _check_text("text", text, limits.MAX_TEXT_CHARS)
+
+        def count(part: str) -> int:
+            return len(self._tokenizer.encode_user(part))
+
+        pieces = segments(normalize(text, self._normalizer), count)
+        parts = [part for piece in pieces for part in cut(piece, self._longest_segment, count) if not is_silent(part)]
+        if not parts:
+            raise InvalidInput("text", "holds nothing that can be spoken")
+        return [np.array(self._tokenizer.encode_user(part), np.int32) for part in parts]
+
+    def _voice(self, request: Request) -> Voice:
+        if request.prompt_audio is None:
+            for name in ("prompt_sample_rate", "prompt_text"):
+                if getattr(request, name) is not None:
+                    raise InvalidInput(name, "needs prompt_audio")
+            return self._voices.get(self._default_voice() if request.voice is None else request.voice)
+        if request.voice is not None:
+            raise InvalidInput("voice", "cannot be combined with prompt_audio; give one of them")
+        if request.prompt_sample_rate is None:
+            raise InvalidInput("prompt_sample_rate", "is missing; prompt_audio needs it")
+        return self.voice_of(
+            request.prompt_audio, request.prompt_sample_rate, prompt_text=(request.prompt_text or "").strip()
+        )
+
+    def _default_voice(self) -> str:
+        names = self._voices.list()
+        if not names:
+            raise InvalidInput("voice", "is missing and this server has no voice; give prompt_audio")
+        return names[0]
+
+    def _prompt_text_tokens(self, mode: str, instruct: str | None, voice: Voice) -> Int32:
+        encode = self._tokenizer.encode_user
+        if instruct is not None:
+            return np.array([*encode(instruct), self._tokenizer.special(END_OF_PROMPT)], np.int32)
+        if mode != "zero_shot":
+            return _NO_TOKENS
+        if voice.prompt_text:
+            return np.array(encode(normalize(voice.prompt_text, self._normalizer)), np.int32)
+        return voice.prompt_text_tokens
+
+    def _heard(self, samples: Float32, rate: int) -> Voice:
+        """Nameless voice of checked audio, from the cache if these very samples were heard lately."""
+        key = hashlib.sha256(samples.data).digest() + rate.to_bytes(4, "little")
+        with self._lock:
+            if key in self._prompts:
+                self._prompts.move_to_end(key)
+                return self._prompts[key]
+        voice = self._listen(samples, rate)
+        with self._lock:
+            self._prompts[key] = voice
+            if len(self._prompts) > CACHED_PROMPTS:
+                self._prompts.popitem(last=False)
+        return voice
+
+    def _listen(self, samples: Float32, rate: int) -> Voice:
+        wave_16k = resample(samples, rate, 16_000)
+        log_mel = log_mel_128(wave_16k)
+        embedding = self._speaker_session(subtract_mean(fbank(wave_16k))[None])
+        tokens = self._tokenizer_session(log_mel[None], np.array([log_mel.shape[1]], np.int32))
+        mel = prompt_mel(resample(samples, rate, self._config.mel.sample_rate), self._config.mel)
+        tokens = tokens.reshape(-1).astype(np.int32)
+        ratio = self._config.flow.ratio
+        n = min(len(mel) // ratio, len(tokens))
+        return Voice(
+            name="",
+            speaker_embedding=embedding.reshape(-1).astype(np.float32),
+            llm_prompt_tokens=tokens[:n],
+            flow_prompt_tokens=tokens[:n],
+            prompt_mel=mel[: n * ratio],
+        )
+
+
+_NO_TOKENS: Int32 = np.zeros(0, np.int32)
+
+
+def _check_features(request: Request) -> None:
+    """Refuses unknown modes and what only a later version does."""
+    if request.mode is not None and request.mode not in MODES:
+        raise InvalidInput("mode", f"must be one of {', '.join(MODES)}")
+    if request.mode == "vc" or request.source_audio is not None:
+        raise Unsupported("source_audio: voice conversion (mode vc) is not supported yet")
+    if request.speed is not None:
+        if not (isfinite(request.speed) and request.speed > 0):
+            raise InvalidInput("speed", "must be a positive number")
+        if request.speed != 1:
+            raise Unsupported("speed: a speaking rate other than 1 is not supported yet")
+
+
+def _check_text(name: str, text: str, most: int) -> None:
+    if len(text) > most:
+        raise InvalidInput(name, f"has {len(text)} characters, at most {most} are allowed")
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise InvalidInput(name, "is not valid Unicode")
+
+
+def _check_optional_text(name: str, text: str | None, most: int) -> None:
+    if text is None:
+        return
+    _check_text(name, text, most)
+    if is_silent(text):
+        raise InvalidInput(name, "has no words; leave it out instead")
+
+
+def _infer_mode(request: Request, voice: Voice) -> str:
+    if request.instruct is not None:
+        return "instruct"
+    if voice.has_prompt:
+        return "zero_shot" if voice.has_transcript else "cross_lingual"
+    return "sft"
+
+
+def _check_mode(mode: str, request: Request, voice: Voice) -> None:
+    """Refuses a mode that the request's other fields, or the voice, do not allow."""
+    source = "voice" if request.prompt_audio is None else "prompt_audio"
+    if mode == "instruct" and request.instruct is None:
+        raise InvalidInput("instruct", "is missing; mode instruct needs it")
+    if mode != "instruct" and request.instruct is not None:
+        raise InvalidInput("instruct", f"has no meaning in mode {mode}")
+    if mode == "sft" and source == "prompt_audio":
+        raise InvalidInput("prompt_audio", "has no meaning in mode sft, which needs a registered voice")
+    if mode in ("zero_shot", "cross_lingual") and not voice.has_prompt:
+        raise InvalidInput(source, f"has no prompt speech, which mode {mode} needs; use mode sft")
+    if mode == "zero_shot" and not voice.has_transcript:
+        needed = "prompt_text" if source == "prompt_audio" else source
+        raise InvalidInput(needed, "mode zero_shot needs the transcript of the prompt; without it use cross_lingual")

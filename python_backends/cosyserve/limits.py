@@ -1,0 +1,54 @@
+"""Every bound of the server, each with its reason. Nothing else in the code holds one."""
+
+from __future__ import annotations
+
+MAX_TEXT_CHARS = 4096
+"""Characters of one request's text: OpenAI's speech endpoint uses the same bound."""
+
+MAX_PROMPT_TEXT_CHARS = 1024
+"""Characters of a prompt transcript: 30 s of fast speech has about 600."""
+
+MAX_INSTRUCT_CHARS = 512
+"""Characters of an instruction: trained instructions have under 60."""
+
+MAX_VOICE_NAME_CHARS = 64
+"""Characters of a voice name, which is also a file name."""
+
+MIN_PROMPT_SECONDS = 0.5
+"""Shortest usable prompt audio: below it the speaker model sees fewer than 50 frames."""
+
+MAX_PROMPT_SECONDS = 30.0
+"""Longest prompt audio: the speech tokenizer was trained on windows of 30 s."""
+
+MIN_PROMPT_RATE = 16_000
+"""Lowest prompt sample rate in Hz: speaker model and speech tokenizer listen at 16 kHz."""
+
+MAX_PROMPT_RATE = 192_000
+"""Highest prompt sample rate in Hz that an audio interface delivers."""
+
+SILENCE_PEAK = 1e-4
+"""Prompt audio whose peak is below this (-80 dBFS) holds no voice."""
+
+MIN_TOKENS_PER_TEXT_TOKEN = 2
+"""Speech tokens per text token before an end is allowed (upstream llm.py :: inference)."""
+
+MAX_TOKENS_PER_TEXT_TOKEN = 20
+"""Speech tokens per text token after which generation is cut (upstream llm.py :: inference)."""
+
+MAX_NOISE_FRAMES = 15_000
+"""Mel frames of the fixed flow noise: 300 s of prompt and speech in one segment."""
+
+MAX_STREAMS = 64
+"""Default for utterances in progress at once; a settings field lowers or raises it."""
+
+MAX_LLM_SLOTS = 32
+"""Default for sequences in one LLM step."""
+
+STAGE_TIMEOUT_SECONDS = 60.0
+"""Longest wait for one answer of an inner stage before the utterance fails."""
+
+SEQUENCE_IDLE_SECONDS = 60
+"""Idle time after which Triton drops the flow and vocoder state of a lost stream."""
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""Largest gRPC message: a 30 s prompt at 192 kHz in float32 is 23 MB."""

@@ -1,0 +1,82 @@
+"""From prepared weights to the objects that the models run: the one place that knows which file feeds what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from safetensors.numpy import load_file
+
+from cosyserve.errors import WeightsError
+from cosyserve.flow.sessions import FlowSessions
+from cosyserve.flow.stream import FlowNetworks
+from cosyserve.frontend import Frontend
+from cosyserve.hift.sessions import HiftSessions
+from cosyserve.hift.stream import HiftNetworks
+from cosyserve.llm.engine import LlmNetworks
+from cosyserve.pipeline.orchestrate import Grid
+from cosyserve.runtimes.onnx import OnnxGraph
+from cosyserve.settings import Settings
+from cosyserve.text.tokenizer import Tokenizer
+from cosyserve.voices import VoiceStore
+from cosyserve.weights import Weights, map_tensors
+
+
+def load_grid(settings: Settings) -> Grid:
+    """Chunk geometry and policy."""
+    config = Weights(settings.folder).config
+    if config.sample_rate != settings.sample_rate:
+        raise WeightsError(f"weights speak at {config.sample_rate} Hz, but tts promises {settings.sample_rate} Hz")
+    return Grid(
+        chunk=config.flow.chunk,
+        lookahead=config.flow.lookahead,
+        samples_per_token=config.flow.ratio * config.hift.frame,
+        first_hop=settings.first_hop,
+        max_hop=settings.max_hop,
+    )
+
+
+def load_frontend(settings: Settings) -> Frontend:
+    """Tokenizer, speaker model, speech tokenizer and voices."""
+    weights = Weights(settings.folder)
+    # These two files come from the bundle as they are, so their tensors are addressed by position.
+    speaker = OnnxGraph(weights.file("campplus.onnx"), settings.threads)
+    tokenizer = OnnxGraph(weights.file("speech_tokenizer.onnx"), settings.threads)
+    return Frontend(
+        weights.config,
+        Tokenizer.load(weights.file("tokenizer.json")),
+        speaker.first,
+        tokenizer.first,
+        VoiceStore(weights.folder / "voices"),
+    )
+
+
+def load_llm(settings: Settings) -> LlmNetworks:
+    """The language model and its embedding tables; the tables stay on disk and are read row by row."""
+    weights = Weights(settings.folder)
+    graph = _graph(weights, "llm", settings)
+    tables = map_tensors(weights.file("llm.safetensors"))
+    return LlmNetworks(weights.config.llm, graph, tables["text"], tables["speech"], tables["special"])
+
+
+def load_flow(settings: Settings, count_frames: Callable[[int], None]) -> FlowSessions:
+    """Encoder, estimator and noise."""
+    weights = Weights(settings.folder)
+    networks = FlowNetworks(
+        weights.config.flow,
+        encoder=_graph(weights, "flow_encoder", settings),
+        estimator=_graph(weights, "flow_estimator", settings),
+        noise=load_file(weights.file("flow.safetensors"))["noise"],
+        tail_channels=tuple(weights.manifest["tail_channels"]),
+    )
+    return FlowSessions(networks, settings.voice_cache_mib * 2**20, count_frames)
+
+
+def load_hift(settings: Settings) -> HiftSessions:
+    """The vocoder's three graphs."""
+    weights = Weights(settings.folder)
+    f0, source, decoder = (_graph(weights, name, settings) for name in ("hift_f0", "hift_source", "hift_decoder"))
+    return HiftSessions(HiftNetworks(weights.config.hift, f0, source, decoder))
+
+
+def _graph(weights: Weights, name: str, settings: Settings) -> OnnxGraph:
+    return OnnxGraph(weights.graph(name), settings.threads, settings.device)

@@ -1,0 +1,38 @@
+"""Every metric of the server: name and meaning, once. Triton serves them on its metrics port."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric family; `kind` is ``gauge`` or ``counter``."""
+
+    name: str
+    kind: str
+    description: str
+
+
+ACTIVE_STREAMS = Metric("cosyserve_active_streams", "gauge", "Utterances in progress")
+LLM_SEQUENCES = Metric("cosyserve_llm_sequences", "gauge", "Segments that generate or wait to generate speech tokens")
+FLOW_SEQUENCES = Metric("cosyserve_flow_sequences", "gauge", "Segments whose flow state is held")
+HIFT_SEQUENCES = Metric("cosyserve_hift_sequences", "gauge", "Segments whose vocoder state is held")
+SPEECH_TOKENS = Metric("cosyserve_speech_tokens_total", "counter", "Speech tokens generated")
+FLOW_FRAMES = Metric("cosyserve_flow_frames_total", "counter", "Mel frames computed, prompts included")
+AUDIO_SAMPLES = Metric("cosyserve_audio_samples_total", "counter", "Audio samples sent to clients")
+CANCELLED = Metric("cosyserve_cancelled_total", "counter", "Utterances ended because their client went away")
+REFUSED = Metric("cosyserve_refused_total", "counter", "Utterances refused because every slot was taken")
+
+METRICS = (
+    ACTIVE_STREAMS,
+    LLM_SEQUENCES,
+    FLOW_SEQUENCES,
+    HIFT_SEQUENCES,
+    SPEECH_TOKENS,
+    FLOW_FRAMES,
+    AUDIO_SAMPLES,
+    CANCELLED,
+    REFUSED,
+)
+"""All of them."""

@@ -1,0 +1,184 @@
+"""Starting tritonserver on the model repository, and stopping it with whoever started it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cosyserve.errors import ServeError
+from cosyserve.weights import Weights
+
+PROFILES = ("cpu", "gpu")
+
+READY_SECONDS = 300.0
+"""Longest wait for readiness: full-size weights load in well under a minute from a warm disk."""
+
+HARDENING = (
+    "--model-control-mode=none",
+    "--disable-auto-complete-config",
+    "--strict-readiness=true",
+    "--exit-on-error=true",
+    "--allow-http=false",
+    "--allow-vertex-ai=false",
+    "--allow-sagemaker=false",
+)
+
+
+@dataclass(frozen=True)
+class Server:
+    """How to start one server.
+
+    Attributes:
+        weights: folder of prepared weights.
+        profile: ``cpu`` or ``gpu``.
+        host: address to bind; loopback unless asked otherwise.
+        settings: values for `cosyserve.settings.Settings`, by field name.
+        log: file for the server's own output; None leaves it on stderr.
+    """
+
+    weights: Path
+    profile: str = "cpu"
+    host: str = "127.0.0.1"
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    settings: dict[str, str] = field(default_factory=dict)
+    log: Path | None = None
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[subprocess.Popen[bytes]]:
+        """A server that is ready; it is stopped on leaving, and dies with this process.
+
+        Raises:
+            ServeError: no tritonserver, a port in use, or the server died or was not ready in time.
+            WeightsError: the weights folder cannot be used.
+        """
+        Weights(self.weights)
+        with contextlib.ExitStack() as stack:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cosyserve-")))
+            log = self.log or scratch / "triton.log"
+            binary, environ, extra = _tritonserver(scratch)
+            out = stack.enter_context(log.open("wb"))
+            process = subprocess.Popen(
+                [binary, *self._arguments(), *extra],
+                env={**environ, **self._environ()},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+            stack.callback(_stop, process)
+            self._wait(process, log)
+            yield process
+
+    def _arguments(self) -> list[str]:
+        flavour = ["--model-config-name=cpu"] if self.profile == "cpu" else []
+        return [
+            f"--model-repository={model_repository()}",
+            f"--grpc-address={self.host}",
+            f"--grpc-port={self.grpc_port}",
+            f"--metrics-address={self.host}",
+            f"--metrics-port={self.metrics_port}",
+            *HARDENING,
+            *flavour,
+        ]
+
+    def _environ(self) -> dict[str, str]:
+        values = {"weights": str(self.weights.resolve()), **self.settings}
+        return {f"COSYSERVE_{name.upper()}": value for name, value in values.items()}
+
+    def _wait(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise ServeError(f"tritonserver ended with code {process.returncode}: {_reason(log)}")
+            if self._ready():
+                return
+            time.sleep(0.1)
+        raise ServeError(f"tritonserver was not ready in {READY_SECONDS:.0f} s: {_reason(log)}")
+
+    def _ready(self) -> bool:
+        import tritonclient.grpc as grpc_client
+        from tritonclient.utils import InferenceServerException
+
+        with contextlib.suppress(InferenceServerException):
+            with grpc_client.InferenceServerClient(f"{self.host}:{self.grpc_port}") as client:
+                return bool(client.is_server_ready(client_timeout=2))
+        return False
+
+
+def model_repository() -> Path:
+    """The model repository: beside the source in a checkout, inside the package when installed."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "model_repository", here.parents[1] / "model_repository"):
+        if folder.is_dir():
+            return folder
+    raise ServeError("the model repository is missing from this installation")
+
+
+def _tritonserver(scratch: Path) -> tuple[str, dict[str, str], list[str]]:
+    """Binary, environment and extra arguments: the server on PATH, or the one in the nvidia-pytriton wheel."""
+    environ = dict(os.environ)
+    # The Python stub takes the packages of the first python3 on PATH, and nothing from PYTHONPATH.
+    environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", "")])
+    if found := shutil.which("tritonserver"):
+        return found, environ, []
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise ServeError("no tritonserver: put one on PATH, or install it with `pip install 'cosyserve[cpu]'`")
+    wheel = Path(spec.origin).parent
+    backends = scratch / "backends"
+    python = backends / "python"
+    shutil.copytree(wheel / "tritonserver/backends/python", python)
+    stub = python / "triton_python_backend_stub"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    built = wheel / "tritonserver/python_backend_stubs" / version / stub.name
+    if not built.is_file():
+        raise ServeError(f"nvidia-pytriton carries no Python stub for Python {version}")
+    shutil.copy(built, stub)
+    stub.chmod(0o755)
+    libraries = [str(wheel.parent / "nvidia_pytriton.libs"), str(sysconfig.get_config_var("LIBDIR"))]
+    environ["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, environ.get("LD_LIBRARY_PATH", "")])
+    binary = scratch / "tritonserver"
+    shutil.copy(wheel / "tritonserver/bin/tritonserver", binary)
+    binary.chmod(0o755)
+    return str(binary), environ, [f"--backend-directory={backends}"]
+
+
+def _die_with_parent() -> None:
+    # Linux: ask for SIGTERM when the parent dies, however it dies.
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server and every stub of its session."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=15)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _reason(log: Path) -> str:
+    """The line of the log that says why: the first error, else the last line."""
+    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    wanted = ("WeightsError:", "Address already in use", "failed to start", "error:", "Error:")
+    for marker in wanted:
+        for line in lines:
+            if marker in line:
+                return line[line.find(marker) :][:400] if marker.endswith("Error:") else line[-400:]
+    return lines[-1][-400:] if lines else "no output"

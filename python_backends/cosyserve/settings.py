@@ -1,0 +1,79 @@
+"""Settings of a model instance: Triton model parameters, checked once, with environment overrides."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from cosyserve import limits
+from cosyserve.errors import WeightsError
+
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting of every model; each model uses its own.
+
+    A Triton parameter of the same name sets a field; the environment variable ``COSYSERVE_<NAME>`` overrides it.
+
+    Attributes:
+        weights: folder of prepared weights.
+        device: ``cpu`` or ``cuda``.
+        threads: cores that one network call may use.
+        max_streams: utterances in progress at once.
+        llm_slots: sequences in one LLM step.
+        first_hop: fewest speech tokens in a segment's first audio chunk.
+        max_hop: most speech tokens in one audio chunk.
+        voice_cache_mib: memory for flow states of recent voices, in MiB.
+        sample_rate: Hz that clients read from the configuration of `tts`; must be the bundle's.
+    """
+
+    weights: str = ""
+    device: str = "cpu"
+    threads: int = 1
+    max_streams: int = limits.MAX_STREAMS
+    llm_slots: int = limits.MAX_LLM_SLOTS
+    first_hop: int = 25
+    max_hop: int = 100
+    voice_cache_mib: int = 1024
+    sample_rate: int = 24_000
+
+    def __post_init__(self) -> None:
+        if self.device not in DEVICES:
+            raise WeightsError(f"setting device: {self.device!r} is none of {', '.join(DEVICES)}")
+        for name in ("threads", "max_streams", "llm_slots", "first_hop", "max_hop"):
+            if getattr(self, name) < 1:
+                raise WeightsError(f"setting {name}: must be at least 1")
+
+    @property
+    def folder(self) -> Path:
+        """The weights folder; `WeightsError` when none is set."""
+        if not self.weights:
+            raise WeightsError("no weights folder: set COSYSERVE_WEIGHTS to the output of `cosyserve-build prepare`")
+        return Path(self.weights)
+
+    @classmethod
+    def read(cls, parameters: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> Settings:
+        """Build from Triton parameters and the environment.
+
+        Raises:
+            WeightsError: an unknown parameter, or a value of the wrong type or out of range.
+        """
+        known = {f.name: f.type for f in fields(cls)}
+        unknown = sorted(set(parameters) - set(known))
+        if unknown:
+            raise WeightsError(f"unknown model parameters: {', '.join(unknown)}")
+        given = dict(parameters)
+        for name in known:
+            if value := environ.get(f"COSYSERVE_{name.upper()}"):
+                given[name] = value
+        values: dict[str, str | int] = {}
+        for name, text in given.items():
+            try:
+                values[name] = int(text) if known[name] == "int" else text
+            except ValueError:
+                raise WeightsError(f"setting {name}: {text!r} is no whole number") from None
+        return cls(**values)  # type: ignore[arg-type]

@@ -1,0 +1,132 @@
+"""Between Triton's Python backend and the rest: tensors by contract, errors to status codes, settings, metrics.
+
+Only this folder imports ``triton_python_backend_utils``, which exists inside Triton's stub alone.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from cosyserve.contracts import Model, Scheduling, Tensor, Tensors
+from cosyserve.errors import CosyServeError, InvalidInput
+from cosyserve.metrics import Metric
+from cosyserve.settings import Settings
+
+CODES = {
+    "INVALID_ARGUMENT": pb_utils.TritonError.INVALID_ARG,
+    "NOT_FOUND": pb_utils.TritonError.NOT_FOUND,
+    "UNAVAILABLE": pb_utils.TritonError.UNAVAILABLE,
+    "UNIMPLEMENTED": pb_utils.TritonError.UNSUPPORTED,
+    "CANCELLED": pb_utils.TritonError.CANCELLED,
+    "INTERNAL": pb_utils.TritonError.INTERNAL,
+}
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+SEQUENCE_START = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
+SEQUENCE_END = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
+
+
+def read_settings(args: Mapping[str, str]) -> Settings:
+    """Settings of the model that Triton is initialising, from its parameters and the environment."""
+    parameters = json.loads(args["model_config"]).get("parameters", {})
+    return Settings.read({name: value["string_value"] for name, value in parameters.items()})
+
+
+def read_inputs(request: Any, model: Model) -> Tensors:
+    """The inputs that a request carries, without batch dimension.
+
+    Raises:
+        InvalidInput: an input has the wrong shape.
+    """
+    given: Tensors = {}
+    for tensor in model.inputs:
+        found = pb_utils.get_input_tensor_by_name(request, tensor.name)
+        if found is not None:
+            array = found.as_numpy()
+            given[tensor.name] = array[0] if _batched(model) else array
+            _check_shape(tensor, given[tensor.name].shape)
+    return given
+
+
+def response(values: Tensors, model: Model) -> Any:
+    """A response that carries the outputs in `values`."""
+    return pb_utils.InferenceResponse(_tensors(values, model.outputs, model))
+
+
+def inner_request(model: Model, values: Tensors, **options: Any) -> Any:
+    """A request from inside a model (BLS) to another model."""
+    return pb_utils.InferenceRequest(
+        model_name=model.name,
+        inputs=_tensors(values, model.inputs, model),
+        requested_output_names=[t.name for t in model.outputs],
+        **options,
+    )
+
+
+def read_outputs(answer: Any, model: Model) -> Tensors:
+    """The outputs of a BLS response, without batch dimension.
+
+    Raises:
+        CosyServeError: the inner model answered with an error; code and message are passed on.
+    """
+    if answer.has_error():
+        error = CosyServeError(answer.error().message())
+        error.code = next((name for name, code in CODES.items() if code == answer.error().code()), "INTERNAL")
+        raise error
+    arrays = {t.name: pb_utils.get_output_tensor_by_name(answer, t.name).as_numpy() for t in model.outputs}
+    return {name: array[0] for name, array in arrays.items()} if _batched(model) else arrays
+
+
+def failure(error: BaseException) -> Any:
+    """The error response for an exception; anything unexpected is logged whole and answered without details."""
+    if isinstance(error, CosyServeError):
+        return _error(str(error), error.code)
+    pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+    return _error("internal error; the server's log has the details", "INTERNAL")
+
+
+def _error(message: str, code: str) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, CODES.get(code, CODES["INTERNAL"])))
+
+
+def _tensors(values: Tensors, specs: tuple[Tensor, ...], model: Model) -> list[Any]:
+    made = []
+    for tensor in specs:
+        if tensor.name in values:
+            array = np.ascontiguousarray(values[tensor.name], dtype=tensor.numpy)
+            made.append(pb_utils.Tensor(tensor.name, array[None] if _batched(model) else array))
+    return made
+
+
+def _batched(model: Model) -> bool:
+    return model.scheduling in (Scheduling.SEQUENCE, Scheduling.ENSEMBLE)
+
+
+def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
+    fits = len(shape) == len(tensor.dims) and all(w in (-1, h) for w, h in zip(tensor.dims, shape, strict=True))
+    if not fits:
+        raise InvalidInput(tensor.name, f"shape {list(shape)}, expected {list(tensor.dims)}")
+
+
+class Instrument:
+    """A metric of `cosyserve.metrics` on Triton's metrics port."""
+
+    def __init__(self, metric: Metric) -> None:
+        kind = {"gauge": pb_utils.MetricFamily.GAUGE, "counter": pb_utils.MetricFamily.COUNTER}[metric.kind]
+        # The family must outlive its metric.
+        self._family = pb_utils.MetricFamily(name=metric.name, description=metric.description, kind=kind)
+        self._metric = self._family.Metric(labels={})
+
+    def set(self, value: float) -> None:
+        """Show this value from now on (gauges)."""
+        self._metric.set(value)
+
+    def add(self, value: float) -> None:
+        """Count this much more (counters)."""
+        self._metric.increment(value)

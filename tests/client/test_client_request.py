@@ -1,0 +1,109 @@
+"""What a request puts on the wire, and what it refuses to."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pytest
+from cosyserve.contracts import TTS
+from cosyserve_client import Client, ConnectFailed, InvalidArgument, NotFound, ServerError, SpeechRequest
+from cosyserve_client.errors import from_status
+from dummy_server import DummyServer
+
+SAMPLES = np.linspace(-1, 1, 1600, dtype=np.float32)
+
+
+def test_the_fields_are_the_inputs_of_the_contract() -> None:
+    assert [field.name for field in fields(SpeechRequest)] == [tensor.name for tensor in TTS.inputs]
+
+
+def test_everything_set_arrives(server: DummyServer) -> None:
+    values: dict[str, Any] = {
+        "voice": "anna",
+        "prompt_audio": SAMPLES,
+        "prompt_sample_rate": np.int32(16_000),
+        "prompt_text": "一二三 ☃",
+        "instruct": "calm",
+        "mode": "zero_shot",
+        "source_audio": SAMPLES[::2],
+        "speed": 1,
+        "seed": -(2**63),
+        "stream": False,
+    }
+    with Client(server.url) as client:
+        client.synthesize("你好", **values)
+    arrived = server.requests[0]
+    assert {name: array.tolist() for name, array in arrived.items()} == {
+        "text": ["你好".encode()],
+        "voice": [b"anna"],
+        "prompt_audio": SAMPLES.tolist(),
+        "prompt_sample_rate": [16_000],
+        "prompt_text": ["一二三 ☃".encode()],
+        "instruct": [b"calm"],
+        "mode": [b"zero_shot"],
+        "source_audio": SAMPLES[::2].tolist(),
+        "speed": [1.0],
+        "seed": [-(2**63)],
+        "stream": [False],
+    }
+
+
+def test_only_what_is_set_is_sent(server: DummyServer) -> None:
+    with Client(server.url) as client:
+        client.synthesize("hello")
+    assert list(server.requests[0]) == ["text"]
+
+
+def test_options_override_a_request(server: DummyServer) -> None:
+    with Client(server.url) as client:
+        client.synthesize(SpeechRequest(text="hello", voice="anna", seed=1), seed=2)
+    assert server.requests[0]["seed"].tolist() == [2]
+    assert server.requests[0]["voice"].tolist() == [b"anna"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("text", None),
+        ("text", b"bytes"),
+        ("text", "\ud800"),
+        ("voice", 1),
+        ("prompt_audio", [0.0, 0.1]),
+        ("prompt_audio", SAMPLES.astype(np.float64)),
+        ("prompt_audio", SAMPLES.reshape(-1, 2)),
+        ("prompt_sample_rate", 16_000.0),
+        ("prompt_sample_rate", 2**31),
+        ("prompt_text", ["a"]),
+        ("instruct", 0),
+        ("mode", b"vc"),
+        ("source_audio", np.zeros(4, np.int16)),
+        ("speed", "fast"),
+        ("speed", True),
+        ("seed", "1"),
+        ("seed", True),
+        ("seed", 2**63),
+        ("stream", 1),
+    ],
+)
+def test_a_wrong_type_is_refused_before_any_call(server: DummyServer, field: str, value: object) -> None:
+    options: dict[str, Any] = {"text": "hello", field: value}
+    with Client(server.url) as client, pytest.raises(InvalidArgument) as caught:
+        client.stream(**options)
+    assert caught.value.code == "INVALID_ARGUMENT"
+    assert caught.value.message.startswith(f"{field}: ")
+    assert not server.calls
+
+
+def test_a_status_without_its_prefix_is_understood() -> None:
+    assert isinstance(from_status("StatusCode.NOT_FOUND", "voice"), NotFound)
+    assert isinstance(from_status("NOT_FOUND", "voice"), NotFound)
+    assert isinstance(from_status("StatusCode.UNAVAILABLE", "DNS resolution failed for x"), ConnectFailed)
+
+
+def test_errors_cross_processes() -> None:
+    error = pickle.loads(pickle.dumps(NotFound("NOT_FOUND", "voice: x")))
+    assert isinstance(error, ServerError)
+    assert str(error) == "NOT_FOUND voice: x"

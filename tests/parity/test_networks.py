@@ -1,0 +1,366 @@
+"""The torch networks against the tensors recorded from the original implementation."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from cosyserve.config import FlowConfig, HiftConfig, LlmConfig
+from cosyserve.flow.encoder import FlowEncoder
+from cosyserve.flow.unet import GuidedFlow, tail_channels
+from cosyserve.hift.generator import Decoder, F0Predictor
+from cosyserve.hift.source import HarmonicSource
+from cosyserve.llm.qwen2 import SpeechLM
+from torch import Tensor
+
+TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"
+
+LLM = LlmConfig(
+    hidden=48,
+    intermediate=128,
+    layers=2,
+    heads=3,
+    kv_heads=1,
+    head_dim=16,
+    rope_theta=1e6,
+    rms_eps=1e-6,
+    vocab=472,
+    speech_tokens=6561,
+    mix_ratio=(5, 15),
+    top_p=0.8,
+    top_k=25,
+    win_size=10,
+    tau_r=0.1,
+)
+FLOW = FlowConfig(
+    tokens=6561,
+    width=512,
+    heads=4,
+    feed_forward=96,
+    blocks=1,
+    up_blocks=4,
+    chunk=25,
+    lookahead=3,
+    ratio=2,
+    mels=80,
+    speaker=192,
+    channels=64,
+    unet_heads=4,
+    unet_head_dim=16,
+    unet_blocks=2,
+    mid_blocks=2,
+    unet_chunk=50,
+    cfg_rate=0.7,
+)
+HIFT = HiftConfig(
+    mels=80,
+    channels=64,
+    harmonics=8,
+    sample_rate=24000,
+    nsf_alpha=0.1,
+    nsf_sigma=0.003,
+    voiced_threshold=10.0,
+    up_rates=(8, 5, 3),
+    up_kernels=(16, 11, 7),
+    n_fft=16,
+    hop=4,
+    res_kernels=(3, 7, 11),
+    res_dilations=((1, 3, 5),) * 3,
+    source_kernels=(7, 7, 11),
+    source_dilations=((1, 3, 5),) * 3,
+    slope=0.1,
+    limit=0.99,
+    f0_channels=32,
+)
+
+
+@functools.cache
+def state(name: str, *prefixes: str) -> dict[str, Tensor]:
+    """The entries of a bundle's state dict under the given prefixes, weight norm folded."""
+    raw: dict[str, Tensor] = torch.load(TINY / "bundle" / f"{name}.pt", weights_only=True)
+    tensors = {}
+    for key, value in raw.items():
+        if key.endswith("original1"):
+            continue
+        plain = key.replace("parametrizations.weight.original0", "weight")
+        if plain != key:
+            direction = raw[key.replace("original0", "original1")]
+            value = value * direction / direction.norm(dim=(1, 2), keepdim=True)
+        if plain.startswith(prefixes):
+            tensors[plain] = value
+    return tensors
+
+
+@functools.cache
+def recorded(name: str) -> dict[str, npt.NDArray[np.generic]]:
+    with np.load(TINY / "vectors" / f"{name}.npz") as file:
+        return dict(file)
+
+
+def vector(name: str, key: str) -> Tensor:
+    return torch.from_numpy(recorded(name)[key])
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert actual.shape == expected.shape
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> object:
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def lm() -> SpeechLM:
+    model = SpeechLM(LLM)
+    model.load_state_dict(state("llm", "llm.model.model.layers", "llm.model.model.norm", "llm_decoder"))
+    return model
+
+
+@pytest.fixture(scope="module")
+def encoder() -> FlowEncoder:
+    model = FlowEncoder(FLOW)
+    model.load_state_dict(state("flow", "input_embedding", "encoder"))
+    return model
+
+
+@pytest.fixture(scope="module")
+def flow() -> GuidedFlow:
+    model = GuidedFlow(FLOW)
+    model.load_state_dict(state("flow", "decoder", "spk_embed_affine_layer"))
+    return model
+
+
+@pytest.fixture(scope="module")
+def source() -> HarmonicSource:
+    model = HarmonicSource(HIFT)
+    model.load_state_dict(state("hift", "m_source"))
+    return model
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    model = Decoder(HIFT)
+    keys = ("conv_pre", "ups", "source_downs", "source_resblocks", "resblocks", "conv_post")
+    model.load_state_dict(state("hift", *keys))
+    return model
+
+
+# Language model
+
+
+class SlotCache:
+    """Keys/values of some sequences in slots of fixed capacity, the free part full of garbage."""
+
+    def __init__(self, batch: int, capacity: int) -> None:
+        shape = (batch, LLM.kv_heads, capacity, LLM.head_dim)
+        self.k = [torch.full(shape, 3e4) for _ in range(LLM.layers)]
+        self.v = [torch.full(shape, -3e4) for _ in range(LLM.layers)]
+        self.lengths = torch.zeros(batch, dtype=torch.int64)
+
+    def add(self, row: int, new_k: list[Tensor], new_v: list[Tensor], source_row: int = 0) -> None:
+        start, count = int(self.lengths[row]), new_k[0].shape[2]
+        for kept, new in zip(self.k + self.v, new_k + new_v, strict=True):
+            kept[row, :, start : start + count] = new[source_row]
+        self.lengths[row] += count
+
+
+def test_lm_prefill_hidden_states(lm: SpeechLM) -> None:
+    empty = SlotCache(1, 1)
+    hidden, _, _ = lm.hidden(vector("llm", "lm_input"), empty.lengths, empty.k, empty.v)
+    close(hidden, vector("llm", "hidden_prefill"), 1e-4)
+
+
+@pytest.mark.parametrize("piece", [124, 50, 1])
+def test_lm_greedy_logits(lm: SpeechLM, piece: int) -> None:
+    """However the prefill is cut, and in a cache with room to spare."""
+    embedding = state("llm", "speech_embedding")["speech_embedding.weight"]
+    expected, tokens = vector("llm", "logits"), vector("llm", "greedy_tokens").long()
+    cache = SlotCache(1, 160)
+    inputs = [*torch.split(vector("llm", "lm_input"), piece, dim=1), *embedding[tokens[:20], None, None].unbind()]
+    outputs = []
+    for embeds in inputs:
+        logits, new_k, new_v = lm(embeds.view(1, -1, LLM.hidden), cache.lengths, cache.k, cache.v)
+        cache.add(0, new_k, new_v)
+        outputs.append(logits)
+    close(torch.cat(outputs[-21:]), expected, 1e-4)
+
+
+def test_lm_rows_of_different_lengths_do_not_mix(lm: SpeechLM) -> None:
+    embeds = vector("llm", "lm_input")
+    cache = SlotCache(2, 130)
+    for row, count in enumerate((123, 40)):
+        empty = SlotCache(1, 1)
+        _, new_k, new_v = lm(embeds[:, :count], empty.lengths, empty.k, empty.v)
+        cache.add(row, new_k, new_v)
+    logits, _, _ = lm(torch.cat([embeds[:, 123:124], embeds[:, 40:41]]), cache.lengths, cache.k, cache.v)
+    alone = SlotCache(1, 1)
+    short, _, _ = lm(embeds[:, :41], alone.lengths, alone.k, alone.v)
+    close(logits[0], vector("llm", "logits")[0], 1e-4)
+    close(logits[1], short[0], 1e-4)
+
+
+# Flow
+
+
+def encode(encoder: FlowEncoder, tokens: Tensor, chunk: int, *, final: bool = True) -> tuple[Tensor, Tensor]:
+    """Hidden states and mu of tokens [1, M], chunk by chunk; without ``final`` the last tokens are only context."""
+    ahead, dk = FLOW.lookahead, FLOW.width // FLOW.heads
+    layers = FLOW.blocks + FLOW.up_blocks
+    total = tokens.shape[1] if final else tokens.shape[1] - ahead
+    padded = torch.cat([tokens, torch.full((1, ahead), -1)], dim=1)
+    valid = (torch.arange(padded.shape[1])[None] < tokens.shape[1]).float()
+    conv_tail, up_tail = torch.zeros(1, FLOW.width, 2), torch.zeros(1, FLOW.width, 2 * FLOW.ratio)
+    past_k = [torch.zeros(1, FLOW.heads, 0, dk)] * layers
+    past_v = past_k
+    hidden, mu = [], []
+    for start in range(0, total, chunk):
+        end = min(start + chunk, total)
+        inputs = (padded[:, start:end], padded[:, end : end + ahead], valid[:, end : end + ahead], conv_tail, up_tail)
+        h, _, _, _, _ = encoder.hidden(*inputs, past_k, past_v)
+        m, conv_tail, up_tail, new_k, new_v = encoder(*inputs, past_k, past_v)
+        past_k = [torch.cat(pair, dim=2) for pair in zip(past_k, new_k, strict=True)]
+        past_v = [torch.cat(pair, dim=2) for pair in zip(past_v, new_v, strict=True)]
+        hidden.append(h)
+        mu.append(m)
+    return torch.cat(hidden, dim=1), torch.cat(mu, dim=2)
+
+
+@pytest.mark.parametrize(
+    ("case", "tokens", "chunk", "final"),
+    [
+        ("chunk0", 35, FLOW.chunk, False),
+        ("full_stream", 138, FLOW.chunk, True),
+        ("full_offline", 138, 10_000, True),
+    ],
+)
+def test_encoder(encoder: FlowEncoder, case: str, tokens: int, chunk: int, final: bool) -> None:
+    ids = torch.cat([vector("flow", "prompt_token"), vector("flow", "token")[:, :tokens]], dim=1).long()
+    hidden, mu = encode(encoder, ids, chunk, final=final)
+    close(hidden, vector("flow", f"{case}_encoder_out"), 1e-4)
+    close(mu, vector("flow", f"{case}_mu"), 1e-4)
+
+
+def test_encoder_reads_row_zero_for_negative_tokens(encoder: FlowEncoder) -> None:
+    _, negative = encode(encoder, torch.tensor([[5, -7, 9]]), FLOW.chunk)
+    _, zero = encode(encoder, torch.tensor([[5, 0, 9]]), FLOW.chunk)
+    assert torch.equal(negative, zero)
+
+
+class FlowCache:
+    """The estimator's state for some rows, with room for ``capacity`` frames, the free part full of garbage."""
+
+    def __init__(self, rows: int, capacity: int) -> None:
+        shape = (rows, FLOW.unet_heads, capacity, FLOW.unet_head_dim)
+        self.k = [torch.full(shape, 3e4) for _ in range(FLOW.attentions)]
+        self.v = [torch.full(shape, -3e4) for _ in range(FLOW.attentions)]
+        self.tails = [torch.zeros(rows, channels, 2) for channels in tail_channels(FLOW)]
+        self.length = 0
+
+    def add(self, tails: list[Tensor], new_k: list[Tensor], new_v: list[Tensor]) -> None:
+        end = self.length + new_k[0].shape[2]
+        for kept, new in zip(self.k + self.v, new_k + new_v, strict=True):
+            kept[:, :, self.length : end] = new
+        self.tails, self.length = tails, end
+
+
+def estimate(flow: GuidedFlow, chunk: int, capacity: int) -> Tensor:
+    estimator = flow.decoder["estimator"]
+    x, mu, cond = (vector("flow", f"est_{name}") for name in ("x", "mu", "cond"))
+    t, speaker = vector("flow", "est_t"), vector("flow", "est_spks")
+    cache = FlowCache(2, capacity)
+    out = []
+    for start in range(0, x.shape[2], chunk):
+        piece = slice(start, start + chunk)
+        length = torch.full((2,), cache.length)
+        inputs = (x[:, :, piece], mu[:, :, piece], t, speaker, cond[:, :, piece], length)
+        v, tails, new_k, new_v = estimator(*inputs, cache.tails, cache.k, cache.v)
+        out.append(v)
+        if start + chunk < x.shape[2]:
+            cache.add(tails, new_k, new_v)
+    return torch.cat(out, dim=2)
+
+
+@pytest.mark.parametrize("capacity", [0, 3])
+def test_estimator_whole_utterance(flow: GuidedFlow, capacity: int) -> None:
+    close(estimate(flow, 250, capacity), vector("flow", "est_out_offline"), 1e-4)
+
+
+def test_estimator_chunk_by_chunk(flow: GuidedFlow) -> None:
+    close(estimate(flow, FLOW.unet_chunk, 210), vector("flow", "est_out_streaming"), 1e-4)
+
+
+def test_guided_velocity_mixes_the_two_rows(flow: GuidedFlow) -> None:
+    """Two identical streams: guidance must pair row b with row B + b."""
+    x, mu, cond = (vector("flow", f"est_{name}")[:1].expand(2, -1, -1) for name in ("x", "mu", "cond"))
+    t, embedding = vector("flow", "est_t"), vector("flow", "spk_raw").expand(2, -1)
+    cache = FlowCache(4, 0)
+    length = torch.zeros(2, dtype=torch.int64)
+    velocity, tails, new_k, _ = flow(x, mu, cond, embedding, t, length, cache.tails, cache.k, cache.v)
+    conditional, unconditional = vector("flow", "est_out_offline")
+    expected = 1.7 * conditional - 0.7 * unconditional
+    close(velocity, torch.stack([expected, expected]), 2e-4)
+    assert new_k[0].shape == (4, FLOW.unet_heads, 250, FLOW.unet_head_dim)
+    assert [tuple(tail.shape) for tail in tails] == [(4, channels, 2) for channels in tail_channels(FLOW)]
+
+
+# Vocoder
+
+
+def test_f0() -> None:
+    predictor = F0Predictor(HIFT)
+    predictor.load_state_dict(state("hift", "f0_predictor"))
+    close(predictor(vector("hift", "mel")), vector("hift", "f0"), 1e-2)
+
+
+def test_source_from_recorded_pitch_and_noise(source: HarmonicSource) -> None:
+    f0, noise = vector("hift", "f0"), vector("hift", "noise")
+    phase = torch.zeros(1, HIFT.harmonics + 1, dtype=torch.float64)
+    actual, phases = source(f0, phase, torch.ones(1), noise)
+    close(actual, vector("hift", "source"), 1e-3)
+    assert phases.dtype == torch.float64
+    assert 0 <= float(phases.min()) <= float(phases.max()) < 1
+
+
+@pytest.mark.parametrize("first", [1, 2, 17, 59])
+def test_source_in_two_calls_equals_one(source: HarmonicSource, first: int) -> None:
+    """The newest frame of a call is rendered again by the next one, which knows its right neighbour."""
+    f0 = 150 + 100 * torch.sin(torch.arange(60) / 7)[None]
+    noise, frame = vector("hift", "noise"), HIFT.frame
+    zero, begin = torch.zeros(1, HIFT.harmonics + 1, dtype=torch.float64), torch.ones(1)
+    whole, whole_phases = source(f0, zero, begin, noise)
+
+    head, phases = source(f0[:, :first], zero, begin, noise[:, : first * frame])
+    again = first - 1
+    before, start = (phases[:, again - 1], torch.zeros(1)) if again else (zero, begin)
+    tail, tail_phases = source(f0[:, again:], before, start, noise[:, again * frame :])
+
+    settled = again * frame + frame // 2
+    close(head[..., :settled], whole[..., :settled], 1e-6)
+    close(tail, whole[..., again * frame :], 1e-6)
+    turns = tail_phases - whole_phases[:, again:]
+    assert float((turns - turns.round()).abs().max()) < 1e-9
+
+
+def test_wave_from_recorded_source(decoder: Decoder) -> None:
+    close(decoder(vector("hift", "mel"), vector("hift", "source")), vector("hift", "wav"), 1e-5)
+
+
+def test_stft_pair_equals_torch(decoder: Decoder) -> None:
+    signal = torch.randn(2, 400, generator=torch.Generator().manual_seed(0))
+    window = torch.hann_window(HIFT.n_fft)
+    expected = torch.stft(signal, HIFT.n_fft, HIFT.hop, window=window, return_complex=True)
+    spectrum = decoder.stft.analyse(signal[:, None])
+    close(spectrum, torch.cat([expected.real, expected.imag], dim=1), 1e-5)
+
+    # Not the spectrum of any signal, so that the inverse's treatment of bins 0 and n/2 shows.
+    real, imaginary = cast("tuple[Tensor, Tensor]", (spectrum + 0.5).chunk(2, dim=1))
+    back = torch.istft(torch.complex(real, imaginary), HIFT.n_fft, HIFT.hop, window=window)
+    close(decoder.stft.synthesise(real, imaginary), back, 1e-5)

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cosyserve.errors import BundleError
+from cosyserve_build.verify import Report, verify
+
+TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"
+
+
+def edit_vectors(folder: Path, stem: str, **changes: np.ndarray | None) -> None:
+    path = folder / "vectors" / f"{stem}.npz"
+    with np.load(path) as archive:
+        tensors = dict(archive.items())
+    for key, value in changes.items():
+        if value is None:
+            del tensors[key]
+        else:
+            tensors[key] = value
+    np.savez(path, **tensors)
+
+
+def missed(report: Report) -> set[str]:
+    return {row.name for row in report.rows if not row.passed}
+
+
+def copy_set(target: Path) -> Path:
+    shutil.copytree(TINY, target, copy_function=shutil.copyfile)
+    for folder in (target, *target.rglob("*")):
+        folder.chmod(0o755 if folder.is_dir() else 0o644)
+    return target
+
+
+@pytest.fixture(scope="module")
+def clean() -> Report:
+    return verify(TINY)
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """One run over a copy with several independent damages."""
+    folder = copy_set(tmp_path_factory.mktemp("damaged") / "set")
+    with np.load(TINY / "vectors" / "flow.npz") as flow, np.load(TINY / "vectors" / "llm.npz") as llm:
+        logp, spks, steps = llm["logp"].copy(), flow["spks"].copy(), flow["chunk0_euler_states"]
+        emitted = llm["bistream_prompt_emitted"].copy()
+    logp[0, 7] += 1e-3
+    emitted[-1] += 1
+    spks[0, 3] = np.nan
+    edit_vectors(folder, "llm", logp=logp, bistream_prompt_emitted=emitted)
+    edit_vectors(
+        folder,
+        "flow",
+        spks=spks,
+        t_steps=None,
+        chunk0_euler_states=steps[:, :, :-1],
+        surprise=np.zeros(3, np.float32),
+    )
+    np.savez(folder / "vectors" / "extra.npz", unknown=np.zeros(2, np.float32))
+    state = torch.load(folder / "bundle" / "hift.pt", weights_only=True)
+    state["conv_post.bias"] = state["conv_post.bias"] + 0.01
+    torch.save(state, folder / "bundle" / "hift.pt")
+    return verify(folder)
+
+
+def test_every_recorded_tensor_passes(clean: Report) -> None:
+    assert missed(clean) == set()
+    assert clean.misses == 0
+
+
+def test_every_recorded_tensor_is_a_row_or_declared(clean: Report) -> None:
+    recorded = []
+    for path in (TINY / "vectors").glob("*.npz"):
+        with np.load(path) as archive:
+            recorded += [f"{path.stem}/{key}" for key in archive.files]
+    named = [row.name for row in clean.rows] + [name for name, _ in clean.declared]
+    assert sorted(named) == sorted(recorded)
+    assert all(reason for _, reason in clean.declared)
+
+
+def test_only_inputs_are_declared(clean: Report) -> None:
+    assert {name for name, _ in clean.declared} == {
+        "ras/logp",
+        "ras/history",
+        "ras/ignore_eos",
+        "ras/race_q_nucleus",
+        "ras/race_q_full",
+        "ras/cdf_u",
+        "hift/noise",
+        "hift/rand_ini",
+        "hift/stream0_source",
+        "hift/stream1_source",
+        "hift/stream2_source",
+    }
+
+
+def test_tolerances_follow_the_recorded_float_noise(clean: Report) -> None:
+    tolerance = {row.name: row.tolerance for row in clean.rows}
+    assert tolerance["llm/greedy_tokens"] == 0
+    assert tolerance["llm/logits"] == tolerance["flow/full_offline_mel"] == tolerance["flow/est_out_streaming"] == 1e-4
+    assert tolerance["flow/chunk0_euler_states"] == 2e-4
+    assert tolerance["hift/f0"] == 1e-2
+    assert tolerance["hift/stream1_wav_raw"] == 1e-5
+    assert tolerance["e2e/offline_pcm"] == 5e-3
+
+
+def test_json_form(clean: Report) -> None:
+    data = json.loads(clean.to_json())
+    assert set(data) == {"rows", "declared", "misses"}
+    assert all(set(row) == {"name", "shape", "max_abs_error", "tolerance", "pass"} for row in data["rows"])
+    logits = next(row for row in data["rows"] if row["name"] == "llm/logits")
+    assert logits["shape"] == [21, 6564]
+    assert 0 < logits["max_abs_error"] < 1e-4
+    assert logits["pass"] is True
+
+
+def test_damage_is_a_miss_and_nothing_else_is(damaged: Report) -> None:
+    # The vocoder's last bias moves every waveform, and no other stage.
+    waves = {f"hift/stream{i}_wav{kind}" for i in range(3) for kind in ("", "_raw")} | {"hift/wav"}
+    pcm = {"e2e/offline_pcm", "e2e/offline_speed125_pcm"} | {f"e2e/stream{i}_pcm" for i in range(3)}
+    others = {
+        "llm/logp",
+        "llm/bistream_prompt_emitted",
+        "flow/spks",
+        "flow/t_steps",
+        "flow/chunk0_euler_states",
+        "flow/surprise",
+        "extra/unknown",
+    }
+    assert waves | others <= missed(damaged) <= waves | others | pcm
+    assert damaged.misses == len(missed(damaged))
+
+
+def test_the_table_shows_misses_and_their_causes(damaged: Report) -> None:
+    *lines, summary = damaged.table().splitlines()
+    assert sum(" MISS" in line for line in lines) == damaged.misses
+    assert summary == f"{len(damaged.rows)} compared, {len(damaged.declared)} declared, {damaged.misses} misses"
+    assert any(line.startswith("flow/spks ") and line.endswith("MISS not finite") for line in lines)
+
+
+def test_damage_is_explained(damaged: Report) -> None:
+    note = {row.name: row.note for row in damaged.rows}
+    assert note["flow/surprise"] == "no check for this tensor"
+    assert note["flow/spks"] == "not finite"
+    assert note["flow/t_steps"] == "listed in the manifest, but not recorded"
+    assert note["flow/chunk0_euler_states"] == "shape [10, 80, 250]"
+    error = {row.name: row.max_abs_error for row in damaged.rows}
+    assert error["llm/logp"] == pytest.approx(1e-3, rel=0.1)
+    assert error["flow/spks"] is None
+
+
+def test_a_broken_stage_is_reported_as_misses_of_its_tensors(tmp_path: Path) -> None:
+    folder = copy_set(tmp_path / "set")
+    (folder / "bundle" / "llm.pt").write_bytes(b"not a checkpoint")
+    report = verify(folder)
+    assert {"llm/logits", "llm/greedy_tokens", "flow/token"} <= missed(report)
+    note = next(row.note for row in report.rows if row.name == "llm/logits")
+    assert note.startswith("BundleError: llm.pt: unreadable")
+    assert "ras/race_token" not in missed(report)
+
+
+def test_a_set_without_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        verify(tmp_path)

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from cosyserve.bundle import Bundle, expected_shapes, read, read_config
+from cosyserve.errors import Unsupported
+from cosyserve.llm.sampling import RasSampler
+from cosyserve.text.tokenizer import Tokenizer
+from cosyserve_build.synth import synth_bundle, write_recipe
+from cosyserve_build.verify import FlowProbe, HiftProbe, LlmProbe
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("synth")
+    synth_bundle(folder, 2, "tiny", seed=3)
+    return read(folder)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    opened = read(folder)
+    return {**opened.llm(), **opened.flow(), **opened.hift()}
+
+
+def test_the_seed_decides_the_weights(bundle: Bundle, tmp_path: Path) -> None:
+    synth_bundle(tmp_path / "same", 2, "tiny", seed=3)
+    synth_bundle(tmp_path / "other", 2, "tiny", seed=4)
+    first, same, other = weights(bundle.folder), weights(tmp_path / "same"), weights(tmp_path / "other")
+    assert all(torch.equal(first[key], same[key]) for key in first)
+    assert not torch.equal(first["encoder_proj.weight"], other["encoder_proj.weight"])
+    for name in ("campplus.onnx", "speech_tokenizer_v2.onnx", "CosyVoice-BlankEN/merges.txt"):
+        assert (bundle.folder / name).read_bytes() == (tmp_path / "same" / name).read_bytes()
+
+
+def test_the_bundle_says_that_its_weights_are_random(bundle: Bundle) -> None:
+    assert json.loads((bundle.folder / "configuration.json").read_text())["random_weights"] is True
+
+
+def test_full_size_has_the_official_dimensions(tmp_path: Path) -> None:
+    write_recipe(tmp_path, "full")
+    config = read_config(tmp_path)
+    parameters = {p: sum(map(math.prod, expected_shapes(config, p).values())) for p in ("llm", "flow", "hift")}
+    assert parameters["llm"] == pytest.approx(505.8e6, abs=0.1e6)
+    assert parameters["flow"] == pytest.approx(112.549e6, abs=0.001e6)
+    assert parameters["hift"] == pytest.approx(20.8213e6, abs=0.02e6)
+    tokenizer = Tokenizer.from_bundle(tmp_path / "CosyVoice-BlankEN", 2)
+    assert tokenizer.special("<|endoftext|>") == 151643
+    assert tokenizer.special("<|endofprompt|>") == 151646
+    assert max(tokenizer.encode("The quiet lake, 今天的天气")) < 656
+
+
+def test_every_byte_has_a_token_and_merges_are_used(bundle: Bundle) -> None:
+    tokenizer = Tokenizer.from_bundle(bundle.tokenizer, 2)
+    vocab = json.loads((bundle.tokenizer / "vocab.json").read_text("utf-8"))
+    assert sum(len(piece) == 1 for piece in vocab) == 256
+    assert len(tokenizer) <= bundle.config.llm.vocab
+    rare = "\x00\x7fé한😀𝄞"
+    assert len(tokenizer.encode(rare)) == len(rare.encode("utf-8"))
+    assert len(tokenizer.encode("the train to the harbor")) < 15
+
+
+def test_utterances_end_and_vary(bundle: Bundle) -> None:
+    config = bundle.config.llm
+    model = LlmProbe(config, bundle.llm())
+    texts, lengths, used = 20, [], set()
+    with torch.no_grad():
+        for seed in range(10):
+            sampler = RasSampler.of(config, seed)
+            model.reset()
+            embeds, count = model.prompt(list(range(seed, seed + texts)), []), 0
+            while count < 20 * texts:
+                token = sampler(model.forward(embeds), hold=count < 2 * texts)
+                if token >= config.end:
+                    assert token == config.end
+                    break
+                used.add(token)
+                count += 1
+                embeds = model.embed_speech([token])
+            lengths.append(count)
+    assert 5 < np.mean(lengths) / texts < 14
+    assert sum(length < 20 * texts for length in lengths) >= 7
+    assert len(used) > 800
+
+
+def test_the_sound_is_voiced_and_neither_silent_nor_clipped(bundle: Bundle) -> None:
+    voice = bundle.spk2info()["demo"]
+    prompt, mel, embedding = (
+        voice[key] for key in ("flow_prompt_speech_token", "prompt_speech_feat", "flow_embedding")
+    )
+    tokens = np.random.default_rng(0).integers(0, 6561, 100)
+    with torch.no_grad():
+        flow = FlowProbe(
+            bundle.config.flow, bundle.flow(), prompt[0], torch.from_numpy(mel).mT, torch.from_numpy(embedding)
+        )
+        new_mel = flow.run(tokens, streaming=True, finalize=True).new_mel
+        assert new_mel.shape == (1, 80, 200)
+        hift = HiftProbe(bundle)
+        f0 = hift.f0(new_mel)
+        wave = hift.wave(new_mel, hift.source(f0, torch.randn(1, 200 * 480, 9)))
+    assert 0.5 < float(new_mel.std()) < 4
+    assert f0.min() > 60
+    assert f0.max() < 320
+    assert 0.03 < float(np.sqrt(np.mean(wave**2))) < 0.15
+    assert float(np.abs(wave).max()) < 0.99
+
+
+def test_the_voice_is_a_stored_zero_shot_speaker(bundle: Bundle) -> None:
+    voice = bundle.spk2info()["demo"]
+    count = voice["flow_prompt_speech_token"].shape[1]
+    assert 50 <= count <= 75
+    assert voice["prompt_speech_feat"].shape == (1, 2 * count, 80)
+    assert voice["prompt_text_len"][0] == voice["prompt_text"].shape[1]
+    assert voice["embedding"].shape == (1, 192)
+    tokenizer = Tokenizer.from_bundle(bundle.tokenizer, 2)
+    assert tokenizer.encode("The small boat drifted slowly across the quiet lake.") == list(voice["prompt_text"][0])
+
+
+@pytest.mark.parametrize("frames", [1, 3, 4, 5, 100, 375])
+def test_speech_tokenizer_graph(bundle: Bundle, frames: int) -> None:
+    session = onnxruntime.InferenceSession(bundle.speech_tokenizer, providers=["CPUExecutionProvider"])
+    feats = np.random.default_rng(frames).standard_normal((2, 128, frames), dtype=np.float32)
+    (ids,) = session.run(None, {"feats": feats, "feats_length": np.array([frames, frames], np.int32)})
+    assert ids.dtype == np.int32
+    assert ids.shape == (2, math.ceil(frames / 4))
+    assert 0 <= ids.min() <= ids.max() <= 6560
+    assert not np.array_equal(ids[0], ids[1])
+    (short,) = session.run(None, {"feats": feats, "feats_length": np.array([0, frames], np.int32)})
+    assert len(set(short[0])) == 1
+    assert np.array_equal(short[1], ids[1])
+
+
+def test_speaker_graph(bundle: Bundle) -> None:
+    session = onnxruntime.InferenceSession(bundle.campplus, providers=["CPUExecutionProvider"])
+    feats = np.random.default_rng(0).standard_normal((2, 120, 80), dtype=np.float32)
+    (vectors,) = session.run(None, {"input": feats})
+    assert vectors.shape == (2, 192)
+    assert np.linalg.norm(vectors[0] - vectors[1]) > 0.1 * np.linalg.norm(vectors[0])
+
+
+def test_other_versions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="version 3"):
+        synth_bundle(tmp_path, 3, "tiny", seed=0)
