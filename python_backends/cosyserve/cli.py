@@ -34,8 +34,9 @@ def serve(
     if profile not in PROFILES:
         raise typer.BadParameter(f"one of {', '.join(PROFILES)}", param_hint="--profile")
     server = Server(weights, profile, host, grpc_port, metrics_port, log=log)
-    # Both signals leave through the same door, so that Triton is stopped too.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # Both signals leave through the same door, so that Triton is stopped too; a background shell job ignores SIGINT.
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, signal.default_int_handler)
     try:
         if Weights(weights).random:
             print(RANDOM, file=sys.stderr)

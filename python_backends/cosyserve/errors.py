@@ -84,3 +84,10 @@ class ServeError(CosyServeError):
     """The server process could not be started or did not become ready."""
 
     code = "FAILED_PRECONDITION"
+
+
+def passed_on(code: str, message: str) -> CosyServeError:
+    """An error of an inner model, as the entry model raises it again."""
+    error = CosyServeError(message)
+    error.code = code
+    return error

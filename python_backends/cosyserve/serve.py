@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -65,6 +66,8 @@ class Server:
             WeightsError: the weights folder cannot be used.
         """
         Weights(self.weights)
+        for port in (self.grpc_port, self.metrics_port):
+            _check_free(self.host, port)
         with contextlib.ExitStack() as stack:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cosyserve-")))
             log = self.log or scratch / "triton.log"
@@ -126,6 +129,16 @@ def model_repository() -> Path:
         if folder.is_dir():
             return folder
     raise ServeError("the model repository is missing from this installation")
+
+
+def _check_free(host: str, port: int) -> None:
+    # Another server on the port would answer in the name of ours.
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServeError(f"cannot listen on {host}:{port}: {error.strerror}") from None
 
 
 def _tritonserver(scratch: Path) -> tuple[str, dict[str, str], list[str]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import ceil, gcd
 
+import kaldi_native_fbank as knf
 import numpy as np
+import soxr
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
@@ -14,13 +15,9 @@ from cosyserve.config import MelConfig
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-_ZEROS = 6  # zero crossings of the low-pass sinc on each side
-_ROLLOFF = 0.99  # cut-off as a part of the lower Nyquist rate
-_BLOCK = 1 << 16  # output samples resampled at once
-
 
 def resample(samples: Float32, rate: int, target: int) -> Float32:
-    """Band-limited resampling with a Hann-windowed sinc (torchaudio transforms :: Resample, its defaults).
+    """Band-limited resampling by soxr at quality HQ. Upstream's audio loader uses another low-pass filter.
 
     Args:
         samples: [n].
@@ -28,37 +25,10 @@ def resample(samples: Float32, rate: int, target: int) -> Float32:
         target: Hz wanted.
 
     Returns:
-        [ceil(n * target / rate)].
+        [n * target / rate, rounded].
     """
-    if rate == target:
-        return samples
-    divisor = gcd(rate, target)
-    step, phases = rate // divisor, target // divisor
-    weights, first = _sinc(step, phases)
-    taps = weights.shape[1]
-    index = np.arange(ceil(phases * len(samples) / step))
-    phase = index % phases
-    start = index // phases * step + first[phase]
-    left = max(0, -int(start.min(initial=0)))
-    right = max(0, int(start.max(initial=0)) + taps - len(samples))
-    windows = sliding_window_view(np.pad(samples, (left, right)), taps)
-    blocks = [slice(i, i + _BLOCK) for i in range(0, len(index), _BLOCK)]
-    out = [np.einsum("nt,nt->n", windows[start[b] + left], weights[phase[b]]) for b in blocks]
-    resampled: Float32 = np.concatenate(out)
+    resampled: Float32 = soxr.resample(samples, rate, target, quality="HQ")
     return resampled
-
-
-@lru_cache(maxsize=8)
-def _sinc(step: int, phases: int) -> tuple[Float32, NDArray[np.int64]]:
-    """Weights [phases, taps] and, for each phase, the first input sample they apply to."""
-    cutoff = _ROLLOFF * min(step, phases)  # in half cycles per `step` input samples
-    half = _ZEROS * step / cutoff
-    centre = np.arange(phases) * step / phases
-    first = np.ceil(centre - half).astype(np.int64)
-    position = first[:, None] + np.arange(ceil(2 * half) + 1) - centre[:, None]
-    t = np.clip(position * cutoff / step, -_ZEROS, _ZEROS)
-    weights = np.sinc(t) * np.cos(t * np.pi / (2 * _ZEROS)) ** 2 * cutoff / step
-    return weights.astype(np.float32), first
 
 
 def log_mel_128(wave: Float32) -> Float32:
@@ -134,25 +104,19 @@ def fbank(wave: Float32) -> Float32:
     Returns:
         [1 + (n - 400) // 160, 80].
     """
-    # Each step rounds to float32 as the original does: in quiet bins that rounding is most of the value's error.
-    frames = sliding_window_view(wave, 400)[::160]
-    frames = frames - frames.mean(axis=1, keepdims=True)
-    frames = frames - np.float32(0.97) * np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
-    angle = np.arange(400, dtype=np.float32) * np.float32(2 * np.pi / 399)
-    hann = np.float32(0.5) - np.float32(0.5) * np.cos(angle.astype(np.float64)).astype(np.float32)
-    power = np.abs(np.fft.rfft(frames * hann ** np.float32(0.85), 512)[:, :256]) ** 2
-    energies: Float32 = np.log(np.maximum(power @ _kaldi_filters().T, np.finfo(np.float32).eps)).astype(np.float32)
+    extractor = knf.OnlineFbank(_fbank_options())
+    extractor.accept_waveform(16_000, wave)
+    energies: Float32 = np.stack([extractor.get_frame(i) for i in range(extractor.num_frames_ready)])
     return energies
 
 
 @lru_cache(maxsize=1)
-def _kaldi_filters() -> Float64:
-    """80 triangles, straight on Kaldi's mel scale, over 20 Hz to 8 kHz: [80, 256]."""
-    low, high, *bins = 1127.0 * np.log1p(np.concatenate([[20.0, 8000.0], np.arange(256) * 31.25]) / 700.0)
-    step = (high - low) / 81
-    position = (np.array(bins) - low) / step - np.arange(80)[:, None]
-    filters: Float64 = np.maximum(0.0, np.minimum(position, 2.0 - position))
-    return filters
+def _fbank_options() -> knf.FbankOptions:
+    # Kaldi's other defaults are upstream's: 25 ms povey windows each 10 ms, pre-emphasis 0.97, 20 Hz to Nyquist.
+    options = knf.FbankOptions()
+    options.frame_opts.dither = 0.0
+    options.mel_opts.num_bins = 80
+    return options
 
 
 def subtract_mean(energies: Float32) -> Float32:

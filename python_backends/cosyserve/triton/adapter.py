@@ -5,6 +5,7 @@ Only this folder imports ``triton_python_backend_utils``, which exists inside Tr
 
 from __future__ import annotations
 
+import functools
 import json
 import traceback
 from collections.abc import Mapping
@@ -14,22 +15,29 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from cosyserve.contracts import Model, Scheduling, Tensor, Tensors
-from cosyserve.errors import CosyServeError, InvalidInput
+from cosyserve.errors import CosyServeError, InvalidInput, StageFailed, passed_on
 from cosyserve.metrics import Metric
 from cosyserve.settings import Settings
 
-CODES = {
-    "INVALID_ARGUMENT": pb_utils.TritonError.INVALID_ARG,
-    "NOT_FOUND": pb_utils.TritonError.NOT_FOUND,
-    "UNAVAILABLE": pb_utils.TritonError.UNAVAILABLE,
-    "UNIMPLEMENTED": pb_utils.TritonError.UNSUPPORTED,
-    "CANCELLED": pb_utils.TritonError.CANCELLED,
-    "INTERNAL": pb_utils.TritonError.INTERNAL,
-}
+CODE_END = " | "
+"""Between code and message in the errors of inner models."""
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 SEQUENCE_START = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
 SEQUENCE_END = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
+
+
+@functools.cache
+def _codes() -> dict[str, Any]:
+    # Triton adds these names to its module only after the model's module was imported.
+    return {
+        "INVALID_ARGUMENT": pb_utils.TritonError.INVALID_ARG,
+        "NOT_FOUND": pb_utils.TritonError.NOT_FOUND,
+        "UNAVAILABLE": pb_utils.TritonError.UNAVAILABLE,
+        "UNIMPLEMENTED": pb_utils.TritonError.UNSUPPORTED,
+        "CANCELLED": pb_utils.TritonError.CANCELLED,
+        "INTERNAL": pb_utils.TritonError.INTERNAL,
+    }
 
 
 def read_settings(args: Mapping[str, str]) -> Settings:
@@ -76,23 +84,36 @@ def read_outputs(answer: Any, model: Model) -> Tensors:
         CosyServeError: the inner model answered with an error; code and message are passed on.
     """
     if answer.has_error():
-        error = CosyServeError(answer.error().message())
-        error.code = next((name for name, code in CODES.items() if code == answer.error().code()), "INTERNAL")
-        raise error
+        code, _, message = answer.error().message().partition(CODE_END)
+        raise passed_on(code, message) if message else StageFailed(f"{model.name} failed")
     arrays = {t.name: pb_utils.get_output_tensor_by_name(answer, t.name).as_numpy() for t in model.outputs}
     return {name: array[0] for name, array in arrays.items()} if _batched(model) else arrays
 
 
 def failure(error: BaseException) -> Any:
-    """The error response for an exception; anything unexpected is logged whole and answered without details."""
+    """The error response of an inner model; the code travels in the message, because BLS drops Triton's."""
+    known = _known(error)
+    return _error(f"{known.code}{CODE_END}{known}", known.code)
+
+
+def final_failure(error: BaseException) -> Any:
+    """The error response that a client sees."""
+    known = _known(error)
+    return _error(str(known), known.code)
+
+
+def _known(error: BaseException) -> CosyServeError:
+    """The error itself if it is ours; anything unexpected is logged whole and answered without details."""
     if isinstance(error, CosyServeError):
-        return _error(str(error), error.code)
+        return error
     pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
-    return _error("internal error; the server's log has the details", "INTERNAL")
+    return StageFailed("internal error; the server's log has the details")
 
 
 def _error(message: str, code: str) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, CODES.get(code, CODES["INTERNAL"])))
+    return pb_utils.InferenceResponse(
+        error=pb_utils.TritonError(message, _codes().get(code, pb_utils.TritonError.INTERNAL))
+    )
 
 
 def _tensors(values: Tensors, specs: tuple[Tensor, ...], model: Model) -> list[Any]:

@@ -16,7 +16,7 @@ from cosyserve.load import load_grid
 from cosyserve.metrics import ACTIVE_STREAMS, AUDIO_SAMPLES, CANCELLED, REFUSED
 from cosyserve.pipeline.admission import Admission
 from cosyserve.pipeline.orchestrate import Chunk, Synthesizer
-from cosyserve.triton.adapter import FINAL, Instrument, failure, read_inputs, read_settings, response
+from cosyserve.triton.adapter import FINAL, Instrument, final_failure, read_inputs, read_settings, response
 from cosyserve.triton.bls import BlsStages
 
 POLL_SECONDS = 0.02
@@ -52,10 +52,10 @@ class Tts:
             await speech
         except asyncio.CancelledError:
             self._cancelled.add(1)
-            last = failure(Cancelled("the client closed the stream"))
+            last = final_failure(Cancelled("the client closed the stream"))
         except Exception as error:
             self._refused.add(isinstance(error, Overloaded))
-            last = failure(error)
+            last = final_failure(error)
         finally:
             watch.cancel()
             self._active.set(self._admission.active)
