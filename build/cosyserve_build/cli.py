@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,18 +16,12 @@ from cosyserve.errors import CosyServeError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
-class Size(str, Enum):
+class Size(StrEnum):
     """Sizes of a synthetic bundle; full has the official dimensions."""
 
     tiny = "tiny"
     small = "small"
     full = "full"
-
-
-class Precision(str, Enum):
-    """How prepared weights are stored."""
-
-    fp32 = "fp32"
 
 
 @contextmanager

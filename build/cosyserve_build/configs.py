@@ -40,7 +40,7 @@ def render(model: Model, flavour: str) -> str:
             made = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
             made.input_map.update(dict(step.inputs))
             made.output_map.update(dict(step.outputs))
-        return HEADER + text_format.MessageToString(config)
+        return HEADER + str(text_format.MessageToString(config))
     config.backend = "python"
     on_gpu = flavour == "gpu" and model.computes
     kind = pb.ModelInstanceGroup.KIND_GPU if on_gpu else pb.ModelInstanceGroup.KIND_CPU
@@ -54,7 +54,7 @@ def render(model: Model, flavour: str) -> str:
         config.parameters[name].string_value = value
     if model.computes:
         config.parameters["device"].string_value = "cuda" if on_gpu else "cpu"
-    return HEADER + text_format.MessageToString(config)
+    return HEADER + str(text_format.MessageToString(config))
 
 
 def paths(repository: Path) -> dict[Path, str]:

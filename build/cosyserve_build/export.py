@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -175,7 +176,8 @@ def _estimator(config: FlowConfig, module: nn.Module) -> Spec:
             {"new": 2, "capacity": 192, "length": 150},
             {"new": 3 * chunk, "capacity": 64, "length": 0},
         ),
-        axes={name: {2: "new"} for name in ("x", "mu", "cond")} | dict.fromkeys(("past_k", "past_v"), {2: "capacity"}),
+        axes={name: {2: "new"} for name in ("x", "mu", "cond")}
+        | {name: {2: "capacity"} for name in ("past_k", "past_v")},
         outputs=("velocity", "new_tails*", "new_k*", "new_v*"),
     )
 
@@ -262,7 +264,9 @@ def _arrays(inputs: Inputs) -> dict[str, NDArray[Any] | list[NDArray[Any]]]:
 def _program(spec: Spec, example: Inputs, outputs: list[str]) -> torch.onnx.ONNXProgram:
     shapes = {name: _dynamic(value, spec.axes.get(name, {})) for name, value in example.items()}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns about its own internals
+        # The exporter warns about its own internals, and about torchvision, which no network here uses.
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             spec.module,
             kwargs=example,
@@ -298,7 +302,6 @@ def _save(program: torch.onnx.ONNXProgram, spec: Spec, path: Path) -> None:
     for old in (path, _data(path)):
         old.unlink(missing_ok=True)
     onnx.save_model(model, str(path), save_as_external_data=True, location=_data(path).name, size_threshold=256)
-    _data(path).chmod(0o644)  # written private; the server may run as another user
 
 
 def _symbols(spec: Spec, model: onnx.ModelProto) -> dict[str, str]:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -70,10 +71,16 @@ def _write(opened: bundle.Bundle, folder: Path, report: Callable[[str], None]) -
     report("embedding tables, noise, tokenizer, speaker model and speech tokenizer: copied")
     (folder / "voices").mkdir()
     store = VoiceStore(folder / "voices")
-    for voice in voices_from_spk2info(opened.spk2info()):
+    speakers = {
+        name: {key: value for key, value in entry.items() if isinstance(value, np.ndarray)}
+        for name, entry in opened.spk2info().items()
+    }
+    for voice in voices_from_spk2info(speakers):
         store.save(voice)
         report(f"voice {voice.name}: imported")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        path.chmod(0o644)  # some writers make them private; the server may run as another user
     manifest = {
         "format": FORMAT,
         "random": _random(opened.folder),

@@ -25,6 +25,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from cosyserve.audio.features import fbank, log_mel_128, prompt_mel, resample, subtract_mean
 from cosyserve.bundle import Bundle, StateDict, read
 from cosyserve.config import FlowConfig, LlmConfig
@@ -41,9 +44,6 @@ from cosyserve.llm.sampling import draw_inverse_cdf, draw_race, nucleus, ras, so
 from cosyserve.text.normalize import normalize
 from cosyserve.text.split import segments
 from cosyserve.text.tokenizer import Tokenizer
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 from cosyserve_build.prepare import flow_noise
 
 if TYPE_CHECKING:

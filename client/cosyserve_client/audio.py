@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from cosyserve.limits import MAX_PROMPT_SECONDS
 from numpy.typing import NDArray
 
+from cosyserve.limits import MAX_PROMPT_SECONDS
 from cosyserve_client.errors import CosyServeClientError, invalid
 
 if TYPE_CHECKING:

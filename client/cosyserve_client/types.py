@@ -7,9 +7,9 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
-from cosyserve.contracts import TTS, Tensor
 from numpy.typing import NDArray
 
+from cosyserve.contracts import TTS, Tensor
 from cosyserve_client.errors import invalid
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from cosyserve.contracts import TTS
-from cosyserve.limits import MAX_MESSAGE_BYTES
 from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import InferenceServerException
 
+from cosyserve.contracts import TTS
+from cosyserve.limits import MAX_MESSAGE_BYTES
 from cosyserve_client.errors import CosyServeClientError, ServerError, StreamTruncated
 from cosyserve_client.types import AudioChunk, SpeechRequest
 

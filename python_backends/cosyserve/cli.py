@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import socket
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cosyserve.errors import CosyServeError
+from cosyserve.errors import CosyServeError, ServeError
 from cosyserve.serve import PROFILES, Server
 from cosyserve.weights import Weights
 from cosyserve_client.cli import say
@@ -19,6 +22,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.command()(say)
 
 RANDOM = "random weights: this is noise, see README to use CosyVoice2-0.5B"
+
+
+SENTENCE = "Hello from CosyServe, streaming chunk by chunk."
 
 
 @app.command()
@@ -33,20 +39,50 @@ def serve(
     """Run Triton on the model repository until interrupted."""
     if profile not in PROFILES:
         raise typer.BadParameter(f"one of {', '.join(PROFILES)}", param_hint="--profile")
-    server = Server(weights, profile, host, grpc_port, metrics_port, log=log)
+    with _one_line_errors(), _server(Server(weights, profile, host, grpc_port, metrics_port, log=log)) as process:
+        print(f"ready: gRPC on {host}:{grpc_port}, metrics on http://{host}:{metrics_port}/metrics", flush=True)
+        code = process.wait()
+        raise ServeError(f"tritonserver ended with code {code}")
+
+
+@app.command()
+def demo(
+    weights: Annotated[Path, typer.Option(help="folder written by cosyserve-build prepare")],
+    output: Annotated[str, typer.Option("-o", "--output", help="WAV file")] = "demo.wav",
+    text: Annotated[str, typer.Argument(help="what to say")] = SENTENCE,
+) -> None:
+    """Start a server on free loopback ports, say one sentence, stop the server."""
+    server = Server(weights, grpc_port=_free_port(), metrics_port=_free_port())
+    with _one_line_errors(), _server(server):
+        print(f"saying: {text}", flush=True)
+        say(text, output=output, url=f"{server.host}:{server.grpc_port}")
+
+
+@contextmanager
+def _server(server: Server) -> Iterator[subprocess.Popen[bytes]]:
     # Both signals leave through the same door, so that Triton is stopped too; a background shell job ignores SIGINT.
     for ending in (signal.SIGTERM, signal.SIGINT):
         signal.signal(ending, signal.default_int_handler)
     try:
-        if Weights(weights).random:
+        if Weights(server.weights).random:
             print(RANDOM, file=sys.stderr)
         with server.running() as process:
-            print(f"ready: gRPC on {host}:{grpc_port}, metrics on http://{host}:{metrics_port}/metrics", flush=True)
-            code = process.wait()
-        print(f"error: tritonserver ended with code {code}", file=sys.stderr)
-        raise typer.Exit(1)
+            yield process
+    except KeyboardInterrupt:
+        raise typer.Exit(128 + signal.SIGINT) from None
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
     except CosyServeError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(128 + signal.SIGINT) from None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

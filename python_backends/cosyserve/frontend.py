@@ -33,9 +33,6 @@ SpeakerSession = Callable[[Float32], NDArray[Any]]
 TokenizerSession = Callable[[Float32, Int32], NDArray[Any]]
 """Speech tokenizer: log-mel [1, 128, T] and T as [1] -> speech tokens, any shape."""
 
-CACHED_PROMPTS = 32
-"""Inline prompts whose features are kept; each takes up to 0.5 MB."""
-
 
 class Voices(Protocol):
     """Where registered voices come from."""
@@ -126,10 +123,11 @@ class Frontend:
             Unsupported: voice conversion, or a speed other than 1.
         """
         _check_features(request)
-        texts = self._segments(request.text)
+        _check_text("text", request.text, limits.MAX_TEXT_CHARS)
         _check_optional_text("prompt_text", request.prompt_text, limits.MAX_PROMPT_TEXT_CHARS)
         instruct = None if request.instruct is None else request.instruct.strip().removesuffix(END_OF_PROMPT)
         _check_optional_text("instruct", instruct, limits.MAX_INSTRUCT_CHARS)
+        texts = self._segments(request.text)
         voice = self._voice(request)
         mode = request.mode or _infer_mode(request, voice)
         _check_mode(mode, request, voice)
@@ -168,8 +166,6 @@ class Frontend:
         )
 
     def _segments(self, text: str) -> list[Int32]:
-        _check_text("text", text, limits.MAX_TEXT_CHARS)
-
         def count(part: str) -> int:
             return len(self._tokenizer.encode_user(part))
 
@@ -219,7 +215,7 @@ class Frontend:
         voice = self._listen(samples, rate)
         with self._lock:
             self._prompts[key] = voice
-            if len(self._prompts) > CACHED_PROMPTS:
+            if len(self._prompts) > limits.CACHED_PROMPTS:
                 self._prompts.popitem(last=False)
         return voice
 

@@ -26,8 +26,14 @@ MIN_PROMPT_RATE = 16_000
 MAX_PROMPT_RATE = 192_000
 """Highest prompt sample rate in Hz that an audio interface delivers."""
 
+MAX_PROMPT_PEAK = 2.0
+"""Largest sample value of prompt audio: float audio may overshoot 1.0, samples on an integer scale are far above."""
+
 SILENCE_PEAK = 1e-4
 """Prompt audio whose peak is below this (-80 dBFS) holds no voice."""
+
+CACHED_PROMPTS = 32
+"""Inline prompts whose features are kept; each takes up to 0.5 MB."""
 
 MIN_TOKENS_PER_TEXT_TOKEN = 2
 """Speech tokens per text token before an end is allowed (upstream llm.py :: inference)."""

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from safetensors.numpy import load_file
 
 from cosyserve.errors import WeightsError
-from cosyserve.flow.sessions import FlowSessions
 from cosyserve.flow.stream import FlowNetworks
 from cosyserve.frontend import Frontend
-from cosyserve.hift.sessions import HiftSessions
 from cosyserve.hift.stream import HiftNetworks
 from cosyserve.llm.engine import LlmNetworks
 from cosyserve.pipeline.orchestrate import Grid
 from cosyserve.runtimes.onnx import OnnxGraph
 from cosyserve.settings import Settings
+from cosyserve.text.normalize import preload
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve.voices import VoiceStore
 from cosyserve.weights import Weights, map_tensors
@@ -41,6 +38,7 @@ def load_frontend(settings: Settings) -> Frontend:
     # These two files come from the bundle as they are, so their tensors are addressed by position.
     speaker = OnnxGraph(weights.file("campplus.onnx"), settings.threads)
     tokenizer = OnnxGraph(weights.file("speech_tokenizer.onnx"), settings.threads)
+    preload()
     return Frontend(
         weights.config,
         Tokenizer.load(weights.file("tokenizer.json")),
@@ -50,7 +48,7 @@ def load_frontend(settings: Settings) -> Frontend:
     )
 
 
-def load_llm(settings: Settings) -> LlmNetworks:
+def load_llm_networks(settings: Settings) -> LlmNetworks:
     """The language model and its embedding tables; the tables stay on disk and are read row by row."""
     weights = Weights(settings.folder)
     graph = _graph(weights, "llm", settings)
@@ -58,24 +56,23 @@ def load_llm(settings: Settings) -> LlmNetworks:
     return LlmNetworks(weights.config.llm, graph, tables["text"], tables["speech"], tables["special"])
 
 
-def load_flow(settings: Settings, count_frames: Callable[[int], None]) -> FlowSessions:
+def load_flow_networks(settings: Settings) -> FlowNetworks:
     """Encoder, estimator and noise."""
     weights = Weights(settings.folder)
-    networks = FlowNetworks(
+    return FlowNetworks(
         weights.config.flow,
         encoder=_graph(weights, "flow_encoder", settings),
         estimator=_graph(weights, "flow_estimator", settings),
         noise=load_file(weights.file("flow.safetensors"))["noise"],
         tail_channels=tuple(weights.manifest["tail_channels"]),
     )
-    return FlowSessions(networks, settings.voice_cache_mib * 2**20, count_frames)
 
 
-def load_hift(settings: Settings) -> HiftSessions:
+def load_hift_networks(settings: Settings) -> HiftNetworks:
     """The vocoder's three graphs."""
     weights = Weights(settings.folder)
     f0, source, decoder = (_graph(weights, name, settings) for name in ("hift_f0", "hift_source", "hift_decoder"))
-    return HiftSessions(HiftNetworks(weights.config.hift, f0, source, decoder))
+    return HiftNetworks(weights.config.hift, f0, source, decoder)
 
 
 def _graph(weights: Weights, name: str, settings: Settings) -> OnnxGraph:

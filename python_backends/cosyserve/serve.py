@@ -116,10 +116,11 @@ class Server:
         import tritonclient.grpc as grpc_client
         from tritonclient.utils import InferenceServerException
 
-        with contextlib.suppress(InferenceServerException):
+        try:
             with grpc_client.InferenceServerClient(f"{self.host}:{self.grpc_port}") as client:
                 return bool(client.is_server_ready(client_timeout=2))
-        return False
+        except InferenceServerException:
+            return False
 
 
 def model_repository() -> Path:

@@ -20,10 +20,11 @@ from typing import Any
 
 import grpc
 import numpy as np
-from cosyserve.contracts import TTS
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor
+
+from cosyserve.contracts import TTS
 
 SAMPLE_RATE = 24_000
 CHUNK = 2400

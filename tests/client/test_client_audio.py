@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+
 from cosyserve.limits import MAX_PROMPT_SECONDS
 from cosyserve_client import InvalidArgument, WavWriter, read_prompt
 

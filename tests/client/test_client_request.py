@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dummy_server import DummyServer
+
 from cosyserve.contracts import TTS
 from cosyserve_client import Client, ConnectFailed, InvalidArgument, NotFound, ServerError, SpeechRequest
 from cosyserve_client.errors import from_status
-from dummy_server import DummyServer
 
 SAMPLES = np.linspace(-1, 1, 1600, dtype=np.float32)
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 import typer
-from cosyserve_client.cli import say
 from dummy_server import SAMPLE_RATE, SINE, DummyServer
 from typer.testing import CliRunner
+
+from cosyserve_client.cli import say
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"
 

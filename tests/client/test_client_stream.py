@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dummy_server import CHUNK, SAMPLE_RATE, SINE, DummyServer
+
 from cosyserve_client import (
     AsyncClient,
     AudioChunk,
@@ -26,7 +28,6 @@ from cosyserve_client import (
     Unavailable,
     Unimplemented,
 )
-from dummy_server import CHUNK, SAMPLE_RATE, SINE, DummyServer
 
 Speak = Callable[..., None]
 

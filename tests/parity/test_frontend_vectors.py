@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import soundfile
+
 from cosyserve.audio.features import fbank, log_mel_128, prompt_mel, resample, subtract_mean
 from cosyserve.config import FlowConfig, HiftConfig, LlmConfig, MelConfig, ModelConfig
 from cosyserve.frontend import Frontend, Request

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from torch import Tensor
+
 from cosyserve.config import FlowConfig, HiftConfig, LlmConfig
 from cosyserve.flow.encoder import FlowEncoder
 from cosyserve.flow.unet import GuidedFlow, tail_channels
 from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import HarmonicSource
 from cosyserve.llm.qwen2 import SpeechLM
-from torch import Tensor
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from cosyserve.errors import BundleError
 from cosyserve_build.verify import Report, verify
 

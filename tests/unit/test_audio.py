@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+
 from cosyserve import limits
 from cosyserve.audio.features import Float32, fbank, log_mel_128, prompt_mel, resample, subtract_mean
 from cosyserve.audio.prompt import check_prompt
@@ -61,34 +62,48 @@ def test_fbank_values() -> None:
     assert energies.dtype == np.float32
     bins = [0, 10, 20, 40, 79]
     np.testing.assert_allclose(
-        energies[50, bins], [-11.5606365, -4.5735354, -7.3344316, -15.9423847, -15.9423847], atol=1e-4
+        energies[50, bins], [-11.5606365, -4.5735354, -7.3344316, -15.9423847, -15.9423847], atol=3e-4
     )
     np.testing.assert_allclose(
-        subtract_mean(energies)[50, bins], [-0.4396267, -0.0033054, 0.0175805, -0.3612194, -0.000001], atol=1e-4
+        subtract_mean(energies)[50, bins], [-0.4396267, -0.0033054, 0.0175805, -0.3612194, -0.000001], atol=3e-4
     )
 
 
-def test_resample_values() -> None:
-    up = resample(signal_a(16000), 16000, 24000)
-    assert up.shape == (24000,)
-    assert up.dtype == np.float32
-    np.testing.assert_allclose(
-        up[[0, 1, 2, 100, 12000, 23999]], [0.0006025, 0.1144418, 0.2220682, -0.4331285, 0, -0.1144418], atol=1e-6
-    )
-    down = resample(signal_a(24000), 24000, 16000)
-    assert down.shape == (16000,)
-    np.testing.assert_allclose(
-        down[[0, 1, 2, 100, 8000, 15999]], [0.0138625, 0.1756175, 0.2415166, -0.6001463, 0, -0.1756175], atol=1e-6
-    )
+RATES = [(16000, 24000), (24000, 16000), (16001, 24000), (44100, 16000), (48000, 24000), (192000, 24000)]
 
 
-@pytest.mark.parametrize("rate", [16001, 44100, 48000, 192000])
-def test_resample_keeps_a_tone_at_any_rate(rate: int) -> None:
-    tone = np.sin(2 * np.pi * 1000 * np.arange(rate) / rate).astype(np.float32)
-    heard = resample(tone, rate, 24000)
-    expected = np.sin(2 * np.pi * 1000 * np.arange(24000) / 24000)
-    assert heard.shape == expected.shape
-    np.testing.assert_allclose(heard[200:-200], expected[200:-200], atol=2e-3)
+@pytest.mark.parametrize(("rate", "target"), RATES)
+def test_resampling_keeps_a_tone_and_its_energy(rate: int, target: int) -> None:
+    heard = resample(signal_a(rate), rate, target)
+    assert heard.dtype == np.float32
+    assert heard.shape == (target,)
+    # The ends of the tone are steps, which no band-limited signal has.
+    np.testing.assert_allclose(heard[200:-200], signal_a(target)[200:-200], atol=1e-4)
+    assert (heard**2).mean() == pytest.approx((0.5**2 + 0.1**2) / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(("rate", "target"), [(24000, 16000), (48000, 24000), (192000, 16000)])
+def test_resampling_removes_what_the_target_cannot_hold(rate: int, target: int) -> None:
+    tone = np.sin(2 * np.pi * 0.6 * target * np.arange(rate) / rate).astype(np.float32)
+    assert np.abs(resample(tone, rate, target)[200:-200]).max() < 1e-3
+
+
+@pytest.mark.parametrize("samples", [60029, 12345, 8000])
+def test_resampled_length(samples: int) -> None:
+    wave = voiced(samples / 44100, 44100)
+    assert len(resample(wave, 44100, 24000)) == pytest.approx(samples * 24000 / 44100, abs=0.5)
+
+
+def test_a_wave_at_the_wanted_rate_stays_as_it_is() -> None:
+    np.testing.assert_array_equal(resample(signal_a(24000), 24000, 24000), signal_a(24000))
+
+
+def test_fbank_frames_lie_inside_the_wave() -> None:
+    assert [len(fbank(signal_a(16000)[:n])) for n in (400, 559, 560, 8000)] == [1, 1, 2, 48]
+
+
+def test_fbank_of_digital_silence_is_the_floor() -> None:
+    np.testing.assert_allclose(fbank(np.zeros(800, np.float32)), np.log(np.finfo(np.float32).eps), atol=1e-6)
 
 
 def voiced(seconds: float, rate: int = 16000) -> Float32:

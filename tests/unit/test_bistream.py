@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from cosyserve.config import LlmConfig
 from cosyserve.errors import StageFailed
 from cosyserve.llm.bistream import Interleaver

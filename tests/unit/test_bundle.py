@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from cosyserve.bundle import expected_shapes, fold_weight_norm, read, read_config, read_yaml
 from cosyserve.errors import BundleError, Unsupported
 

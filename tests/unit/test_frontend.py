@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
 from cosyserve import limits
 from cosyserve.config import FlowConfig, HiftConfig, LlmConfig, MelConfig, ModelConfig
 from cosyserve.errors import InvalidInput, Unsupported, VoiceNotFound
-from cosyserve.frontend import CACHED_PROMPTS, Frontend, Request, Utterance
+from cosyserve.frontend import Frontend, Request, Utterance
 from cosyserve.text.tokenizer import SPECIALS, Tokenizer
 from cosyserve.voices import Voice, VoiceStore
 
@@ -183,11 +185,11 @@ def test_the_same_prompt_is_heard_once(frontend: Frontend, networks: Networks) -
 
 def test_the_cache_of_prompts_is_bounded(frontend: Frontend, networks: Networks) -> None:
     frontend(inline())
-    for i in range(CACHED_PROMPTS):
+    for i in range(limits.CACHED_PROMPTS):
         frontend(inline(prompt_audio=voiced(0.5, pitch=0.2 + i / 100)))
-    assert len(frontend._prompts) == CACHED_PROMPTS
+    assert len(frontend._prompts) == limits.CACHED_PROMPTS
     frontend(inline())
-    assert networks.calls == CACHED_PROMPTS + 2
+    assert networks.calls == limits.CACHED_PROMPTS + 2
 
 
 def test_a_voice_from_audio_serves_like_the_audio(frontend: Frontend) -> None:
@@ -245,6 +247,15 @@ def test_a_wrong_field_is_named(frontend: Frontend, request_: Request, field: st
         frontend(request_)
     assert caught.value.field == field
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("field", ["text", "prompt_text", "instruct"])
+def test_a_far_too_long_text_is_refused_at_once(frontend: Frontend, field: str) -> None:
+    request = replace(inline(text="1 " * (limits.MAX_TEXT_CHARS // 2)), **{field: "1 " * 50_000})
+    started = time.perf_counter()
+    with pytest.raises(InvalidInput, match=f"^{field}: has 100000|^{field}: has 99999"):
+        frontend(request)
+    assert time.perf_counter() - started < 0.05
 
 
 def test_unknown_voice(frontend: Frontend) -> None:

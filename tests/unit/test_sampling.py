@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from cosyserve.config import LlmConfig
 from cosyserve.errors import StageFailed
 from cosyserve.llm.sampling import RasSampler, draw_inverse_cdf, draw_race, nucleus, ras, stop_ids

@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+
 from cosyserve.bundle import Bundle, expected_shapes, read, read_config
 from cosyserve.errors import Unsupported
 from cosyserve.llm.sampling import RasSampler

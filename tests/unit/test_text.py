@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
 from cosyserve.errors import BundleError, WeightsError
 from cosyserve.text.normalize import (
     expand_numbers,
@@ -18,8 +21,6 @@ from cosyserve.text.normalize import (
 )
 from cosyserve.text.split import cut, segments, split_paragraph
 from cosyserve.text.tokenizer import SPECIALS, Tokenizer
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"
 CASES = json.loads((TINY / "manifest.json").read_text(encoding="utf-8"))["cases"]

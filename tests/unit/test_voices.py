@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from cosyserve.errors import BundleError, InvalidInput, VoiceNotFound, WeightsError
 from cosyserve.voices import Voice, VoiceStore, voices_from_spk2info
 

@@ -10,9 +10,6 @@ from numpy.typing import NDArray
 from cosyserve import limits
 from cosyserve.errors import InvalidInput
 
-MAX_PEAK = 2.0
-"""Largest sample value: float audio may overshoot 1.0, while samples on an integer scale are far above."""
-
 
 def check_prompt(samples: NDArray[Any], rate: int) -> None:
     """Accepts mono float samples that the prompt networks can use.
@@ -36,7 +33,7 @@ def check_prompt(samples: NDArray[Any], rate: int) -> None:
     peak = float(np.abs(samples).max())
     if not np.isfinite(peak):
         raise InvalidInput("prompt_audio", "holds NaN or infinite samples")
-    if peak > MAX_PEAK:
+    if peak > limits.MAX_PROMPT_PEAK:
         raise InvalidInput("prompt_audio", f"must be scaled to -1..1, its peak is {peak:.4g}")
     if peak < limits.SILENCE_PEAK:
         raise InvalidInput("prompt_audio", "is silent")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -86,7 +86,7 @@ class Synthesizer:
         self._admission = admission
         self._sequences = itertools.count(1)
 
-    async def speak(self, request: Tensors) -> AsyncIterator[Chunk]:
+    async def speak(self, request: Tensors) -> AsyncGenerator[Chunk, None]:
         """Audio chunks of one request, as they are ready; the last has `final` set and no audio.
 
         Args:

@@ -18,7 +18,7 @@ class Outputs(dict[str, NDArray[np.float32]]):
 
     def many(self, name: str) -> list[NDArray[np.float32]]:
         """Outputs ``name_0``, ``name_1``, ... in order."""
-        found = []
+        found: list[NDArray[np.float32]] = []
         while (key := f"{name}_{len(found)}") in self:
             found.append(self[key])
         return found

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from cosyserve.contracts import LLM, Tensors
-from cosyserve.errors import InvalidInput, StageFailed
+from cosyserve.errors import InvalidInput
 from cosyserve.llm.engine import Engine, Sequence
-from cosyserve.load import load_llm
+from cosyserve.load import load_llm_networks
 from cosyserve.metrics import LLM_SEQUENCES, SPEECH_TOKENS
 from cosyserve.triton.adapter import FINAL, Instrument, failure, read_inputs, read_settings, response
 
@@ -27,7 +27,7 @@ class Llm:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by Triton once, before any request."""
         settings = read_settings(args)
-        self._engine = Engine(load_llm(settings), settings.llm_slots)
+        self._engine = Engine(load_llm_networks(settings), settings.llm_slots)
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._answers: dict[int, Answer] = {}
         self._held = Instrument(LLM_SEQUENCES)

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from cosyserve.contracts import FLOW, HIFT, Model
+from cosyserve.flow.sessions import FlowSessions
+from cosyserve.hift.sessions import HiftSessions
 from cosyserve.limits import SEQUENCE_IDLE_SECONDS
-from cosyserve.load import load_flow, load_hift
+from cosyserve.load import load_flow_networks, load_hift_networks
 from cosyserve.metrics import FLOW_FRAMES, FLOW_SEQUENCES, HIFT_SEQUENCES, Metric
 from cosyserve.sessions import SessionFactory, Sessions
 from cosyserve.settings import Settings
@@ -63,7 +65,7 @@ class Flow(SequenceModel):
     def load(self, settings: Settings) -> SessionFactory:
         """Flow networks and the voice cache."""
         self._frames = Instrument(FLOW_FRAMES)
-        return load_flow(settings, self._frames.add)
+        return FlowSessions(load_flow_networks(settings), settings.voice_cache_mib * 2**20, self._frames.add)
 
 
 class Hift(SequenceModel):
@@ -74,4 +76,4 @@ class Hift(SequenceModel):
 
     def load(self, settings: Settings) -> SessionFactory:
         """Vocoder networks."""
-        return load_hift(settings)
+        return HiftSessions(load_hift_networks(settings))

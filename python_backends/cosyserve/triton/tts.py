@@ -20,7 +20,7 @@ from cosyserve.triton.adapter import FINAL, Instrument, final_failure, read_inpu
 from cosyserve.triton.bls import BlsStages
 
 POLL_SECONDS = 0.02
-"""How often a stream looks whether its client is still there; Triton has no call-back for it."""
+"""How often a stream looks whether its client is still there: Triton has no event for it."""
 
 
 class Tts:
@@ -73,7 +73,7 @@ class Tts:
 
 
 async def _cancel_when_gone(sender: Any, speech: asyncio.Task[None]) -> None:
-    while not sender.is_cancelled():
+    while not sender.is_cancelled():  # noqa: ASYNC110 - there is nothing to wait on
         await asyncio.sleep(POLL_SECONDS)
     speech.cancel()
 

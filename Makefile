@@ -1,0 +1,70 @@
+# Every target is one real command; `make` alone lists them.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := .cache/demo-weights
+# Serving never needs torch; building and testing take the plain CPU build of this version.
+TORCH := torch==2.13.0
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.PHONY: demo
+demo: $(VENV)/.cpu $(DEMO)/manifest.json ## start Triton, stream one sentence to demo.wav, stop
+	$(BIN)/cosyserve demo --weights $(DEMO) -o demo.wav
+
+.PHONY: serve
+serve: $(VENV)/.cpu $(DEMO)/manifest.json ## serve the demo weights on 127.0.0.1:8001 (gRPC) and :8002 (metrics)
+	$(BIN)/cosyserve serve --weights $(DEMO)
+
+.PHONY: test
+test: check ## everything: unit, parity, contract, client and end-to-end on the real Triton
+	$(BIN)/python -m pytest
+
+.PHONY: check
+check: $(VENV)/.dev ## ruff, mypy, rendered configurations: seconds
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/cosyserve-build configs --check
+
+.PHONY: format
+format: $(VENV)/.dev ## let ruff fix and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: configs
+configs: $(VENV)/.dev ## render config.pbtxt and configs/cpu.pbtxt from the contracts
+	$(BIN)/cosyserve-build configs
+
+.PHONY: measure
+measure: $(VENV)/.dev $(DEMO)/manifest.json ## streaming figures: recomputation, last chunk, long text, overhead
+	$(BIN)/python loadtest/measure.py --weights $(DEMO)
+
+.PHONY: demo-archive
+demo-archive: $(VENV)/.dev ## make demo/weights.tar.xz anew
+	$(BIN)/python demo/make_archive.py
+
+.PHONY: clean
+clean: ## remove the environment and everything made
+	rm -rf $(VENV) .cache demo.wav
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.cpu: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet -e '.[cpu,client]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet -e '.[dev]'
+	@touch $@ $(VENV)/.cpu
+
+$(DEMO)/manifest.json: demo/weights.tar.xz | $(VENV)/bin/python
+	rm -rf $(DEMO)
+	mkdir -p $(DEMO)
+	$(BIN)/python -m tarfile -e demo/weights.tar.xz $(DEMO)
+	@touch $@

@@ -1,0 +1,154 @@
+"""Streaming figures of one machine: recomputation, cost of late chunks, long text, orchestration, memory.
+
+    python loadtest/measure.py --weights .cache/demo-weights
+
+Each figure compares two things measured in this one run, so it means the same on any machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import socket
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from cosyserve.flow.stream import FlowNetworks, FlowStream, FlowVoice
+from cosyserve.hift.stream import HiftNetworks, HiftStream
+from cosyserve.load import load_flow_networks, load_hift_networks
+from cosyserve.serve import Server
+from cosyserve.settings import Settings
+from cosyserve.voices import VoiceStore
+from cosyserve.weights import Weights
+from cosyserve_client import Client
+
+SENTENCE = "The small boat drifted slowly across the quiet lake. "
+HOP = 25  # tokens: one model chunk, so that all chunks are equal
+
+
+@dataclass(frozen=True)
+class Model:
+    """Networks and first voice of a weights folder, in this process."""
+
+    flow: FlowNetworks
+    hift: HiftNetworks
+    voice: FlowVoice
+
+    @classmethod
+    def load(cls, folder: Path) -> Model:
+        settings = Settings(weights=str(folder), threads=2)
+        store = VoiceStore(folder / "voices")
+        stored = store.get(store.list()[0])
+        voice = FlowVoice(stored.flow_prompt_tokens, stored.prompt_mel, stored.speaker_embedding)
+        return cls(load_flow_networks(settings), load_hift_networks(settings), voice)
+
+    def chunk_seconds(self, tokens: int) -> tuple[list[float], float]:
+        """Seconds of each equal chunk of a segment, and frames computed / frames needed."""
+        speech = np.random.default_rng(0).integers(0, self.flow.config.tokens, tokens).astype(np.int32)
+        flow, hift = FlowStream(self.flow, self.voice), HiftStream(self.hift, seed=0)
+        prompt, ahead = len(self.voice.tokens), self.flow.config.lookahead
+        first = -(-(prompt + HOP) // self.flow.config.chunk) * self.flow.config.chunk - prompt
+        bounds = [0, *(end + ahead for end in range(first, tokens - ahead, HOP)), tokens]
+        seconds = []
+        for start, stop in itertools.pairwise(bounds):
+            began = time.perf_counter()
+            mel = flow.step(speech[start:stop], final=stop == tokens)
+            hift.step(mel, final=stop == tokens)
+            seconds.append(time.perf_counter() - began)
+        needed = self.flow.config.ratio * (prompt + tokens)
+        return seconds, flow.frames / needed
+
+
+def late_chunks(model: Model, runs: int) -> float:
+    """Time of the last full chunk / of the second, in a segment of 10 s of equal chunks."""
+    ratios = []
+    tokens = 10 * 25
+    for _ in range(runs):
+        seconds, recomputed = model.chunk_seconds(tokens)
+        # The very last call holds the rest of the tokens and the held-back frames: not an equal chunk.
+        ratios.append(seconds[-2] / seconds[1])
+    print(f"flow frames computed / needed: {recomputed:.3f}")
+    print(f"chunk times, ms: {' '.join(f'{1000 * s:.0f}' for s in seconds)}")
+    print(f"last chunk / second chunk of a 10 s segment: {statistics.median(ratios):.2f} (median of {runs})")
+    return statistics.median(seconds[1:-1])
+
+
+def speak(client: Client, text: str, seed: int) -> tuple[float, float, list[float]]:
+    """Seconds of audio, seconds of work, and arrival times of the chunks."""
+    began, samples, arrivals = time.perf_counter(), 0, []
+    for chunk in client.stream(text, seed=seed):
+        if len(chunk.pcm):
+            arrivals.append(time.perf_counter() - began)
+            samples += len(chunk.pcm)
+    return samples / client.sample_rate(), time.perf_counter() - began, arrivals
+
+
+def long_text(client: Client, runs: int) -> None:
+    """Real-time factor of about 60 s of text / of about 10 s."""
+    audio, _, _ = speak(client, SENTENCE, seed=1)
+    factors: dict[int, list[float]] = {10: [], 60: []}
+    for target, measured in factors.items():
+        text = SENTENCE * max(1, round(target / audio))
+        for run in range(runs):
+            seconds, work, arrivals = speak(client, text, seed=run)
+            measured.append(work / seconds)
+            print(
+                f"{target} s of text: {seconds:.1f} s of audio, first audio {1000 * arrivals[0]:.0f} ms, "
+                f"real-time factor {work / seconds:.3f}"
+            )
+    ratio = statistics.median(factors[60]) / statistics.median(factors[10])
+    print(f"real-time factor of 60 s / of 10 s: {ratio:.2f} (medians of {runs})")
+
+
+def overhead(client: Client, chunk_seconds: float) -> None:
+    """Gap between equal chunks at the client, less the networks' time for such a chunk in one process."""
+    _, _, arrivals = speak(client, SENTENCE * 4, seed=3)
+    gaps = np.diff(arrivals)
+    tail = statistics.median(gaps[len(gaps) // 2 :])  # the LLM is done by then and takes no time from the flow
+    print(
+        f"gap between chunks {1000 * tail:.1f} ms, networks alone {1000 * chunk_seconds:.1f} ms: "
+        f"orchestration {1000 * (tail - chunk_seconds):.1f} ms a chunk"
+    )
+
+
+def memory(server: psutil.Process) -> None:
+    """Peak resident memory of every process of the server."""
+    for process in [server, *server.children(recursive=True)]:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        peak = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+        words = process.cmdline()
+        name = next((w.split("/")[-3] for w in words if w.endswith("model.py")), "tritonserver")
+        print(f"peak memory of {name}: {int(peak) / 1024:.0f} MiB")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args()
+    if Weights(options.weights).random:
+        print("random weights")
+    chunk_seconds = late_chunks(Model.load(options.weights), options.runs)
+    for hops in ({}, {"first_hop": str(HOP), "max_hop": str(HOP)}):
+        server = Server(options.weights, grpc_port=free_port(), metrics_port=free_port(), settings=hops)
+        with server.running() as process, Client(f"{server.host}:{server.grpc_port}") as client:
+            if hops:
+                overhead(client, chunk_seconds)
+            else:
+                long_text(client, options.runs)
+                memory(psutil.Process(process.pid))
+
+
+if __name__ == "__main__":
+    main()

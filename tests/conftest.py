@@ -1,0 +1,99 @@
+"""Fixtures that several test folders share: prepared weights of the recorded bundle and what is loaded from them."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cosyserve.flow.stream import FlowNetworks, FlowVoice
+from cosyserve.hift.stream import HiftNetworks
+from cosyserve.llm.engine import LlmNetworks
+from cosyserve.load import load_flow, load_hift, load_llm
+from cosyserve.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+TINY = Path(__file__).parent / "data" / "cosyvoice2-tiny"
+Vectors = dict[str, NDArray[np.float32]]
+
+# pytest puts this folder on the path, where torch would take the folder `triton` for the compiler of that name.
+sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
+
+
+@pytest.fixture(scope="session")
+def weights() -> Path:
+    """Prepared weights of the recorded bundle; kept across runs until something that makes them changes."""
+    from cosyserve_build.prepare import TOOLS, prepare
+
+    sources = sorted(_sources("cosyserve_build.prepare", {}).values())
+    parts = [path.read_bytes() for path in (*sources, TINY / "manifest.json")]
+    parts += [version(tool).encode() for tool in TOOLS]
+    digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    folder = ROOT / ".cache" / "tests" / f"weights-{digest[:16]}"
+    if not folder.exists():
+        prepare(TINY / "bundle", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settings(weights: Path) -> Settings:
+    return Settings(weights=str(weights))
+
+
+@pytest.fixture(scope="session")
+def llm_networks(settings: Settings) -> LlmNetworks:
+    return load_llm(settings)
+
+
+@pytest.fixture(scope="session")
+def flow_networks(settings: Settings) -> FlowNetworks:
+    return load_flow(settings, count_frames=lambda frames: None)._networks
+
+
+@pytest.fixture(scope="session")
+def hift_networks(settings: Settings) -> HiftNetworks:
+    return load_hift(settings)._networks
+
+
+@pytest.fixture(scope="session")
+def flow_vectors() -> Vectors:
+    return _vectors("flow")
+
+
+@pytest.fixture(scope="session")
+def e2e_vectors() -> Vectors:
+    return _vectors("e2e")
+
+
+@pytest.fixture(scope="session")
+def flow_voice(flow_vectors: Vectors) -> FlowVoice:
+    """The voice of the recorded flow runs: 93 prompt tokens."""
+    return FlowVoice(
+        flow_vectors["prompt_token"][0].astype(np.int32), flow_vectors["prompt_feat"][0], flow_vectors["spk_raw"][0]
+    )
+
+
+def _vectors(name: str) -> Vectors:
+    with np.load(TINY / "vectors" / f"{name}.npz") as archive:
+        return dict(archive.items())
+
+
+def _sources(module: str, seen: dict[str, Path]) -> dict[str, Path]:
+    """The files of a module of this project and of all modules of this project that it imports."""
+    stem = module.replace(".", "/")
+    paths = [ROOT / home / f"{stem}.py" for home in ("python_backends", "build")]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None or module in seen:
+        return seen
+    seen[module] = path
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+                _sources(name, seen)
+    return seen

@@ -1,0 +1,35 @@
+"""The bound on utterances at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from cosyserve.errors import Overloaded
+from cosyserve.pipeline.admission import Admission
+
+
+def test_places_are_counted_and_given_back() -> None:
+    admission = Admission(limit=2)
+    with admission.slot():
+        assert admission.active == 1
+        with admission.slot():
+            assert admission.active == 2
+        assert admission.active == 1
+    assert admission.active == 0
+
+
+def test_beyond_the_limit_is_refused_without_taking_a_place() -> None:
+    admission = Admission(limit=1)
+    with admission.slot():
+        with pytest.raises(Overloaded, match="all 1 streams are in use"), admission.slot():
+            pytest.fail("admitted beyond the limit")
+        assert admission.active == 1
+    with admission.slot():
+        assert admission.active == 1
+
+
+def test_a_failure_gives_its_place_back() -> None:
+    admission = Admission(limit=1)
+    with pytest.raises(RuntimeError, match="broken"), admission.slot():
+        raise RuntimeError("broken")
+    assert admission.active == 0

@@ -1,0 +1,66 @@
+"""Settings from Triton parameters and the environment."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from cosyserve import limits
+from cosyserve.errors import WeightsError
+from cosyserve.settings import Settings
+
+
+def test_without_parameters_the_defaults_hold() -> None:
+    settings = Settings.read({}, {})
+    assert settings == Settings()
+    assert (settings.max_streams, settings.llm_slots) == (limits.MAX_STREAMS, limits.MAX_LLM_SLOTS)
+    assert settings.device == "cpu"
+
+
+def test_parameters_set_fields() -> None:
+    settings = Settings.read({"threads": "3", "device": "cuda", "weights": "/w"}, {})
+    assert settings == Settings(threads=3, device="cuda", weights="/w")
+    assert settings.folder == Path("/w")
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Settings)])
+def test_the_environment_overrides_every_parameter(name: str) -> None:
+    parameter, override = ("cpu", "cuda") if name == "device" else ("7", "8")
+    settings = Settings.read({name: parameter}, {f"COSYSERVE_{name.upper()}": override})
+    assert str(getattr(settings, name)) == override
+
+
+def test_an_empty_environment_variable_changes_nothing() -> None:
+    assert Settings.read({"threads": "3"}, {"COSYSERVE_THREADS": ""}).threads == 3
+
+
+def test_an_unknown_parameter_is_named() -> None:
+    with pytest.raises(WeightsError, match="unknown model parameters: slots, thread$"):
+        Settings.read({"thread": "1", "slots": "2", "threads": "1"}, {})
+
+
+@pytest.mark.parametrize("text", ["two", "1.5", " ", "1k"])
+def test_a_number_that_is_none_is_named(text: str) -> None:
+    with pytest.raises(WeightsError, match=f"^setting threads: '{text}' is no whole number$"):
+        Settings.read({"threads": text}, {})
+    with pytest.raises(WeightsError, match="^setting threads: "):
+        Settings.read({}, {"COSYSERVE_THREADS": text})
+
+
+@pytest.mark.parametrize("name", ["threads", "max_streams", "llm_slots", "first_hop", "max_hop"])
+@pytest.mark.parametrize("value", ["0", "-1"])
+def test_a_count_below_one_is_refused(name: str, value: str) -> None:
+    with pytest.raises(WeightsError, match=f"^setting {name}: must be at least 1$"):
+        Settings.read({name: value}, {})
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(WeightsError, match="^setting device: 'tpu' is none of cpu, cuda$"):
+        Settings.read({"device": "tpu"}, {})
+
+
+def test_without_weights_the_way_to_get_them_is_told() -> None:
+    with pytest.raises(WeightsError, match="COSYSERVE_WEIGHTS.*cosyserve-build prepare"):
+        _ = Settings().folder
