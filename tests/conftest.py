@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cosyserve.flow.stream import FlowNetworks, FlowVoice
 from cosyserve.hift.stream import HiftNetworks
 from cosyserve.llm.engine import LlmNetworks
-from cosyserve.load import load_flow, load_hift, load_llm
+from cosyserve.load import load_flow_networks, load_hift_networks, load_llm_networks
 from cosyserve.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -48,17 +48,17 @@ def settings(weights: Path) -> Settings:
 
 @pytest.fixture(scope="session")
 def llm_networks(settings: Settings) -> LlmNetworks:
-    return load_llm(settings)
+    return load_llm_networks(settings)
 
 
 @pytest.fixture(scope="session")
 def flow_networks(settings: Settings) -> FlowNetworks:
-    return load_flow(settings, count_frames=lambda frames: None)._networks
+    return load_flow_networks(settings)
 
 
 @pytest.fixture(scope="session")
 def hift_networks(settings: Settings) -> HiftNetworks:
-    return load_hift(settings)._networks
+    return load_hift_networks(settings)
 
 
 @pytest.fixture(scope="session")

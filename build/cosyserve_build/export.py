@@ -145,14 +145,16 @@ def _encoder(config: FlowConfig, module: nn.Module) -> Spec:
             {"new": 1, "past": chunk},
             {"new": 2, "past": 0},
         ),
-        axes={"tokens": {1: "new"}, "past_k": {2: "past"}, "past_v": {2: "past"}},
+        # Equal names promise equal sizes, and layers behind the up-sampling hold more positions than those before it.
+        axes={"tokens": {1: "new"}, "past_k": {2: "past"}, "past_v": {2: "past"}}
+        | {f"past_{kind}_{i}": {2: "up_past"} for kind in "kv" for i, ratio in enumerate(ratios) if ratio > 1},
         outputs=("mu", "conv_tail_out", "up_tail_out", "new_k*", "new_v*"),
     )
 
 
 def _estimator(config: FlowConfig, module: nn.Module) -> Spec:
-    def inputs(new: int, capacity: int, length: int) -> Inputs:
-        cached = [(2, config.unet_heads, capacity, config.unet_head_dim)] * config.attentions
+    def inputs(new: int, past: int, length: int) -> Inputs:
+        cached = [(past, 2, config.unet_heads, config.unet_head_dim)] * config.attentions
         return {
             "x": torch.randn(1, config.mels, new),
             "mu": torch.randn(1, config.mels, new),
@@ -171,13 +173,12 @@ def _estimator(config: FlowConfig, module: nn.Module) -> Spec:
         module,
         inputs,
         sizes=(
-            {"new": chunk, "capacity": 128, "length": 70},
-            {"new": chunk, "capacity": 64, "length": 0},
-            {"new": 2, "capacity": 192, "length": 150},
-            {"new": 3 * chunk, "capacity": 64, "length": 0},
+            {"new": chunk, "past": 2 * chunk, "length": 2 * chunk},
+            {"new": chunk, "past": 1, "length": 0},
+            {"new": 2, "past": 3 * chunk, "length": 3 * chunk},
+            {"new": 3 * chunk, "past": 1, "length": 0},
         ),
-        axes={name: {2: "new"} for name in ("x", "mu", "cond")}
-        | {name: {2: "capacity"} for name in ("past_k", "past_v")},
+        axes={name: {2: "new"} for name in ("x", "mu", "cond")} | {name: {0: "past"} for name in ("past_k", "past_v")},
         outputs=("velocity", "new_tails*", "new_k*", "new_v*"),
     )
 

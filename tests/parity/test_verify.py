@@ -6,12 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
+from cosyserve.audio.features import resample
 from cosyserve.errors import BundleError
 from cosyserve_build.verify import Report, verify
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"
+
+
+BISTREAM = ("prompt", "noprompt", "scripted_prompt", "scripted_noprompt", "earlyfill")
 
 
 def edit_vectors(folder: Path, stem: str, **changes: np.ndarray | None) -> None:
@@ -91,6 +96,14 @@ def test_only_inputs_are_declared(clean: Report) -> None:
         "ras/race_q_nucleus",
         "ras/race_q_full",
         "ras/cdf_u",
+        *(f"llm/bistream_{run}_prompt_{kind}" for run in BISTREAM for kind in ("text_ids", "speech_token")),
+        "flow/spk_raw",
+        "flow/prompt_token",
+        "flow/prompt_feat",
+        "flow/token",
+        "frontend/wav_24k",
+        "hift/mel",
+        "hift/stream_mel",
         "hift/noise",
         "hift/rand_ini",
         "hift/stream0_source",
@@ -106,7 +119,15 @@ def test_tolerances_follow_the_recorded_float_noise(clean: Report) -> None:
     assert tolerance["flow/chunk0_euler_states"] == 2e-4
     assert tolerance["hift/f0"] == 1e-2
     assert tolerance["hift/stream1_wav_raw"] == 1e-5
-    assert tolerance["e2e/offline_pcm"] == 5e-3
+    assert tolerance["e2e/offline_pcm"] == 1e-5
+    assert tolerance["frontend/wav_16k"] == 1e-6
+
+
+def test_the_tolerance_of_a_source_grows_with_its_length(clean: Report) -> None:
+    tolerance = {row.name: row.tolerance for row in clean.rows}
+    assert tolerance["e2e/stream0_source"] == pytest.approx(1e-2 * 30720 / 24000)
+    assert tolerance["e2e/offline_source"] == pytest.approx(1e-2 * 132480 / 24000)
+    assert tolerance["e2e/offline_speed125_pcm"] == pytest.approx(5e-3 * 105600 / 24000)
 
 
 def test_json_form(clean: Report) -> None:
@@ -158,10 +179,49 @@ def test_a_broken_stage_is_reported_as_misses_of_its_tensors(tmp_path: Path) -> 
     folder = copy_set(tmp_path / "set")
     (folder / "bundle" / "llm.pt").write_bytes(b"not a checkpoint")
     report = verify(folder)
-    assert {"llm/logits", "llm/greedy_tokens", "flow/token"} <= missed(report)
+    assert {"llm/logits", "llm/greedy_tokens", "e2e/tokens"} <= missed(report)
     note = next(row.note for row in report.rows if row.name == "llm/logits")
     assert note.startswith("BundleError: llm.pt: unreadable")
-    assert "ras/race_token" not in missed(report)
+    assert not {"ras/race_token", "flow/full_offline_mel", "e2e/offline_pcm"} & missed(report)
+
+
+def test_a_set_recorded_from_another_prompt_rate(tmp_path: Path) -> None:
+    folder = copy_set(tmp_path / "set")
+    wave, rate = soundfile.read(folder / "prompt.wav", dtype="float32")
+    soundfile.write(folder / "prompt.wav", resample(wave, rate, 44_100), 44_100)
+    report = verify(folder)
+    assert report.misses == 0
+    assert {"frontend/wav_16k", "frontend/wav_24k"} <= {name for name, _ in report.declared}
+
+
+def test_a_wrong_wave_at_the_rate_of_the_file_is_a_miss(tmp_path: Path) -> None:
+    folder = copy_set(tmp_path / "set")
+    wave, rate = soundfile.read(folder / "prompt.wav", dtype="float32")
+    soundfile.write(folder / "prompt.wav", wave * 0.999, rate)
+    assert missed(verify(folder)) == {"frontend/wav_16k"}
+
+
+def test_the_stored_speaker_is_found_among_others(tmp_path: Path) -> None:
+    folder = copy_set(tmp_path / "set")
+    path = folder / "bundle" / "spk2info.pt"
+    speakers = torch.load(path, weights_only=True)
+    stored = speakers["spk_tiny"]
+    other = {**stored, "llm_prompt_speech_token": stored["llm_prompt_speech_token"][:, :50]}
+    torch.save({"another": other, "bare": {"embedding": stored["embedding"]}, **speakers}, path)
+    assert verify(folder).misses == 0
+
+
+def test_inputs_that_are_only_fed_in_still_count(tmp_path: Path) -> None:
+    folder = copy_set(tmp_path / "set")
+    with np.load(folder / "vectors" / "flow.npz") as flow, np.load(folder / "vectors" / "hift.npz") as hift:
+        token, mel = flow["token"].copy(), hift["mel"] + 0.1
+    token[0, 20] += 1
+    edit_vectors(folder, "flow", token=token)
+    edit_vectors(folder, "hift", mel=mel)
+    found = missed(verify(folder))
+    assert {f"flow/{case}_mel" for case in ("chunk0", "chunk1", "full_stream", "full_offline")} <= found
+    assert {"hift/f0", "hift/wav"} <= found
+    assert not {name for name in found if name.startswith(("frontend/", "llm/", "ras/", "e2e/"))}
 
 
 def test_a_set_without_manifest_is_refused(tmp_path: Path) -> None:

@@ -38,9 +38,10 @@ def finish(engine: Engine) -> None:
 
 
 def alone(networks: LlmNetworks, made: Sequence) -> Emitted:
+    """What the same sequence says from its beginning with nobody beside it."""
     emitted: Emitted = []
     engine = Engine(networks, slots=1)
-    engine.admit(replace(made, emit=emitted.append))
+    engine.admit(replace(made, emit=emitted.append, sampler=None, position=0, last=0, emitted=0))
     finish(engine)
     return emitted
 
@@ -70,7 +71,7 @@ def scripted(networks: LlmNetworks, rule: Callable[[int], int]) -> LlmNetworks:
     return replace(networks, graph=Scripted(rule, networks.config.speech_vocab, networks.config.layers))
 
 
-@pytest.mark.parametrize("shuffle", range(3))
+@pytest.mark.parametrize("shuffle", range(8))
 def test_tokens_do_not_depend_on_company(llm_networks: LlmNetworks, shuffle: int) -> None:
     random = np.random.default_rng(shuffle)
     # Texts short and long, so that the cache grows past several granules while others run.
@@ -201,7 +202,6 @@ def test_clear_forgets_in_silence(llm_networks: LlmNetworks) -> None:
     engine.admit(two)
     engine.step()
     said = list(first)
-    assert engine.busy
     engine.clear()
     assert not engine.busy
     engine.step()

@@ -27,7 +27,8 @@ cuts = st.lists(st.integers(0, SPEECH), max_size=9)
 
 @pytest.fixture(scope="module")
 def tokens(flow_vectors: Vectors) -> Ints:
-    return flow_vectors["token"][0].astype(np.int32)
+    recorded: Ints = flow_vectors["token"][0].astype(np.int32)
+    return recorded
 
 
 @pytest.fixture(scope="module")

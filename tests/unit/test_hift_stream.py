@@ -23,7 +23,8 @@ SEED = 5
 
 @pytest.fixture(scope="module")
 def mel(e2e_vectors: Vectors) -> Float:
-    return e2e_vectors["offline_mel"][0]
+    recorded: Float = e2e_vectors["offline_mel"][0]
+    return recorded
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Key/value storage."""
+"""Keys and values: of the language model's slots, and of a flow stream's past."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cosyserve.kv import GRANULE, KeyValues
+from cosyserve.flow.past import RESERVED, Past
+from cosyserve.llm.slots import GRANULE, SlotCache
 
 Float = NDArray[np.float32]
 ALL = slice(None)
@@ -19,7 +20,7 @@ def block(rows: int, length: int, seed: int) -> list[Float]:
 
 
 def test_what_was_written_is_read_and_the_rest_is_zero() -> None:
-    cache = KeyValues(layers=2, rows=3, heads=3, dim=4)
+    cache = SlotCache(layers=2, rows=3, heads=3, dim=4)
     k, v = block(2, 5, 0), block(2, 5, 1)
     cache.write(slice(1, 3), 7, k, v)
     for found, written in zip([*cache.keys(), *cache.values()], [*k, *v], strict=True):
@@ -30,7 +31,7 @@ def test_what_was_written_is_read_and_the_rest_is_zero() -> None:
 
 
 def test_growing_keeps_what_was_written() -> None:
-    cache = KeyValues(2, 2, 3, 4)
+    cache = SlotCache(2, 2, 3, 4)
     written_k: list[list[Float]] = []
     written_v: list[list[Float]] = []
     for start in range(0, 5 * GRANULE, 10):
@@ -46,7 +47,7 @@ def test_growing_keeps_what_was_written() -> None:
 
 
 def test_capacity_is_a_multiple_of_the_granule_and_grows_seldom() -> None:
-    cache = KeyValues(1, 1, 1, 1)
+    cache = SlotCache(1, 1, 1, 1)
     capacities = set()
     for length in range(1, 40 * GRANULE):
         cache.reserve(length)
@@ -59,7 +60,7 @@ def test_capacity_is_a_multiple_of_the_granule_and_grows_seldom() -> None:
 
 
 def test_reserving_less_changes_nothing() -> None:
-    cache = KeyValues(1, 1, 1, 1)
+    cache = SlotCache(1, 1, 1, 1)
     before = cache.keys()[0]
     cache.reserve(GRANULE)
     assert cache.keys()[0] is not before
@@ -67,7 +68,7 @@ def test_reserving_less_changes_nothing() -> None:
 
 
 def test_leading_rows_are_views_in_one_piece() -> None:
-    cache = KeyValues(2, 4, 3, 4)
+    cache = SlotCache(2, 4, 3, 4)
     for array in (*cache.keys(slice(0, 2)), *cache.values(slice(0, 2))):
         assert array.base is not None
         assert array.flags.c_contiguous
@@ -76,7 +77,7 @@ def test_leading_rows_are_views_in_one_piece() -> None:
 
 @pytest.mark.parametrize("length", [1, 5])
 def test_moving_a_row_copies_its_first_positions_only(length: int) -> None:
-    cache = KeyValues(2, 3, 3, 4)
+    cache = SlotCache(2, 3, 3, 4)
     k, v = block(3, 5, 0), block(3, 5, 1)
     cache.write(ALL, 0, k, v)
     cache.move(source=2, target=0, length=length)
@@ -86,21 +87,65 @@ def test_moving_a_row_copies_its_first_positions_only(length: int) -> None:
         np.testing.assert_array_equal(found[1:, :, :5], written[1:])
 
 
-def test_a_copy_is_independent() -> None:
-    cache = KeyValues(2, 1, 3, 4)
-    k, v = block(1, 5, 0), block(1, 5, 1)
-    cache.write(ALL, 0, k, v)
-    twin = cache.copy()
-    cache.write(ALL, 0, block(1, 2 * GRANULE, 2), block(1, 2 * GRANULE, 3))
-    assert twin.capacity == GRANULE
-    np.testing.assert_array_equal(twin.keys()[1][:, :, :5], k[1])
-    np.testing.assert_array_equal(twin.values()[0][:, :, :5], v[0])
-    twin.write(ALL, 5, k, v)
-    assert twin.capacity == GRANULE
+# --- the past of a flow stream ---
 
 
-def test_bytes_count_keys_and_values() -> None:
-    cache = KeyValues(2, 3, 4, 5)
-    assert cache.nbytes == 2 * 2 * 3 * 4 * GRANULE * 5 * 4
-    cache.reserve(GRANULE + 1)
-    assert cache.nbytes == 2 * 2 * 3 * 4 * 2 * GRANULE * 5 * 4
+def frames(count: int, seed: int) -> list[Float]:
+    """Keys or values of `count` frames for 2 layers, 2 rows, 3 heads and 4 channels."""
+    random = np.random.default_rng(seed)
+    return [random.standard_normal((count, 2, 3, 4)).astype(np.float32) for _ in range(2)]
+
+
+def test_an_empty_past_shows_one_frame_of_zeros() -> None:
+    past = Past(2, 2, 3, 4)
+    assert past.length == 0
+    assert past.nbytes == 0
+    for array in (*past.keys(), *past.values()):
+        assert array.shape == (1, 2, 3, 4)
+        assert not array.any()
+
+
+def test_frames_are_read_as_they_were_added_also_beyond_what_was_reserved() -> None:
+    past = Past(2, 2, 3, 4)
+    keys: list[list[Float]] = []
+    values: list[list[Float]] = []
+    for start in range(0, 3 * RESERVED, 150):
+        keys.append(frames(150, start))
+        values.append(frames(150, start + 1))
+        past.append(keys[-1], values[-1])
+        assert past.length == start + 150
+    for layer in range(2):
+        np.testing.assert_array_equal(past.keys()[layer], np.concatenate([part[layer] for part in keys]))
+        np.testing.assert_array_equal(past.values()[layer], np.concatenate([part[layer] for part in values]))
+    assert past.nbytes == sum(array.nbytes for array in (*past.keys(), *past.values()))
+
+
+def test_the_past_is_read_in_one_piece_without_copying() -> None:
+    past = Past(2, 2, 3, 4)
+    past.append(frames(5, 0), frames(5, 1))
+    for first, second in zip([*past.keys(), *past.values()], [*past.keys(), *past.values()], strict=True):
+        assert np.shares_memory(first, second)
+        assert first.flags.c_contiguous
+
+
+def test_adding_does_not_move_what_lies_within_the_reserve() -> None:
+    past = Past(2, 2, 3, 4)
+    past.append(frames(5, 0), frames(5, 1))
+    before = past.keys()[0]
+    past.append(frames(RESERVED - 5, 2), frames(RESERVED - 5, 3))
+    assert np.shares_memory(before, past.keys()[0])
+
+
+def test_a_copy_of_a_past_is_independent() -> None:
+    past = Past(2, 2, 3, 4)
+    keys, values = frames(5, 0), frames(5, 1)
+    past.append(keys, values)
+    twin = past.copy()
+    past.append(frames(3, 2), frames(3, 3))
+    twin.append(frames(1, 4), frames(1, 5))
+    assert (past.length, twin.length) == (8, 6)
+    for layer in range(2):
+        np.testing.assert_array_equal(twin.keys()[layer][:5], keys[layer])
+        np.testing.assert_array_equal(twin.values()[layer][:5], values[layer])
+        np.testing.assert_array_equal(past.keys()[layer][5:], frames(3, 2)[layer])
+        np.testing.assert_array_equal(twin.keys()[layer][5:], frames(1, 4)[layer])

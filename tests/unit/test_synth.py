@@ -11,10 +11,11 @@ import torch
 
 from cosyserve.bundle import Bundle, expected_shapes, read, read_config
 from cosyserve.errors import Unsupported
+from cosyserve.flow.stream import FlowVoice
 from cosyserve.llm.sampling import RasSampler
 from cosyserve.text.tokenizer import Tokenizer
+from cosyserve_build.probes import FlowProbe, HiftProbe, LlmProbe
 from cosyserve_build.synth import synth_bundle, write_recipe
-from cosyserve_build.verify import FlowProbe, HiftProbe, LlmProbe
 
 
 @pytest.fixture(scope="module")
@@ -70,20 +71,19 @@ def test_utterances_end_and_vary(bundle: Bundle) -> None:
     config = bundle.config.llm
     model = LlmProbe(config, bundle.llm())
     texts, lengths, used = 20, [], set()
-    with torch.no_grad():
-        for seed in range(10):
-            sampler = RasSampler.of(config, seed)
-            model.reset()
-            embeds, count = model.prompt(list(range(seed, seed + texts)), []), 0
-            while count < 20 * texts:
-                token = sampler(model.forward(embeds), hold=count < 2 * texts)
-                if token >= config.end:
-                    assert token == config.end
-                    break
-                used.add(token)
-                count += 1
-                embeds = model.embed_speech([token])
-            lengths.append(count)
+    for seed in range(10):
+        sampler = RasSampler.of(config, seed)
+        model.reset()
+        embeds, count = model.prompt(list(range(seed, seed + texts)), []), 0
+        while count < 20 * texts:
+            token = sampler(model.forward(embeds), hold=count < 2 * texts)
+            if token >= config.end:
+                assert token == config.end
+                break
+            used.add(token)
+            count += 1
+            embeds = model.embed_speech([token])
+        lengths.append(count)
     assert 5 < np.mean(lengths) / texts < 14
     assert sum(length < 20 * texts for length in lengths) >= 7
     assert len(used) > 800
@@ -95,15 +95,13 @@ def test_the_sound_is_voiced_and_neither_silent_nor_clipped(bundle: Bundle) -> N
         voice[key] for key in ("flow_prompt_speech_token", "prompt_speech_feat", "flow_embedding")
     )
     tokens = np.random.default_rng(0).integers(0, 6561, 100)
-    with torch.no_grad():
-        flow = FlowProbe(
-            bundle.config.flow, bundle.flow(), prompt[0], torch.from_numpy(mel).mT, torch.from_numpy(embedding)
-        )
-        new_mel = flow.run(tokens, streaming=True, finalize=True).new_mel
-        assert new_mel.shape == (1, 80, 200)
-        hift = HiftProbe(bundle)
-        f0 = hift.f0(new_mel)
-        wave = hift.wave(new_mel, hift.source(f0, torch.randn(1, 200 * 480, 9)))
+    flow = FlowProbe(bundle.config.flow, bundle.flow(), FlowVoice(prompt[0], mel[0], embedding[0]))
+    new_mel = flow.run(tokens, streaming=True, finalize=True).mel
+    assert new_mel.shape == (1, 80, 200)
+    hift = HiftProbe(bundle.config.hift, bundle.hift())
+    f0 = hift.f0(new_mel)
+    noise = np.random.default_rng(0).standard_normal((1, 200 * 480, 9), np.float32)
+    wave = hift.wave(new_mel, hift.source(f0, noise))
     assert 0.5 < float(new_mel.std()) < 4
     assert f0.min() > 60
     assert f0.max() < 320

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from cosyserve.config import FlowConfig
 from cosyserve.errors import InvalidInput
+from cosyserve.flow.past import Past
 from cosyserve.flow.solver import solve
-from cosyserve.kv import KeyValues
 from cosyserve.runtimes.graph import Graph
 
 Float = NDArray[np.float32]
@@ -61,10 +61,10 @@ class _EncoderState:
 @dataclass
 class _EstimatorState:
     tails: list[Float]
-    cache: KeyValues
+    past: Past
 
     def copy(self) -> _EstimatorState:
-        return _EstimatorState(list(self.tails), self.cache.copy())
+        return _EstimatorState(list(self.tails), self.past.copy())
 
 
 @dataclass
@@ -81,7 +81,7 @@ class FlowState:
     def nbytes(self) -> int:
         """Bytes of keys and values, which is nearly all of it."""
         encoder = sum(a.nbytes for a in (*self.encoder.keys, *self.encoder.values))
-        return encoder + sum(e.cache.nbytes for e in self.estimator)
+        return encoder + sum(e.past.nbytes for e in self.estimator)
 
     def copy(self) -> FlowState:
         """An independent copy; arrays that are only ever replaced are shared."""
@@ -168,7 +168,7 @@ class FlowStream:
         estimator = [
             _EstimatorState(
                 tails=[np.zeros((2, channels, 2), np.float32) for channels in self._net.tail_channels],
-                cache=KeyValues(config.attentions, 2, config.unet_heads, config.unet_head_dim),
+                past=Past(config.attentions, 2, config.unet_heads, config.unet_head_dim),
             )
             for _ in range(config.steps)
         ]
@@ -230,7 +230,7 @@ class FlowStream:
         cond[0, :, : known.shape[1]] = known
 
         def velocity(step: int, x: Float, t: np.float32) -> Float:
-            past = state.estimator[step]
+            kept = state.estimator[step]
             out = self._net.estimator(
                 {
                     "x": x,
@@ -239,13 +239,13 @@ class FlowStream:
                     "embedding": self._embedding,
                     "t": np.asarray([t], np.float32),
                     "length": np.asarray([start], np.int64),
-                    "tails": past.tails,
-                    "past_k": past.cache.keys(),
-                    "past_v": past.cache.values(),
+                    "tails": kept.tails,
+                    "past_k": kept.past.keys(),
+                    "past_v": kept.past.values(),
                 }
             )
-            past.tails = out.many("new_tails")
-            past.cache.write(slice(None), start, out.many("new_k"), out.many("new_v"))
+            kept.tails = out.many("new_tails")
+            kept.past.append(out.many("new_k"), out.many("new_v"))
             return out["velocity"]
 
         mel = solve(velocity, self._net.noise[None, :, start:stop], self._net.config.steps)

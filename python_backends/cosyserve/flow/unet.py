@@ -37,7 +37,7 @@ def tail_channels(config: FlowConfig) -> list[int]:
 class GuidedFlow(nn.Module):
     """The velocity with classifier-free guidance: both rows of the U-Net and their mix.
 
-    Shapes: B streams, n new frames, C capacity of the past (may be 0), hd channels per head. Caches hold the B
+    Shapes: B streams, n new frames, C frames of past, at least 1, hd channels per head. Caches hold the B
     conditional rows first, then the B unconditional ones.
     """
 
@@ -70,11 +70,11 @@ class GuidedFlow(nn.Module):
             t: flow time in [0, 1], float [B].
             length: valid frames in the past, int64 [B]; the rest of C may hold any finite value.
             tails: convolution tails, float [2B, tail_channels[i], 2]; zeros at the start.
-            past_k: keys per attention layer, float [2B, heads, C, hd].
+            past_k: keys per attention layer, float [C, 2B, heads, hd].
             past_v: values, same shape.
 
         Returns:
-            Velocity [B, mels, n], the new tails, and per layer keys and values [2B, heads, n, hd] of the new frames.
+            Velocity [B, mels, n], the new tails, and per layer keys and values [n, 2B, heads, hd] of the new frames.
         """
         speaker = self.spk_embed_affine_layer(F.normalize(embedding, dim=1, eps=1e-12))
         estimator = cast(UNet, self.decoder["estimator"])
@@ -141,7 +141,7 @@ class _Cache:
         self.new_tails: list[Tensor] = []
         self.new_k: list[Tensor] = []
         self.new_v: list[Tensor] = []
-        unused = torch.arange(past_k[0].shape[2], device=length.device) >= length[:, None]
+        unused = torch.arange(past_k[0].shape[0], device=length.device) >= length[:, None]
         self.bias = torch.where(unused, float("-inf"), 0.0).to(past_k[0].dtype)[:, None, None, :]
 
     def convolve(self, conv: nn.Module, x: Tensor) -> Tensor:
@@ -152,13 +152,17 @@ class _Cache:
         return out
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of scaled queries over (past | new) under one softmax; the past is read in place."""
+        """Attention of scaled queries over (past | new) under one softmax.
+
+        The past lies frame by frame, so that its first frames are one piece of memory; onnxruntime multiplies it where
+        it lies, without transposing it.
+        """
         past_k, past_v = self.past_k[len(self.new_k)], self.past_v[len(self.new_k)]
-        self.new_k.append(k)
-        self.new_v.append(v)
-        scores = torch.cat([q @ past_k.mT + self.bias, q @ k.mT], dim=-1)
-        past, new = torch.split(scores.softmax(-1), [past_k.shape[2], k.shape[2]], dim=-1)
-        return past @ past_v + new @ v
+        self.new_k.append(k.permute(2, 0, 1, 3))
+        self.new_v.append(v.permute(2, 0, 1, 3))
+        scores = torch.cat([q @ past_k.permute(1, 2, 3, 0) + self.bias, q @ k.mT], dim=-1)
+        past, new = torch.split(scores.softmax(-1), [past_k.shape[0], k.shape[2]], dim=-1)
+        return past @ past_v.permute(1, 2, 0, 3) + new @ v
 
 
 class _TimeMlp(nn.Module):

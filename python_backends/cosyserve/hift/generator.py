@@ -21,8 +21,8 @@ _MAX_MAGNITUDE = 100.0  # upstream clips the spectrum here before the inverse ST
 class F0Predictor(nn.Module):
     """Pitch of each mel frame; W frames in, W out, each seeing 5 frames to either side.
 
-    Computed in float64: phases add up pitch, and in float32 the rounding of differently cut windows would add up too and
-    break ``chunked == one-shot``.
+    Computed in float64: phases add up pitch, and in float32 the rounding of differently cut windows would add up too
+    and break ``chunked == one-shot``.
     """
 
     def __init__(self, config: HiftConfig) -> None:

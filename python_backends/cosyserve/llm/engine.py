@@ -14,17 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve.config import LlmConfig
-from cosyserve.kv import KeyValues
 from cosyserve.limits import MAX_TOKENS_PER_TEXT_TOKEN, MIN_TOKENS_PER_TEXT_TOKEN
 from cosyserve.llm.sampling import RasSampler, stop_ids
+from cosyserve.llm.slots import SlotCache
 from cosyserve.runtimes.graph import Graph
 
 Float = NDArray[np.float32]
 Ints = NDArray[np.int32]
-
-MIN_ROWS = 2
-"""Fewest rows in a step: matrix products of one row take another code path and round differently, and a sequence must
-not depend on how many others run beside it."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +89,8 @@ class Engine:
 
     def __post_init__(self) -> None:
         config = self.networks.config
-        rows = max(self.slots, MIN_ROWS)
         self._stops = stop_ids(config)
-        self._cache = KeyValues(config.layers, rows, config.kv_heads, config.head_dim)
+        self._cache = SlotCache(config.layers, self.slots, config.kv_heads, config.head_dim)
 
     @property
     def busy(self) -> bool:
@@ -135,14 +130,10 @@ class Engine:
         self._advance(slot, embeds.shape[1], logits[0])
 
     def _decode(self) -> None:
-        count = len(self.running)
-        rows = slice(0, max(count, MIN_ROWS))
-        fed = np.zeros(rows.stop, np.int64)
-        lengths = np.zeros(rows.stop, np.int64)
-        fed[:count] = [s.last for s in self.running]
-        lengths[:count] = [s.position for s in self.running]
-        logits = self._forward(self.networks.speech[fed][:, None], rows, lengths)
-        for slot in reversed(range(count)):
+        fed = [s.last for s in self.running]
+        lengths = np.asarray([s.position for s in self.running], np.int64)
+        logits = self._forward(self.networks.speech[fed][:, None], slice(0, len(fed)), lengths)
+        for slot in reversed(range(len(fed))):
             self._advance(slot, 1, logits[slot])
 
     def _forward(self, embeds: Float, rows: slice, lengths: NDArray[np.int64]) -> Float:
@@ -156,10 +147,10 @@ class Engine:
             }
         )
         new_k, new_v = out.many("new_k"), out.many("new_v")
-        for row in range(min(len(lengths), len(self.running) - rows.start)):
+        for row, length in enumerate(lengths):
+            slot = rows.start + row
             one = slice(row, row + 1)
-            slot = slice(rows.start + row, rows.start + row + 1)
-            self._cache.write(slot, int(lengths[row]), [k[one] for k in new_k], [v[one] for v in new_v])
+            self._cache.write(slice(slot, slot + 1), int(length), [k[one] for k in new_k], [v[one] for v in new_v])
         return out["logits"]
 
     def _advance(self, slot: int, fed: int, logits: Float) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve.contracts import FRONTEND, Tensors
+from cosyserve.errors import CosyServeError
 from cosyserve.pipeline.admission import Admission
 from cosyserve.pipeline.chunks import ChunkPlan, Piece
 
@@ -140,7 +141,9 @@ class Synthesizer:
                     yield audio
         finally:
             if not opening and not ended:
-                await self._stages.token2wav(sequence, _step([], False), start=False, end=True)
+                # A sequence that broke is gone already, and its own error is the one to report.
+                with suppress(CosyServeError):
+                    await self._stages.token2wav(sequence, _step([], False), start=False, end=True)
 
 
 class _Speech:

@@ -50,8 +50,9 @@ def _inflect() -> Any:
 
 def preload() -> None:
     """Loads the grammars for numbers now, so that the first request with a digit does not wait for them."""
-    normalize("一 1")
-    normalize("one 1")
+    expand_numbers("一 1")
+    expand_numbers("one 1")
+    spell_out_numbers("1")  # the grammars leave it few digits, but some
 
 
 def expand_numbers(text: str) -> str:

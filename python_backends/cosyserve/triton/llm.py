@@ -86,11 +86,15 @@ class Llm:
                     if order is None:
                         return
                     order()
+                    self._forget_ended()
                 self._engine.step()
             except Exception as error:
                 self._fail_all(error)
-            self._answers = {id: answer for id, answer in self._answers.items() if not answer.ended}
-            self._held.set(len(self._answers))
+            self._forget_ended()
+
+    def _forget_ended(self) -> None:
+        self._answers = {id: answer for id, answer in self._answers.items() if not answer.ended}
+        self._held.set(len(self._answers))
 
     def _fail_all(self, error: Exception) -> None:
         """A step serves every sequence at once, so what breaks it ends them all; later ones start afresh."""

@@ -1,4 +1,4 @@
-"""Keys and values of attention layers, in memory that a graph can read without copying."""
+"""Keys and values of sequences that run in one batch, in memory that a graph reads without copying."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GRANULE = 64
 """Capacities are multiples of this many positions, so that vectorised sums always group the same positions alike."""
 
 
-class KeyValues:
+class SlotCache:
     """Per layer one key and one value array ``[rows, heads, capacity, dim]``, float32.
 
     The leading axis is the row, so the first rows of every array are contiguous and go into a graph as they are.
@@ -24,11 +24,6 @@ class KeyValues:
         self.capacity = GRANULE
         self._k = [np.zeros((rows, heads, GRANULE, dim), np.float32) for _ in range(layers)]
         self._v = [np.zeros((rows, heads, GRANULE, dim), np.float32) for _ in range(layers)]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(a.nbytes for a in (*self._k, *self._v))
 
     def keys(self, rows: slice = slice(None)) -> list[Float]:
         """Key arrays of these rows, without copying."""
@@ -60,14 +55,6 @@ class KeyValues:
         """Copy the first `length` positions of row `source` over row `target`."""
         for array in (*self._k, *self._v):
             array[target, :, :length] = array[source, :, :length]
-
-    def copy(self) -> KeyValues:
-        """An independent copy."""
-        twin = object.__new__(KeyValues)
-        twin.capacity = self.capacity
-        twin._k = [k.copy() for k in self._k]
-        twin._v = [v.copy() for v in self._v]
-        return twin
 
 
 def _wider(array: Float, capacity: int) -> Float:

@@ -1,0 +1,311 @@
+"""The server's own stage objects over torch networks, with taps on what passes between the networks.
+
+`verify` compares what the taps caught with the recorded tensors. All arrays are numpy, float32 unless stated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from cosyserve.bundle import StateDict
+from cosyserve.config import FlowConfig, HiftConfig, LlmConfig
+from cosyserve.flow.encoder import FlowEncoder
+from cosyserve.flow.past import Past
+from cosyserve.flow.solver import time_grid
+from cosyserve.flow.stream import FlowNetworks, FlowStream, FlowVoice
+from cosyserve.flow.unet import GuidedFlow, UNet, tail_channels
+from cosyserve.hift.generator import Decoder, F0Predictor
+from cosyserve.hift.source import HarmonicSource
+from cosyserve.hift.stream import HiftNetworks, HiftStream
+from cosyserve.limits import MAX_TOKENS_PER_TEXT_TOKEN, MIN_TOKENS_PER_TEXT_TOKEN
+from cosyserve.llm.engine import LlmNetworks
+from cosyserve.llm.qwen2 import SpeechLM
+from cosyserve.llm.sampling import RasSampler, stop_ids
+from cosyserve.llm.slots import SlotCache
+from cosyserve.runtimes.graph import Arrays, Graph, Outputs, flat
+from cosyserve_build.prepare import flow_noise
+
+Array = NDArray[Any]
+
+
+class TorchGraph:
+    """A torch network behind the `Graph` protocol.
+
+    Args:
+        module: the network; the parts of `state` that it names are loaded.
+        state: a checkpoint.
+        outputs: names of the results in order; a trailing ``*`` marks a list.
+    """
+
+    def __init__(self, module: nn.Module, state: StateDict, *outputs: str) -> None:
+        module.load_state_dict({name: state[name] for name in module.state_dict()})
+        self.module, self._outputs = module.eval(), outputs
+
+    def __call__(self, inputs: Arrays) -> Outputs:
+        """Run once, without gradients."""
+        with torch.no_grad():
+            results = self.module(**{name: _tensors(value) for name, value in inputs.items()})
+        results = results if isinstance(results, tuple) else (results,)
+        named = {name.rstrip("*"): _arrays(value) for name, value in zip(self._outputs, results, strict=True)}
+        return Outputs(cast("dict[str, NDArray[np.float32]]", flat(named)))
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(value))
+    return [_tensors(item) for item in value]
+
+
+def _arrays(value: Any) -> Any:
+    return [_arrays(item) for item in value] if isinstance(value, list) else value.numpy()
+
+
+class LlmProbe:
+    """The language model one call at a time, and greedy runs of it."""
+
+    def __init__(self, config: LlmConfig, state: StateDict) -> None:
+        self.config = config
+        self._graph = TorchGraph(SpeechLM(config), state, "logits", "new_k*", "new_v*")
+        special, speech, text = (
+            state[f"{name}.weight"].numpy()
+            for name in ("llm_embedding", "speech_embedding", "llm.model.model.embed_tokens")
+        )
+        self.networks = LlmNetworks(config, self._graph, text, speech, special)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the past."""
+        self._cache = SlotCache(self.config.layers, 1, self.config.kv_heads, self.config.head_dim)
+        self._length = 0
+
+    def prompt(self, text: Sequence[int], speech: Sequence[int]) -> Array:
+        """Input embeddings [n, hidden]; `text` is prompt text and text."""
+        none = np.zeros(0, np.int32)
+        embeds: Array = self.networks.prompt(none, np.asarray(text, np.int32), np.asarray(speech, np.int32))[0]
+        return embeds
+
+    def embed_text(self, ids: Sequence[int]) -> Array:
+        """[n, hidden]."""
+        return self.networks.text[np.asarray(ids, np.int64)]
+
+    def embed_speech(self, ids: Sequence[int]) -> Array:
+        """[n, hidden]."""
+        return self.networks.speech[np.asarray(ids, np.int64)]
+
+    def hidden(self, embeds: Array) -> Array:
+        """States after the final norm [n, hidden] of positions [n, hidden] without a past."""
+        self.reset()
+        model = cast(SpeechLM, self._graph.module)
+        past = _tensors(self._cache.keys()), _tensors(self._cache.values())
+        with torch.no_grad():
+            states, *_ = model.hidden(torch.from_numpy(embeds)[None], torch.zeros(1, dtype=torch.int64), *past)
+        return cast(Array, states[0].numpy())
+
+    def forward(self, embeds: Array) -> Array:
+        """Append positions [n, hidden] and return the logits [V] of the last one."""
+        out = self._graph(
+            {
+                "embeds": embeds[None],
+                "lengths": np.asarray([self._length], np.int64),
+                "past_k": self._cache.keys(),
+                "past_v": self._cache.values(),
+            }
+        )
+        self._cache.write(slice(None), self._length, out.many("new_k"), out.many("new_v"))
+        self._length += len(embeds)
+        logits: Array = out["logits"][0]
+        return logits
+
+    def argmax(self, logits: Array, history: Sequence[int], hold: bool) -> int:
+        """The likeliest id; `hold` forbids the end id alone, as upstream does."""
+        config = self.config
+        sampler = RasSampler(config.top_p, 1, config.win_size, math.inf, seed=0, held=(config.end,))
+        return sampler.draw(logits, history, hold=hold)
+
+    def greedy(self, embeds: Array, texts: int, limit: int | None = None) -> tuple[list[int], list[Array]]:
+        """Tokens without the end, and the raw logits of every step; the length rules count `texts` text ids."""
+        self.reset()
+        tokens: list[int] = []
+        logits: list[Array] = []
+        most = MAX_TOKENS_PER_TEXT_TOKEN * texts if limit is None else limit
+        while len(tokens) < most:
+            logits.append(self.forward(embeds))
+            token = self.argmax(logits[-1], tokens, hold=len(tokens) < MIN_TOKENS_PER_TEXT_TOKEN * texts)
+            if token in stop_ids(self.config):
+                break
+            tokens.append(token)
+            embeds = self.embed_speech([token])
+        return tokens, logits
+
+
+@dataclass(frozen=True)
+class FlowRun:
+    """What one run of the flow computed, prompt frames included except in `mel`."""
+
+    mu: Array  # [1, mels, T]
+    hidden: Array  # [1, T, width]
+    cond: Array  # [1, mels, T]
+    inputs: Array  # [steps, mels, T]: the state before each Euler step
+    states: Array  # [steps, mels, T]: and after it
+    mel: Array  # [1, mels, frames]
+
+
+@dataclass
+class _Taps:
+    """Records the calls of a run, and shows the encoder the tokens that upstream keeps as mere context."""
+
+    networks: FlowNetworks
+    beyond: Array  # tokens after those that are encoded
+    hidden: list[Array] = field(default_factory=list)
+    solved: list[dict[str, Array]] = field(default_factory=list)
+
+    def encode(self, inputs: Arrays) -> Outputs:
+        inputs = {name: np.array(a) if name.startswith("context") else a for name, a in inputs.items()}
+        context, valid = cast(Array, inputs["context"])[0], cast(Array, inputs["context_valid"])[0]
+        free = slice(int(valid.sum()), int(valid.sum()) + len(self.beyond))
+        context[free] = self.beyond[: len(context[free])]
+        valid[free] = 1.0
+        return self.networks.encoder(inputs)
+
+    def estimate(self, inputs: Arrays) -> Outputs:
+        out = self.networks.estimator(inputs)
+        self.solved.append({name: cast(Array, inputs[name]) for name in ("x", "mu", "cond")} | {"v": out["velocity"]})
+        return out
+
+
+class FlowProbe:
+    """Runs of the server's `FlowStream`."""
+
+    def __init__(self, config: FlowConfig, state: StateDict, voice: FlowVoice) -> None:
+        self.config = config
+        self._voice = voice
+        self._encoder = TorchGraph(FlowEncoder(config), state, "mu", "conv_tail_out", "up_tail_out", "new_k*", "new_v*")
+        estimator = TorchGraph(GuidedFlow(config), state, "velocity", "new_tails*", "new_k*", "new_v*")
+        self._guided = cast(GuidedFlow, estimator.module)
+        self.networks = FlowNetworks(
+            config, self._encoder, estimator, flow_noise(config.mels).numpy(), tuple(tail_channels(config))
+        )
+        self._runs: dict[tuple[bytes, bool, bool], FlowRun] = {}
+
+    def run(self, tokens: Array, *, streaming: bool, finalize: bool) -> FlowRun:
+        """One upstream call: prompt and `tokens` [n] to mel; without `finalize` the last tokens are context only."""
+        key = (tokens.astype(np.int64).tobytes(), streaming, finalize)
+        if key not in self._runs:
+            settled = len(tokens) - (0 if finalize else self.config.lookahead)
+            self._runs[key] = self._run(tokens[:settled], tokens[settled:], streaming)
+        return self._runs[key]
+
+    def _run(self, tokens: Array, beyond: Array, streaming: bool) -> FlowRun:
+        taps = _Taps(self.networks, beyond)
+        network = cast(FlowEncoder, self._encoder.module).encoder_proj
+        hook = network.register_forward_pre_hook(lambda _, inputs: taps.hidden.append(inputs[0].numpy()))
+        try:
+            tapped = replace(self.networks, encoder=taps.encode, estimator=taps.estimate)
+            mel = FlowStream(tapped, self._voice, full=not streaming).step(tokens.astype(np.int32), final=True)
+        finally:
+            hook.remove()
+        steps = self.config.steps
+        by_step = [taps.solved[step::steps] for step in range(steps)]
+        after = [
+            np.concatenate([call["x"] + dt * call["v"] for call in calls], axis=2)
+            for calls, (_, dt) in zip(by_step, time_grid(steps), strict=True)
+        ]
+        return FlowRun(
+            mu=_joined(by_step[0], "mu"),
+            hidden=np.concatenate(taps.hidden, axis=1),
+            cond=_joined(by_step[0], "cond"),
+            inputs=np.concatenate([_joined(calls, "x") for calls in by_step]),
+            states=np.concatenate(after),
+            mel=mel[None],
+        )
+
+    def speaker(self) -> Array:
+        """The speaker vector as the estimator takes it, [1, mels]."""
+        with torch.no_grad():
+            unit = nn.functional.normalize(torch.from_numpy(self._voice.embedding)[None], dim=1)
+            return cast(Array, self._guided.spk_embed_affine_layer(unit).numpy())
+
+    def estimate(self, inputs: dict[str, Array], *, chunk: int) -> Array:
+        """The bare estimator on two rows x, mu, cond [2, mels, T], t [2], spks [2, mels], `chunk` frames a call."""
+        config, unet = self.config, cast(UNet, self._guided.decoder["estimator"])
+        past = Past(config.attentions, 2, config.unet_heads, config.unet_head_dim)
+        tails = [np.zeros((2, channels, 2), np.float32) for channels in self.networks.tail_channels]
+        pieces: list[Array] = []
+        for start in range(0, inputs["x"].shape[2], chunk):
+            x, mu, cond = (inputs[name][:, :, start : start + chunk] for name in ("x", "mu", "cond"))
+            state = [np.full(2, past.length), tails, past.keys(), past.values()]
+            with torch.no_grad():
+                out, *new = unet(*_tensors([x, mu, inputs["t"], inputs["spks"], cond, *state]))
+            tails, new_k, new_v = map(_arrays, new)
+            past.append(new_k, new_v)
+            pieces.append(out.numpy())
+        return np.concatenate(pieces, axis=2)
+
+
+def _joined(calls: list[dict[str, Array]], name: str) -> Array:
+    return np.concatenate([call[name] for call in calls], axis=2)
+
+
+class HiftProbe:
+    """Runs of the server's `HiftStream` on whole windows, and its first two networks alone."""
+
+    def __init__(self, config: HiftConfig, state: StateDict) -> None:
+        self.config = config
+        self._networks = HiftNetworks(
+            config,
+            f0=TorchGraph(F0Predictor(config), state, "f0"),
+            source=TorchGraph(HarmonicSource(config), state, "source", "phases"),
+            decoder=TorchGraph(Decoder(config), state, "audio"),
+        )
+
+    def f0(self, mel: Array) -> Array:
+        """[1, mels, T] to Hz [1, T], float64."""
+        return self._networks.f0({"mel": mel})["f0"]
+
+    def source(self, f0: Array, noise: Array | None = None) -> Array:
+        """[1, 1, samples] from f0 [1, T], starting at phase zero; no noise unless given."""
+        sines = self.config.harmonics + 1
+        if noise is None:
+            noise = np.zeros((1, f0.shape[1] * self.config.frame, sines), np.float32)
+        phase, start = np.zeros((1, sines)), np.ones(1, np.float32)
+        return self._networks.source({"f0": f0.astype(np.float64), "phase": phase, "start": start, "noise": noise})[
+            "source"
+        ]
+
+    def wave(self, mel: Array, source: Array | None = None) -> Array:
+        """[1, samples] from mel [1, mels, T]; with a source [1, 1, samples] that one instead of its own."""
+        networks = self._networks
+        if source is not None:
+            phases = np.zeros((1, mel.shape[2], self.config.harmonics + 1), np.float32)
+            networks = replace(networks, source=_constant(Outputs(source=source, phases=phases)))
+        return HiftStream(networks, seed=0, noise_gain=0.0).step(mel[0], final=True)[None]
+
+
+def _constant(outputs: Outputs) -> Graph:
+    return lambda inputs: outputs
+
+
+@dataclass
+class Join:
+    """Upstream's cross-fade between vocoder windows (upstream utils/common.py :: fade_in_out)."""
+
+    held: int  # samples faded, and held back by every window but the last
+    tail: Array | None = None
+
+    def __call__(self, wave: Array, *, last: bool) -> Array:
+        """The samples that a window [1, n] lets out."""
+        joined = wave.astype(np.float64)
+        if self.tail is not None:
+            window = np.hamming(2 * self.held)
+            joined[:, : self.held] = joined[:, : self.held] * window[: self.held] + self.tail * window[self.held :]
+        self.tail = joined[:, joined.shape[1] - self.held :]
+        emitted = joined if last else joined[:, : joined.shape[1] - self.held]
+        return emitted.astype(np.float32)

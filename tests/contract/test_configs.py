@@ -1,0 +1,155 @@
+"""The committed Triton configurations are what the contracts say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from cosyserve.contracts import MODELS, TTS, Model, Scheduling
+from cosyserve.limits import MAX_LLM_SLOTS, MAX_STREAMS, SEQUENCE_IDLE_SECONDS
+from cosyserve.load import load_grid
+from cosyserve.settings import Settings
+from cosyserve_build import configs
+
+REPOSITORY = Path(__file__).parents[2] / "model_repository"
+FILES = {"gpu": "config.pbtxt", "cpu": "configs/cpu.pbtxt"}
+BY_NAME = {model.name: model for model in MODELS}
+every_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+every_flavour = pytest.mark.parametrize("flavour", FILES)
+
+
+def committed(model: Model, flavour: str) -> Any:
+    text = (REPOSITORY / model.name / FILES[flavour]).read_text("utf-8")
+    return text_format.Parse(text, pb.ModelConfig())
+
+
+def parameters(model: Model, flavour: str) -> dict[str, str]:
+    return {name: value.string_value for name, value in committed(model, flavour).parameters.items()}
+
+
+def test_no_configuration_is_stale() -> None:
+    assert configs.stale(REPOSITORY) == []
+
+
+def test_stale_names_changed_and_missing_files(tmp_path: Path) -> None:
+    configs.write(tmp_path)
+    assert configs.stale(tmp_path) == []
+    changed, missing = tmp_path / "tts" / "config.pbtxt", tmp_path / "hift" / "configs" / "cpu.pbtxt"
+    changed.write_text(changed.read_text().replace("decoupled: true", "decoupled: false"))
+    missing.unlink()
+    assert sorted(configs.stale(tmp_path)) == sorted([changed, missing])
+
+
+@every_flavour
+@every_model
+def test_tensors_are_the_contract_s(model: Model, flavour: str) -> None:
+    config = committed(model, flavour)
+    assert config.name == model.name
+
+    def triton(dtype: str) -> int:
+        return int(pb.DataType.Value("TYPE_STRING" if dtype == "BYTES" else f"TYPE_{dtype}"))
+
+    found = [(i.name, i.data_type, tuple(i.dims), i.optional) for i in config.input]
+    assert found == [(t.name, triton(t.dtype), t.dims, t.optional) for t in model.inputs]
+    assert [(o.name, o.data_type, tuple(o.dims)) for o in config.output] == [
+        (t.name, triton(t.dtype), t.dims) for t in model.outputs
+    ]
+
+
+@every_flavour
+@every_model
+def test_scheduling_is_the_contract_s(model: Model, flavour: str) -> None:
+    config = committed(model, flavour)
+    sequence = model.scheduling is Scheduling.SEQUENCE
+    ensemble = model.scheduling is Scheduling.ENSEMBLE
+    assert config.model_transaction_policy.decoupled is (model.scheduling is Scheduling.DECOUPLED)
+    assert config.HasField("sequence_batching") is sequence
+    assert config.HasField("ensemble_scheduling") is ensemble
+    assert (config.max_batch_size > 0) is (sequence or ensemble)
+    assert (config.backend, config.platform) == (("", "ensemble") if ensemble else ("python", ""))
+    if sequence:
+        assert config.sequence_batching.oldest.max_candidate_sequences >= MAX_STREAMS
+        assert config.sequence_batching.max_sequence_idle_microseconds == SEQUENCE_IDLE_SECONDS * 1_000_000
+        # Steps of different sequences have different lengths and still share a batch.
+        assert {i.name for i in config.input if i.allow_ragged_batch} == {t.name for t in model.inputs if -1 in t.dims}
+
+
+@every_model
+def test_flavours_differ_in_the_device_only(model: Model) -> None:
+    gpu, cpu = committed(model, "gpu"), committed(model, "cpu")
+    if model.scheduling is not Scheduling.ENSEMBLE:
+        kinds = pb.ModelInstanceGroup.Kind
+        assert [(g.kind, g.count) for g in cpu.instance_group] == [(kinds.KIND_CPU, 1)]
+        on_gpu = kinds.KIND_GPU if model.computes else kinds.KIND_CPU
+        assert [(g.kind, g.count) for g in gpu.instance_group] == [(on_gpu, 1)]
+    devices = [parameters(model, flavour).get("device") for flavour in ("gpu", "cpu")]
+    networks = model.computes and model.scheduling is not Scheduling.ENSEMBLE
+    assert devices == (["cuda", "cpu"] if networks else [None, None])
+    for config in (gpu, cpu):
+        config.ClearField("instance_group")
+        config.parameters.pop("device", None)
+    assert gpu == cpu
+
+
+@every_flavour
+@every_model
+def test_parameters_are_settings_and_repeat_their_defaults(model: Model, flavour: str) -> None:
+    given = parameters(model, flavour)
+    read, default = Settings.read(given, {}), Settings()
+    for name in set(given) - {"device", "threads"}:
+        assert getattr(read, name) == getattr(default, name)
+    assert (read.max_streams, read.llm_slots) == (MAX_STREAMS, MAX_LLM_SLOTS)
+
+
+def test_the_promised_sample_rate_is_the_weights(weights: Path) -> None:
+    given = parameters(TTS, "cpu")
+    assert given["sample_rate"] == "24000"
+    load_grid(Settings.read(given | {"weights": str(weights)}, {}))
+
+
+@every_flavour
+@pytest.mark.parametrize("model", [m for m in MODELS if m.scheduling is Scheduling.ENSEMBLE], ids=lambda m: m.name)
+def test_the_wiring_of_ensembles_closes(model: Model, flavour: str) -> None:
+    known = {tensor.name: tensor for tensor in model.inputs}
+    used: set[str] = set()
+    for step in committed(model, flavour).ensemble_scheduling.step:
+        inner = BY_NAME[step.model_name]
+        assert step.model_version == -1
+        for inside, outside in step.input_map.items():
+            wanted, given = inner.input(inside), known[outside]
+            assert (given.dtype, given.dims) == (wanted.dtype, wanted.dims), inside
+            assert wanted.optional or not given.optional, inside
+            used.add(outside)
+        assert {t.name for t in inner.inputs if not t.optional} <= set(step.input_map)
+        for inside, outside in step.output_map.items():
+            assert outside not in known
+            known[outside] = inner.output(inside)
+    for output in model.outputs:
+        assert (known[output.name].dtype, known[output.name].dims) == (output.dtype, output.dims)
+    assert {t.name for t in model.inputs} <= used
+
+
+def test_names_are_unique_and_looked_up() -> None:
+    assert len(BY_NAME) == len(MODELS)
+    for model in MODELS:
+        for tensors, find in ((model.inputs, model.input), (model.outputs, model.output)):
+            assert [find(tensor.name) for tensor in tensors] == list(tensors)
+            assert len({tensor.name for tensor in tensors}) == len(tensors)
+            with pytest.raises(KeyError):
+                find("nothing")
+
+
+def test_every_input_of_tts_reaches_a_stage() -> None:
+    frontend = {tensor.name: tensor for tensor in BY_NAME["frontend"].inputs}
+    for tensor in TTS.inputs:
+        if tensor.name not in ("seed", "stream"):
+            assert frontend[tensor.name] == tensor
+    # What the frontend makes is what the later stages take.
+    takers = {t.name: t for name in ("llm", "token2wav") for t in BY_NAME[name].inputs}
+    for tensor in BY_NAME["frontend"].outputs:
+        if tensor.name != "segment_lengths":
+            assert (takers[tensor.name].dtype, takers[tensor.name].dims) == (tensor.dtype, tensor.dims)

@@ -1,0 +1,164 @@
+"""The shape of the repository: thin model files, names written once, serving without torch."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cosyserve.contracts import MODELS, TTS, Scheduling
+
+ROOT = Path(__file__).parents[2]
+LIBRARY = ROOT / "python_backends" / "cosyserve"
+CLIENT = ROOT / "client" / "cosyserve_client"
+HANDLED = [model.name for model in MODELS if model.scheduling is not Scheduling.ENSEMBLE]
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Modules that a file imports anywhere, also inside functions."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def test_every_model_has_a_folder_and_every_folder_a_model() -> None:
+    folders = {path.name for path in (ROOT / "model_repository").iterdir() if path.is_dir()}
+    assert folders == {model.name for model in MODELS}
+    for name in folders:
+        assert (ROOT / "model_repository" / name / "1").is_dir()
+
+
+@pytest.mark.parametrize("name", HANDLED)
+def test_a_model_file_names_a_handler_and_no_more(name: str) -> None:
+    path = ROOT / "model_repository" / name / "1" / "model.py"
+    assert len(path.read_text("utf-8").splitlines()) <= 30
+    body = parsed(path).body
+    classes = [node for node in body if isinstance(node, ast.ClassDef)]
+    assert [node.name for node in classes] == ["TritonPythonModel"]
+    assert all(isinstance(node, ast.ClassDef | ast.ImportFrom | ast.Import | ast.Expr) for node in body)
+    assert {module.partition(".")[0] for module in imports(path)} == {"cosyserve"}
+
+
+def test_only_the_triton_folder_knows_triton() -> None:
+    users = {path.parent for path in LIBRARY.rglob("*.py") if "triton_python_backend_utils" in set(imports(path))}
+    assert users == {LIBRARY / "triton"}
+
+
+def test_the_pipeline_is_pure() -> None:
+    for path in (LIBRARY / "pipeline").glob("*.py"):
+        foreign = {module.partition(".")[0] for module in imports(path)} - set(sys.stdlib_module_names)
+        assert foreign <= {"numpy", "cosyserve"}, path.name
+        assert not any(module.startswith("cosyserve.triton") for module in imports(path)), path.name
+
+
+SERVING = """
+import importlib, sys, types
+from unittest.mock import MagicMock
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "onnx", "onnxscript", "yaml", "soundfile"):
+            raise ImportError(f"{name} is not installed where only serving is")
+
+sys.meta_path.insert(0, Refuse())
+sys.modules["triton_python_backend_utils"] = MagicMock()
+"""
+
+
+def serve_only(code: str, *arguments: str) -> None:
+    """Run code where nothing but what serving on a CPU needs is installed."""
+    done = subprocess.run([sys.executable, "-c", SERVING + code, *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_guard_below_refuses_torch() -> None:
+    with pytest.raises(AssertionError, match="torch is not installed"):
+        serve_only("import cosyserve.llm.qwen2")
+
+
+@pytest.mark.parametrize("name", HANDLED)
+def test_model_files_load_without_torch(name: str) -> None:
+    code = """
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("model", sys.argv[1])
+module = module_from_spec(spec)
+spec.loader.exec_module(module)
+handler = module.TritonPythonModel()
+assert callable(handler.initialize) and callable(handler.execute)
+"""
+    serve_only(code, str(ROOT / "model_repository" / name / "1" / "model.py"))
+
+
+def test_weights_load_and_commands_start_without_torch(weights: Path) -> None:
+    code = """
+from cosyserve.load import load_flow_networks, load_frontend, load_grid, load_hift_networks, load_llm_networks
+from cosyserve.settings import Settings
+import cosyserve.cli, cosyserve_client
+settings = Settings(weights=sys.argv[1])
+for load in (load_grid, load_frontend, load_llm_networks, load_flow_networks, load_hift_networks):
+    load(settings)
+"""
+    serve_only(code, str(weights))
+
+
+def constants(path: Path) -> set[str]:
+    return {n.value for n in ast.walk(parsed(path)) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+
+
+def test_the_client_builds_requests_from_the_contract() -> None:
+    """`audio` names prompt_audio in its errors and `cli` has an argument called text; the rest spells no input."""
+    inputs = {tensor.name for tensor in TTS.inputs}
+    for path in CLIENT.glob("*.py"):
+        if path.name not in ("audio.py", "cli.py"):
+            assert constants(path) & inputs == set(), path.name
+
+
+def test_the_client_reads_exactly_the_outputs_of_the_contract() -> None:
+    outputs = {tensor.name for tensor in TTS.outputs}
+    spelt = {
+        node.slice.value
+        for node in ast.walk(parsed(CLIENT / "wire.py"))
+        if isinstance(node, ast.Subscript)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "outputs"
+        and isinstance(node.slice, ast.Constant)
+    }
+    assert spelt == outputs
+    for path in CLIENT.glob("*.py"):
+        if path.name != "wire.py":
+            assert constants(path) & outputs == set(), path.name
+
+
+def test_ruff_sees_the_source_under_build(tmp_path: Path) -> None:
+    ruff = shutil.which("ruff", path=str(Path(sys.executable).parent))
+    assert ruff
+    command = [ruff, "check", "--show-files", "--no-cache", str(ROOT)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines()
+    sources = [ROOT / "build" / "cosyserve_build" / "prepare.py", LIBRARY / "load.py", CLIENT / "wire.py"]
+    assert {str(path) for path in sources} <= set(shown)
+
+
+def test_tools_do_not_skip_build(pytestconfig: pytest.Config) -> None:
+    assert not {"build", "dist"} & set(pytestconfig.getini("norecursedirs"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
+    assert "build" not in project["ruff"]["exclude"]
+    assert "cosyserve_build" in project["mypy"]["packages"]
+    assert "build/cosyserve_build" in project["hatch"]["build"]["targets"]["wheel"]["packages"]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_git_does_not_ignore_build() -> None:
+    done = subprocess.run(["git", "check-ignore", "-q", "build/cosyserve_build/new_module.py"], cwd=ROOT)
+    assert done.returncode == 1

@@ -1,0 +1,129 @@
+"""Every command of the README runs, as it is written there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+TINY = ROOT / "tests" / "data" / "cosyvoice2-tiny"
+
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+
+ELSEWHERE = {
+    "make test": "this test is part of it",
+    "make check": "`make test` starts with it",
+    "huggingface-cli download FunAudioLLM/CosyVoice2-0.5B --local-dir CosyVoice2-0.5B": "no network; a bundle of the same "
+    "layout takes its place",
+}
+INSTALL = re.compile(r"pip install -e '\.\[(.*)\]'")
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def run(command: str, folder: Path) -> str:
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=environment(), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def seconds(path: Path) -> float:
+    with wave.open(str(path)) as wav:
+        assert (wav.getframerate(), wav.getnchannels(), wav.getsampwidth()) == (24_000, 1, 2)
+        return wav.getnframes() / wav.getframerate()
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a user has it after the download: the bundle, and a recording of their voice."""
+    folder = tmp_path_factory.mktemp("desk")
+    shutil.copytree(TINY / "bundle", folder / "CosyVoice2-0.5B")
+    shutil.copy(TINY / "prompt.wav", folder / "me.wav")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(desk: Path) -> Iterator[Path]:
+    """The README's `prepare` and `serve`, up to the ready line."""
+    (prepare,) = (c for c in COMMANDS if c.startswith("cosyserve-build prepare"))
+    (serve,) = (c for c in COMMANDS if c.startswith("cosyserve serve"))
+    run(prepare, desk)
+    process = subprocess.Popen(serve.split(), cwd=desk, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().startswith("ready: gRPC on 127.0.0.1:8001")
+        yield desk
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+        process.stdout.close()
+
+
+def test_make_demo_writes_a_wave_file_and_says_that_it_is_noise() -> None:
+    (ROOT / "demo.wav").unlink(missing_ok=True)
+    done = subprocess.run(["make", "demo"], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "random weights: this is noise" in done.stderr
+    assert re.search(r"demo\.wav: [\d.]+ s of audio, first audio \d+ ms, real-time factor [\d.]+", done.stdout)
+    assert seconds(ROOT / "demo.wav") > 1
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("cosyserve say")])
+def test_say(served: Path, command: str) -> None:
+    output = command.rsplit(" -o ", 1)[1]
+    run(command, served)
+    assert seconds(served / output) > 0.5
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_python(served: Path, code: str) -> None:
+    printed = run(f"{sys.executable} - <<'END'\n{code}END", served).splitlines()
+    offsets = [int(line.split()[0]) for line in printed]
+    assert len(offsets) > 2
+    assert offsets == sorted(offsets)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("cosyserve-build verify")])
+def test_verify(command: str) -> None:
+    run(command, ROOT)
+
+
+def test_extras_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    named = [extra for c in COMMANDS if (m := INSTALL.fullmatch(c)) for extra in m[1].split(",")]
+    assert named
+    assert set(named) <= set(extras)
+
+
+def test_every_command_is_run_somewhere() -> None:
+    here = ("make demo", "cosyserve-build prepare", "cosyserve serve", "cosyserve say", "cosyserve-build verify")
+    left = [c for c in COMMANDS if not c.startswith(here) and not INSTALL.fullmatch(c) and c not in ELSEWHERE]
+    # Commands of the figures live behind their own make targets, which must exist.
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    assert [c for c in left if c.removeprefix("make ") not in targets] == []
+
+
+def test_ci_runs_what_the_readme_says() -> None:
+    assert "make test" in COMMANDS
+    assert "make test" in (ROOT / ".ci" / "run").read_text("utf-8")
+
+
+def test_links_to_files_resolve() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target

@@ -1,0 +1,43 @@
+"""One server for all tests of this folder, with the demo weights."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cosyserve_client import Client, SpeechOptions, read_prompt
+from live import Live, running
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "tests" / "data" / "cosyvoice2-tiny"
+
+
+@pytest.fixture(scope="session")
+def demo_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of ``make demo``."""
+    folder = tmp_path_factory.mktemp("demo-weights")
+    with tarfile.open(ROOT / "demo" / "weights.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with running(demo_weights, tmp_path_factory.mktemp("server") / "triton.log") as live:
+        yield live
+
+
+@pytest.fixture(scope="session")
+def client(server: Live) -> Iterator[Client]:
+    with Client(server.url, stream_timeout=120) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def prompt() -> SpeechOptions:
+    """A voice to clone, with its transcript."""
+    samples, rate = read_prompt(str(TINY / "prompt.wav"))
+    transcript = (TINY / "prompt.txt").read_text("utf-8")
+    return {"prompt_audio": samples, "prompt_sample_rate": rate, "prompt_text": transcript}

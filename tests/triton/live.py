@@ -1,0 +1,62 @@
+"""A running server as the tests see it."""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cosyserve.cli import _free_port
+from cosyserve.metrics import ACTIVE_STREAMS, FLOW_SEQUENCES, HIFT_SEQUENCES, LLM_SEQUENCES, Metric
+from cosyserve.serve import Server
+
+PATIENCE = 30.0
+"""Seconds after which what should happen in a fraction of one has failed: the cores may be busy."""
+
+GAUGES = (ACTIVE_STREAMS, LLM_SEQUENCES, FLOW_SEQUENCES, HIFT_SEQUENCES)
+
+
+@dataclass(frozen=True)
+class Live:
+    """Where a server answers, and what it serves."""
+
+    url: str
+    metrics_url: str
+    weights: Path
+
+    def metric(self, metric: Metric) -> float:
+        """The value of one metric."""
+        return self._metrics()[metric.name]
+
+    def held(self) -> dict[str, float]:
+        """What each stage holds for utterances in progress."""
+        values = self._metrics()
+        return {gauge.name: values[gauge.name] for gauge in GAUGES}
+
+    def wait_idle(self) -> None:
+        """Returns once no stage holds anything."""
+        wait_until(lambda: not any(self.held().values()), lambda: f"still held: {self.held()}")
+
+    def _metrics(self) -> dict[str, float]:
+        with urllib.request.urlopen(self.metrics_url, timeout=PATIENCE) as page:
+            lines = page.read().decode().splitlines()
+        return {name: float(value) for name, value in (line.split() for line in lines if line.startswith("cosyserve_"))}
+
+
+@contextmanager
+def running(weights: Path, log: Path, **settings: str) -> Iterator[Live]:
+    """A server on free ports."""
+    server = Server(weights, grpc_port=_free_port(), metrics_port=_free_port(), settings=settings, log=log)
+    with server.running():
+        yield Live(f"127.0.0.1:{server.grpc_port}", f"http://127.0.0.1:{server.metrics_port}/metrics", weights)
+
+
+def wait_until(condition: Callable[[], bool], report: Callable[[], str]) -> None:
+    """Returns as soon as `condition` holds; fails with `report` when it does not in time."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, report()
+        time.sleep(0.01)

@@ -1,0 +1,59 @@
+"""A server with other settings: another chunk policy gives the same samples, and a full server says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cosyserve.metrics import REFUSED
+from cosyserve_client import Client, SpeechOptions, Unavailable
+from live import Live, running
+
+TEXT = "The same sentence, cut into larger pieces, must sound exactly the same; chunks are an affair of the network."
+
+
+@pytest.fixture(scope="module")
+def other(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    log = tmp_path_factory.mktemp("other") / "triton.log"
+    with running(demo_weights, log, first_hop="75", max_hop="150", max_streams="1", llm_slots="2") as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def other_client(other: Live) -> Iterator[Client]:
+    with Client(other.url, stream_timeout=120) as client:
+        yield client
+
+
+@pytest.mark.parametrize("cloned", [True, False])
+def test_larger_chunks_give_the_same_samples(
+    client: Client, other_client: Client, prompt: SpeechOptions, cloned: bool
+) -> None:
+    voice = prompt if cloned else SpeechOptions()
+    fine = list(client.stream(TEXT, seed=5, **voice))
+    coarse = list(other_client.stream(TEXT, seed=5, **voice))
+    assert len(coarse[0].pcm) > len(fine[0].pcm)
+    assert len(coarse) < len(fine)
+    ours, theirs = (np.concatenate([chunk.pcm for chunk in chunks]).astype(np.int32) for chunks in (fine, coarse))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1)
+
+
+def test_a_full_server_refuses_at_once_and_serves_again(other: Live, other_client: Client) -> None:
+    refused = other.metric(REFUSED)
+    with other_client.stream(TEXT, seed=5) as speaking:
+        next(speaking)
+        with pytest.raises(Unavailable, match="all 1 streams are in use"):
+            other_client.synthesize("Hi.")
+        assert not any(chunk.final for chunk in [next(speaking)])
+        list(speaking)
+    assert other.metric(REFUSED) == refused + 1
+    other.wait_idle()
+    assert len(other_client.synthesize("Hi.").pcm)
+
+
+def test_a_patient_client_waits_for_its_turn(other: Live, other_client: Client) -> None:
+    with Client(other.url, retries=9) as patient, other_client.stream(TEXT, seed=5) as speaking:
+        next(speaking)
+        assert len(patient.synthesize("Hi.").pcm)

@@ -1,0 +1,105 @@
+"""Small stages for the orchestrator: each token is spoken as its own number, so the audio tells what was said."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosyserve.contracts import Tensors
+from cosyserve.errors import CosyServeError, StageFailed
+from cosyserve.pipeline.orchestrate import Grid
+
+GRID = Grid(chunk=25, lookahead=3, samples_per_token=4, first_hop=25, max_hop=100)
+GROUP = 5
+
+
+async def nothing(point: str) -> None:
+    """The hook of stages that work."""
+
+
+class FakeStages:
+    """Implements `cosyserve.pipeline.orchestrate.Stages` and keeps a record of what it was asked.
+
+    Every wait of a stage has a name, and `hook` is called there: it may wait, or raise what the stage then raises.
+    The names are ``frontend``, ``llm <segment>.<group>``, ``llm stop``, ``token2wav <sequence>.<step>``.
+
+    Args:
+        speech: number of speech tokens of each segment; segment s speaks ``1000 s``, ``1000 s + 1``, ...
+        prompt: prompt speech tokens of the voice.
+    """
+
+    def __init__(self, speech: Sequence[int], prompt: int = 0) -> None:
+        self.speech = speech
+        self.prompt = prompt
+        self.hook: Callable[[str], Awaitable[None]] = nothing
+        self.points: list[str] = []
+        self.requests: list[Tensors] = []
+        self.llm_inputs: list[Tensors] = []
+        self.steps: list[tuple[int, Tensors, bool, bool]] = []
+        self.generating = 0
+        self.live: dict[int, tuple[list[int], int]] = {}  # tokens taken, tokens spoken
+
+    @property
+    def idle(self) -> bool:
+        """Whether no stage holds anything."""
+        return self.generating == 0 and not self.live
+
+    async def frontend(self, request: Tensors) -> Tensors:
+        self.requests.append(request)
+        await self._reach("frontend")
+        lengths = [2 + segment for segment in range(len(self.speech))]
+        return {
+            "text_tokens": np.arange(sum(lengths), dtype=np.int32),
+            "segment_lengths": np.array(lengths, np.int32),
+            "prompt_text_tokens": np.array([7, 8], np.int32),
+            "llm_prompt_tokens": np.array([9], np.int32),
+            "flow_prompt_tokens": np.arange(self.prompt, dtype=np.int32),
+            "prompt_mel": np.ones((2 * self.prompt, 80), np.float32),
+            "speaker_embedding": np.ones(192, np.float32),
+        }
+
+    async def speech_tokens(self, inputs: Tensors) -> AsyncGenerator[NDArray[np.int32], None]:
+        segment = len(inputs["text_tokens"]) - 2
+        self.llm_inputs.append(inputs)
+        self.generating += 1
+        ended = False
+        try:
+            tokens = 1000 * segment + np.arange(self.speech[segment], dtype=np.int32)
+            for index, start in enumerate(range(0, len(tokens) + 1, GROUP)):
+                await self._reach(f"llm {segment}.{index}")
+                yield tokens[start : start + GROUP]
+            ended = True
+        finally:
+            if not ended:
+                await self._reach("llm stop")
+            self.generating -= 1
+
+    async def token2wav(self, sequence: int, inputs: Tensors, *, start: bool, end: bool) -> NDArray[np.int16]:
+        self.steps.append((sequence, inputs, start, end))
+        taken, spoken = ([], 0) if start else self.live.pop(sequence, ([], -1))
+        if spoken < 0:
+            raise StageFailed("no such sequence")
+        step = sum(s == sequence for s, _, _, _ in self.steps) - 1
+        try:
+            await self._reach(f"token2wav {sequence}.{step}")
+        except CosyServeError:
+            raise  # a step that fails ends its sequence
+        except BaseException:
+            self.live[sequence] = taken, spoken  # the caller went away, the step goes on
+            self._drop(sequence, end)
+            raise
+        taken = taken + inputs["speech_tokens"].tolist()
+        settled = len(taken) if inputs["final"][0] else max(spoken, len(taken) - GRID.lookahead)
+        self.live[sequence] = taken, settled
+        self._drop(sequence, end)
+        return np.repeat(np.array(taken[spoken:settled], np.int16), GRID.samples_per_token)
+
+    def _drop(self, sequence: int, end: bool) -> None:
+        if end:
+            del self.live[sequence]
+
+    async def _reach(self, point: str) -> None:
+        self.points.append(point)
+        await self.hook(point)

@@ -1,0 +1,286 @@
+"""The road of one request over fake stages: order, offsets, errors, cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import numpy as np
+import pytest
+from fakes import GRID, FakeStages
+
+from cosyserve.contracts import FRONTEND, TTS, Tensors
+from cosyserve.errors import CosyServeError, InvalidInput, Overloaded, StageFailed, VoiceNotFound
+from cosyserve.pipeline.admission import Admission
+from cosyserve.pipeline.orchestrate import Chunk, Synthesizer
+
+SPT = GRID.samples_per_token
+REQUEST: Tensors = {"text": np.array([b"hello"], np.object_), "seed": np.array([11])}
+
+
+def synthesizer(stages: FakeStages, limit: int = 4) -> tuple[Synthesizer, Admission]:
+    admission = Admission(limit)
+    return Synthesizer(stages, GRID, admission), admission
+
+
+async def consume(speaker: Synthesizer, request: Tensors = REQUEST) -> list[Chunk]:
+    async with aclosing(speaker.speak(request)) as chunks:
+        return [chunk async for chunk in chunks]
+
+
+async def speak(stages: FakeStages, request: Tensors = REQUEST) -> list[Chunk]:
+    return await consume(synthesizer(stages)[0], request)
+
+
+def said(chunks: list[Chunk]) -> list[int]:
+    """Tokens heard in the audio."""
+    audio = np.concatenate([chunk.audio for chunk in chunks])
+    heard = audio.reshape(-1, SPT)
+    assert (heard == heard[:, :1]).all()
+    return [int(token) for token in heard[:, 0]]
+
+
+async def test_every_token_is_spoken_once_and_in_order() -> None:
+    stages = FakeStages([60, 10, 130], prompt=93)
+    chunks = await speak(stages)
+    assert said(chunks) == [*range(60), *range(1000, 1010), *range(2000, 2130)]
+    assert stages.idle
+
+
+async def test_offsets_count_what_was_sent_before() -> None:
+    chunks = await speak(FakeStages([60, 10]))
+    sent = np.cumsum([0, *(len(chunk.audio) for chunk in chunks)]).tolist()
+    assert [chunk.sample_offset for chunk in chunks] == sent[:-1]
+    assert [(chunk.segment, chunk.token_offset) for chunk in chunks[:-1]] == [(0, 0), (0, 25), (1, 0)]
+    assert [len(chunk.audio) for chunk in chunks] == [25 * SPT, 35 * SPT, 10 * SPT, 0]
+
+
+async def test_only_the_last_chunk_is_final_and_it_has_no_audio() -> None:
+    chunks = await speak(FakeStages([60, 10]))
+    assert [chunk.final for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert (len(chunks[-1].audio), chunks[-1].segment) == (0, 1)
+    assert all(len(chunk.audio) for chunk in chunks[:-1])
+
+
+async def test_chunks_come_while_the_language_model_still_speaks() -> None:
+    stages = FakeStages([200])
+    hold = asyncio.Event()
+
+    async def hook(point: str) -> None:
+        if point == "llm 0.6":  # 30 tokens are out
+            await hold.wait()
+
+    stages.hook = hook
+    async with aclosing(synthesizer(stages)[0].speak(REQUEST)) as chunks:
+        first = await asyncio.wait_for(anext(chunks), 5)
+        assert len(first.audio) == 25 * SPT
+        hold.set()
+        assert said([first, *[chunk async for chunk in chunks]]) == list(range(200))
+
+
+async def test_segments_are_generated_ahead_of_the_audio() -> None:
+    stages = FakeStages([30, 30, 30])
+    hold = asyncio.Event()
+
+    async def hook(point: str) -> None:
+        if point == "token2wav 1.0":
+            await hold.wait()
+
+    stages.hook = hook
+    task = asyncio.create_task(speak(stages))
+    while "llm 2.6" not in stages.points:
+        await asyncio.wait_for(asyncio.sleep(0), 5)
+        assert not task.done()
+    assert [point for point in stages.points if point.startswith("token2wav")] == ["token2wav 1.0"]
+    hold.set()
+    assert said(await task) == [*range(30), *range(1000, 1030), *range(2000, 2030)]
+
+
+async def test_the_voice_comes_with_the_first_step_only() -> None:
+    stages = FakeStages([60, 60], prompt=10)
+    await speak(stages)
+    opening = {"stream", "seed", "flow_prompt_tokens", "prompt_mel", "speaker_embedding"}
+    step = {"speech_tokens", "final"}
+    for _, inputs, start, _ in stages.steps:
+        assert set(inputs) == (step | opening if start else step)
+    assert [(s, start, end) for s, _, start, end in stages.steps] == [
+        (1, True, False),
+        (1, False, True),
+        (2, True, False),
+        (2, False, True),
+    ]
+    assert all(bool(inputs["final"][0]) is end for _, inputs, _, end in stages.steps)
+
+
+async def test_each_utterance_gets_sequences_of_its_own() -> None:
+    stages = FakeStages([60, 30])
+    speaker, _ = synthesizer(stages)
+    results = await asyncio.gather(*(consume(speaker) for _ in range(3)))
+    assert [said(chunks) for chunks in results] == [[*range(60), *range(1000, 1030)]] * 3
+    opened = [sequence for sequence, _, start, _ in stages.steps if start]
+    assert sorted(set(opened)) == sorted(opened)
+    assert len(opened) == 6
+
+
+async def test_the_language_model_gets_each_segment_s_text_and_the_prompt() -> None:
+    stages = FakeStages([5, 5, 5])
+    await speak(stages)
+    assert [inputs["text_tokens"].tolist() for inputs in stages.llm_inputs] == [[0, 1], [2, 3, 4], [5, 6, 7, 8]]
+    for inputs in stages.llm_inputs:
+        assert set(inputs) == {"text_tokens", "seed", "prompt_text_tokens", "llm_prompt_tokens"}
+        assert inputs["prompt_text_tokens"].tolist() == [7, 8]
+        assert inputs["llm_prompt_tokens"].tolist() == [9]
+
+
+async def test_the_frontend_gets_what_it_knows_and_no_more() -> None:
+    request: Tensors = REQUEST | {"voice": np.array([b"v"], np.object_), "stream": np.array([True])}
+    stages = FakeStages([5])
+    await speak(stages, request)
+    assert set(stages.requests[0]) == {"text", "voice"} <= {t.name for t in FRONTEND.inputs}
+    assert set(request) <= {t.name for t in TTS.inputs}
+
+
+async def test_without_streaming_a_segment_is_one_piece() -> None:
+    stages = FakeStages([260, 60])
+    chunks = await speak(stages, REQUEST | {"stream": np.array([False])})
+    assert [len(chunk.audio) for chunk in chunks] == [260 * SPT, 60 * SPT, 0]
+    assert [(start, end) for _, _, start, end in stages.steps] == [(True, True)] * 2
+    assert [inputs["stream"].tolist() for _, inputs, _, _ in stages.steps] == [[False]] * 2
+
+
+async def test_streaming_is_the_default() -> None:
+    stages = FakeStages([60])
+    await speak(stages)
+    assert stages.steps[0][1]["stream"].tolist() == [True]
+
+
+def seeds(stages: FakeStages) -> list[int]:
+    opened = [inputs["seed"] for _, inputs, start, _ in stages.steps if start]
+    given = [inputs["seed"] for inputs in stages.llm_inputs]
+    assert all(seed.dtype == np.int64 and seed.shape == (1,) for seed in given)
+    np.testing.assert_array_equal(opened, given)
+    return [int(seed[0]) for seed in given]
+
+
+async def seeds_of(seed: int | None) -> list[int]:
+    stages = FakeStages([60, 10])
+    request = {name: value for name, value in REQUEST.items() if name != "seed"}
+    await speak(stages, request if seed is None else request | {"seed": np.array([seed])})
+    return seeds(stages)
+
+
+@pytest.mark.parametrize("seed", [0, 11, -1, 2**63 - 1, -(2**63)])
+async def test_equal_seeds_give_equal_inputs(seed: int) -> None:
+    first = await seeds_of(seed)
+    assert first == await seeds_of(seed)
+    assert len(set(first)) == 2  # each segment has its own
+    assert all(value >= 0 for value in first)
+
+
+async def test_other_seeds_and_no_seed_give_other_inputs() -> None:
+    found = [await seeds_of(seed) for seed in (1, 2, -1, None, None)]
+    assert len({tuple(values) for values in found}) == 5
+
+
+@pytest.mark.parametrize(
+    "point", ["frontend", "llm 0.0", "llm 0.4", "llm 1.2", "token2wav 1.0", "token2wav 1.1", "token2wav 2.0"]
+)
+@pytest.mark.parametrize("error", [InvalidInput("text", "is too odd"), StageFailed("out of order")])
+async def test_the_error_of_a_stage_surfaces_and_ends_the_others(point: str, error: CosyServeError) -> None:
+    stages = FakeStages([60, 60])
+    speaker, admission = synthesizer(stages)
+
+    async def hook(reached: str) -> None:
+        if reached == point:
+            raise error
+
+    stages.hook = hook
+    with pytest.raises(type(error)) as caught:
+        await asyncio.wait_for(consume(speaker), 5)
+    assert caught.value is error
+    assert point in stages.points
+    assert stages.idle
+    assert admission.active == 0
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_an_unknown_voice_starts_no_stage() -> None:
+    stages = FakeStages([60])
+
+    async def hook(point: str) -> None:
+        raise VoiceNotFound("no voice 'x'")
+
+    stages.hook = hook
+    with pytest.raises(VoiceNotFound):
+        await speak(stages)
+    assert stages.points == ["frontend"]
+    assert stages.llm_inputs == []
+
+
+async def points_of_a_run() -> list[str]:
+    stages = FakeStages([60, 40], prompt=10)
+    await speak(stages)
+    return stages.points
+
+
+async def test_cancelling_at_any_point_frees_everything() -> None:
+    points = await points_of_a_run()
+    assert len(points) > 20
+    for stuck in range(len(points)):
+        stages = FakeStages([60, 40], prompt=10)
+        speaker, admission = synthesizer(stages)
+        reached = asyncio.Event()
+
+        async def hook(
+            point: str, stages: FakeStages = stages, reached: asyncio.Event = reached, stuck: int = stuck
+        ) -> None:
+            if len(stages.points) == stuck + 1:
+                reached.set()
+                await asyncio.Event().wait()
+
+        stages.hook = hook
+        task = asyncio.create_task(consume(speaker))
+        await asyncio.wait_for(reached.wait(), 5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 5)
+        assert stages.idle, points[stuck]
+        assert admission.active == 0
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_closing_between_chunks_frees_everything() -> None:
+    whole = await speak(FakeStages([60, 40]))
+    for taken in range(1, len(whole) + 1):
+        stages = FakeStages([60, 40])
+        speaker, admission = synthesizer(stages)
+        async with aclosing(speaker.speak(REQUEST)) as chunks:
+            for _ in range(taken):
+                await anext(chunks)
+            assert admission.active == 1
+        assert stages.idle
+        assert admission.active == 0
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_cancelled_sequence_gets_an_end_that_is_not_final() -> None:
+    stages = FakeStages([60])
+    async with aclosing(synthesizer(stages)[0].speak(REQUEST)) as chunks:
+        await anext(chunks)
+    sequence, inputs, start, end = stages.steps[-1]
+    assert (sequence, start, end) == (1, False, True)
+    assert inputs["speech_tokens"].tolist() == []
+    assert inputs["final"].tolist() == [False]
+
+
+async def test_beyond_the_limit_a_request_is_refused_at_once() -> None:
+    stages = FakeStages([60])
+    speaker, admission = synthesizer(stages, limit=1)
+    async with aclosing(speaker.speak(REQUEST)) as first:
+        await anext(first)
+        before = list(stages.points)
+        with pytest.raises(Overloaded):
+            await anext(speaker.speak(REQUEST))
+        assert stages.points == before
+        assert admission.active == 1
+    assert said(await consume(speaker)) == list(range(60))
