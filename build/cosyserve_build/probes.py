@@ -111,6 +111,7 @@ class LlmProbe:
 
     def forward(self, embeds: Array) -> Array:
         """Append positions [n, hidden] and return the logits [V] of the last one."""
+        self._cache.fit(self._length + len(embeds), 1)
         out = self._graph(
             {
                 "embeds": embeds[None],

@@ -50,7 +50,7 @@ MAX_STREAMS = 64
 MAX_LLM_SLOTS = 32
 """Default for sequences in one LLM step."""
 
-STAGE_TIMEOUT_SECONDS = 60.0
+STAGE_TIMEOUT_SECONDS = 120.0
 """Longest wait for one answer of an inner stage before the utterance fails."""
 
 SEQUENCE_IDLE_SECONDS = 60

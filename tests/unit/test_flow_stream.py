@@ -16,6 +16,7 @@ from cosyserve.errors import InvalidInput
 from cosyserve.flow.sessions import FlowSession, FlowSessions
 from cosyserve.flow.solver import solve, time_grid
 from cosyserve.flow.stream import FlowNetworks, FlowState, FlowStream, FlowVoice
+from cosyserve.runtimes.graph import Arrays, Outputs
 
 Float = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -116,6 +117,22 @@ def test_short_speech_is_spoken_whole(
     stream = FlowStream(flow_networks, flow_voice, state=after_prompt)
     assert stream.step(tokens[:length], final=True).shape == (80, 2 * length)
     assert stream.frames == 2 * (PROMPT + length)
+
+
+@pytest.mark.parametrize("length", [31, 32, 33, 34, 35])
+def test_an_end_within_the_look_ahead_does_not_widen_a_chunk(
+    flow_networks: FlowNetworks, flow_voice: FlowVoice, after_prompt: FlowState, tokens: Ints, length: int
+) -> None:
+    """The prompt leaves 18 tokens waiting, so a boundary lies after 7 and 32 tokens of speech."""
+    chunks: list[int] = []
+
+    def encoder(inputs: Arrays) -> Outputs:
+        chunks.append(np.shape(inputs["tokens"])[1])
+        return flow_networks.encoder(inputs)
+
+    stream = FlowStream(replace(flow_networks, encoder=encoder), flow_voice, state=after_prompt)
+    assert stream.step(tokens[:length], final=True).shape == (80, 2 * length)
+    assert chunks == [25, min(25, length - 7)] + [length - 32] * (length > 32)
 
 
 def test_no_prompt_works_at_any_split(flow_networks: FlowNetworks, flow_voice: FlowVoice, tokens: Ints) -> None:

@@ -37,6 +37,7 @@ def test_growing_keeps_what_was_written() -> None:
     for start in range(0, 5 * GRANULE, 10):
         written_k.append(block(2, 10, start))
         written_v.append(block(2, 10, start + 1))
+        cache.fit(start + 10, 2)
         cache.write(ALL, start, written_k[-1], written_v[-1])
     for layer in range(2):
         k = np.concatenate([part[layer] for part in written_k], axis=2)
@@ -46,11 +47,22 @@ def test_growing_keeps_what_was_written() -> None:
         assert not cache.keys()[layer][:, :, k.shape[2] :].any()
 
 
+def test_room_of_a_long_sequence_is_given_back_and_rows_in_use_are_kept() -> None:
+    cache = SlotCache(2, 3, 3, 4)
+    k, v = block(1, 5, 0), block(1, 5, 1)
+    cache.fit(40 * GRANULE, 2)
+    cache.write(slice(0, 1), 0, k, v)
+    cache.fit(6, 1)
+    assert cache.capacity == GRANULE
+    for found, written in zip([*cache.keys(), *cache.values()], [*k, *v], strict=True):
+        np.testing.assert_array_equal(found[:1, :, :5], written)
+
+
 def test_capacity_is_a_multiple_of_the_granule_and_grows_seldom() -> None:
     cache = SlotCache(1, 1, 1, 1)
     capacities = set()
     for length in range(1, 40 * GRANULE):
-        cache.reserve(length)
+        cache.fit(length, 1)
         assert cache.capacity >= length
         assert cache.capacity % GRANULE == 0
         assert cache.keys()[0].shape[2] == cache.capacity
@@ -62,7 +74,7 @@ def test_capacity_is_a_multiple_of_the_granule_and_grows_seldom() -> None:
 def test_reserving_less_changes_nothing() -> None:
     cache = SlotCache(1, 1, 1, 1)
     before = cache.keys()[0]
-    cache.reserve(GRANULE)
+    cache.fit(GRANULE, 1)
     assert cache.keys()[0] is not before
     assert np.shares_memory(cache.keys()[0], before)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,23 @@ from cosyserve.settings import Settings
 from cosyserve.weights import FORMAT, Weights, map_tensors
 
 
+@pytest.fixture(scope="module")
+def shared_copy(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(weights, tmp_path_factory.mktemp("spoilt") / "weights")
+
+
 @pytest.fixture
-def copy(weights: Path, tmp_path: Path) -> Path:
-    """Weights to spoil."""
-    return shutil.copytree(weights, tmp_path / "weights")
+def copy(weights: Path, shared_copy: Path) -> Iterator[Path]:
+    """Weights to spoil. They are large, so one copy is repaired after each test."""
+    yield shared_copy
+    for path in [path for path in shared_copy.rglob("*") if path.is_file()]:
+        original = weights / path.relative_to(shared_copy)
+        if not original.exists():
+            path.unlink()
+    for original in [path for path in weights.rglob("*") if path.is_file()]:
+        path = shared_copy / original.relative_to(weights)
+        if not path.exists() or path.stat().st_mtime_ns != original.stat().st_mtime_ns:
+            shutil.copy2(original, path)
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -137,7 +137,7 @@ class Engine:
             self._advance(slot, 1, logits[slot])
 
     def _forward(self, embeds: Float, rows: slice, lengths: NDArray[np.int64]) -> Float:
-        self._cache.reserve(int(lengths.max()) + embeds.shape[1])
+        self._cache.fit(max([embeds.shape[1], *(s.position + 1 for s in self.running)]), len(self.running))
         out = self.networks.graph(
             {
                 "embeds": embeds,

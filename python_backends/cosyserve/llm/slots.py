@@ -33,20 +33,23 @@ class SlotCache:
         """Value arrays of these rows, without copying."""
         return [v[rows] for v in self._v]
 
-    def reserve(self, length: int) -> None:
-        """Make room for `length` positions; grows by a quarter, so copying stays a small share."""
-        if length <= self.capacity:
-            return
-        wanted = max(length, self.capacity + self.capacity // 4)
-        capacity = -(-wanted // GRANULE) * GRANULE
-        self._k = [_wider(k, capacity) for k in self._k]
-        self._v = [_wider(v, capacity) for v in self._v]
-        self.capacity = capacity
+    def fit(self, length: int, rows: int) -> None:
+        """Make room for `length` positions, and give back room of long sequences that have left.
+
+        Args:
+            length: positions that the longest of the sequences in use will have.
+            rows: rows in use, from the first; only they keep what they hold.
+        """
+        if self.capacity < length or self.capacity > 4 * (length + GRANULE):
+            # A quarter to spare, so that copying stays a small share.
+            capacity = -(-(length + length // 4) // GRANULE) * GRANULE
+            self._k = [_resized(k, capacity, rows) for k in self._k]
+            self._v = [_resized(v, capacity, rows) for v in self._v]
+            self.capacity = capacity
 
     def write(self, rows: slice, start: int, new_k: Sequence[Float], new_v: Sequence[Float]) -> None:
-        """Put ``[rows, heads, n, dim]`` keys and values at positions ``start..start+n``."""
+        """Put ``[rows, heads, n, dim]`` keys and values at positions ``start..start+n``, for which `fit` made room."""
         stop = start + new_k[0].shape[2]
-        self.reserve(stop)
         for layer, (k, v) in enumerate(zip(new_k, new_v, strict=True)):
             self._k[layer][rows, :, start:stop] = k
             self._v[layer][rows, :, start:stop] = v
@@ -57,7 +60,8 @@ class SlotCache:
             array[target, :, :length] = array[source, :, :length]
 
 
-def _wider(array: Float, capacity: int) -> Float:
-    grown = np.zeros((*array.shape[:2], capacity, array.shape[3]), np.float32)
-    grown[:, :, : array.shape[2]] = array
-    return grown
+def _resized(array: Float, capacity: int, rows: int) -> Float:
+    other = np.zeros((*array.shape[:2], capacity, array.shape[3]), np.float32)
+    kept = min(capacity, array.shape[2])
+    other[:rows, :, :kept] = array[:rows, :, :kept]
+    return other
