@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from cosyserve.bundle import QWEN, YAML, Shapes, StateDict, expected_shapes, read, read_config
+from cosyserve.bundle import StateDict, read
 from cosyserve.config import ModelConfig
 from cosyserve.errors import Unsupported
 from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import HarmonicSource
 from cosyserve.llm.qwen2 import SpeechLM
+from cosyserve.recipe import QWEN, YAML, read_config
+from cosyserve.shapes import Shapes, expected_shapes
 
 if TYPE_CHECKING:
     import onnx

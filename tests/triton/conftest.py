@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cosyserve_client import Client, SpeechOptions, read_prompt
 from live import Live, running
+
+from cosyserve_client import Client, SpeechOptions, read_prompt
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "data" / "cosyvoice2-tiny"

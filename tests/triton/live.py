@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosyserve.cli import _free_port
 from cosyserve.metrics import ACTIVE_STREAMS, FLOW_SEQUENCES, HIFT_SEQUENCES, LLM_SEQUENCES, Metric
 from cosyserve.serve import Server
 
@@ -41,17 +42,34 @@ class Live:
         wait_until(lambda: not any(self.held().values()), lambda: f"still held: {self.held()}")
 
     def _metrics(self) -> dict[str, float]:
+        # Triton opens this port a moment after it answers that it is ready.
+        wait_until(self._answers, lambda: "no metrics")
         with urllib.request.urlopen(self.metrics_url, timeout=PATIENCE) as page:
             lines = page.read().decode().splitlines()
         return {name: float(value) for name, value in (line.split() for line in lines if line.startswith("cosyserve_"))}
+
+    def _answers(self) -> bool:
+        try:
+            urllib.request.urlopen(self.metrics_url, timeout=PATIENCE).close()
+        except urllib.error.URLError:
+            return False
+        return True
 
 
 @contextmanager
 def running(weights: Path, log: Path, **settings: str) -> Iterator[Live]:
     """A server on free ports."""
-    server = Server(weights, grpc_port=_free_port(), metrics_port=_free_port(), settings=settings, log=log)
+    server = Server(weights, grpc_port=free_port(), metrics_port=free_port(), settings=settings, log=log)
     with server.running():
         yield Live(f"127.0.0.1:{server.grpc_port}", f"http://127.0.0.1:{server.metrics_port}/metrics", weights)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def wait_until(condition: Callable[[], bool], report: Callable[[], str]) -> None:

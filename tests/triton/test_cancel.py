@@ -6,9 +6,10 @@ import asyncio
 
 import numpy as np
 import pytest
+from live import Live, wait_until
+
 from cosyserve.metrics import ACTIVE_STREAMS, CANCELLED, SPEECH_TOKENS
 from cosyserve_client import AsyncClient, Client, DeadlineExceeded
-from live import Live, wait_until
 
 SHORT = "Hello there."
 LONG = " ".join(

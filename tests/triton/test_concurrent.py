@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import numpy as np
-from cosyserve_client import AsyncClient, SpeechOptions, SpeechRequest
 from live import Live
 from numpy.typing import NDArray
+
+from cosyserve_client import AsyncClient, SpeechOptions, SpeechRequest
 
 Pcm = NDArray[np.int16]
 
@@ -28,9 +30,8 @@ def requests(prompt: SpeechOptions) -> list[SpeechRequest]:
     louder = prompt["prompt_audio"] * np.float32(1.5)
     cross_lingual = SpeechOptions(prompt_audio=louder, prompt_sample_rate=prompt["prompt_sample_rate"])
     voices = (SpeechOptions(), prompt, cross_lingual)
-    return [
-        SpeechRequest.of(text, seed=100 + i, stream=i != 5, **voices[i % len(voices)]) for i, text in enumerate(TEXTS)
-    ]
+    spoken = [SpeechRequest.of(text, **voices[i % len(voices)]) for i, text in enumerate(TEXTS)]
+    return [SpeechRequest.of(request, seed=100 + i, stream=i != 5) for i, request in enumerate(spoken)]
 
 
 async def test_streams_at_once_equal_the_same_alone(server: Live, prompt: SpeechOptions) -> None:
@@ -49,7 +50,7 @@ async def test_streams_at_once_equal_the_same_alone(server: Live, prompt: Speech
         arrivals.clear()
         together = await asyncio.gather(*(speak(client, index) for index in range(len(wanted))))
 
-    turns = sum(before != after for (before, _), (after, _) in zip(arrivals, arrivals[1:], strict=False))
+    turns = sum(before != after for (before, _), (after, _) in pairwise(arrivals))
     assert turns > 2 * len(wanted), "they ran one after another"
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_array_equal(one, other)

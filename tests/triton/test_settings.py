@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cosyserve.metrics import REFUSED
-from cosyserve_client import Client, SpeechOptions, Unavailable
 from live import Live, running
+
+from cosyserve.metrics import REFUSED
+from cosyserve_client import Client, SpeechOptions, SpeechRequest, Unavailable
 
 TEXT = "The same sentence, cut into larger pieces, must sound exactly the same; chunks are an affair of the network."
 
@@ -31,9 +32,9 @@ def other_client(other: Live) -> Iterator[Client]:
 def test_larger_chunks_give_the_same_samples(
     client: Client, other_client: Client, prompt: SpeechOptions, cloned: bool
 ) -> None:
-    voice = prompt if cloned else SpeechOptions()
-    fine = list(client.stream(TEXT, seed=5, **voice))
-    coarse = list(other_client.stream(TEXT, seed=5, **voice))
+    request = SpeechRequest.of(TEXT, **prompt) if cloned else SpeechRequest.of(TEXT)
+    fine = list(client.stream(request, seed=5))
+    coarse = list(other_client.stream(request, seed=5))
     assert len(coarse[0].pcm) > len(fine[0].pcm)
     assert len(coarse) < len(fine)
     ours, theirs = (np.concatenate([chunk.pcm for chunk in chunks]).astype(np.int32) for chunks in (fine, coarse))
@@ -46,8 +47,7 @@ def test_a_full_server_refuses_at_once_and_serves_again(other: Live, other_clien
         next(speaking)
         with pytest.raises(Unavailable, match="all 1 streams are in use"):
             other_client.synthesize("Hi.")
-        assert not any(chunk.final for chunk in [next(speaking)])
-        list(speaking)
+        assert list(speaking)[-1].final
     assert other.metric(REFUSED) == refused + 1
     other.wait_idle()
     assert len(other_client.synthesize("Hi.").pcm)

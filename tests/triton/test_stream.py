@@ -6,9 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from cosyserve.metrics import AUDIO_SAMPLES
-from cosyserve_client import AudioChunk, Client, SpeechOptions
 from live import Live
+
+from cosyserve.metrics import AUDIO_SAMPLES
+from cosyserve_client import AudioChunk, Client, SpeechOptions, SpeechRequest
 
 SHORT = "Hello there."
 SEGMENTS = 3
@@ -93,13 +94,13 @@ def test_without_streaming_a_segment_is_one_chunk(client: Client, chunks: list[A
     assert [len(segment) for segment in spoken(whole)] == [1] * SEGMENTS
     # The same speech tokens, so the same length; full attention, so other samples.
     assert whole[-1].sample_offset == chunks[-1].sample_offset
-    pcm = [np.concatenate([chunk.pcm for chunk in given]) for given in (whole, chunks)]
-    assert not np.array_equal(*pcm)
+    full, causal = (np.concatenate([chunk.pcm for chunk in given]) for given in (whole, chunks))
+    assert not np.array_equal(full, causal)
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_the_prompt_changes_the_voice(client: Client, prompt: SpeechOptions, stream: bool) -> None:
-    cloned = list(client.stream(SHORT, seed=7, stream=stream, **prompt))
+    cloned = list(client.stream(SpeechRequest.of(SHORT, **prompt), seed=7, stream=stream))
     assert cloned[-1].final
     assert cloned[-1].sample_offset > 0
     registered = client.synthesize(SHORT, seed=7, stream=stream).pcm
@@ -121,11 +122,11 @@ def test_prompts_transcript_and_instruction_each_matter(client: Client, prompt: 
     voice: SpeechOptions = {
         "prompt_audio": prompt["prompt_audio"],
         "prompt_sample_rate": prompt["prompt_sample_rate"],
-        "seed": 7,
     }
-    zero_shot = client.synthesize(SHORT, prompt_text=prompt["prompt_text"], **voice).pcm
-    cross_lingual = client.synthesize(SHORT, **voice).pcm
-    instructed = client.synthesize(SHORT, instruct="Speak slowly.", **voice).pcm
+    request = SpeechRequest.of(SHORT, **voice)
+    zero_shot = client.synthesize(request, seed=7, prompt_text=prompt["prompt_text"]).pcm
+    cross_lingual = client.synthesize(request, seed=7).pcm
+    instructed = client.synthesize(request, seed=7, instruct="Speak slowly.").pcm
     assert not np.array_equal(zero_shot, cross_lingual)
     assert not np.array_equal(cross_lingual, instructed)
     assert not np.array_equal(zero_shot, instructed)

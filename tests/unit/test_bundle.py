@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from cosyserve.bundle import expected_shapes, fold_weight_norm, read, read_config, read_yaml
+from cosyserve.bundle import fold_weight_norm, read
 from cosyserve.errors import BundleError, Unsupported
+from cosyserve.hyperyaml import read_yaml
+from cosyserve.recipe import read_config
+from cosyserve.shapes import expected_shapes
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny" / "bundle"
 

@@ -9,10 +9,12 @@ import onnxruntime
 import pytest
 import torch
 
-from cosyserve.bundle import Bundle, expected_shapes, read, read_config
+from cosyserve.bundle import Bundle, read
 from cosyserve.errors import Unsupported
 from cosyserve.flow.stream import FlowVoice
 from cosyserve.llm.sampling import RasSampler
+from cosyserve.recipe import read_config
+from cosyserve.shapes import expected_shapes
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve_build.probes import FlowProbe, HiftProbe, LlmProbe
 from cosyserve_build.synth import synth_bundle, write_recipe

@@ -1,0 +1,160 @@
+"""``cosyserve`` as a process: how it starts, refuses to start, ends, and is ended."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import wave
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from live import PATIENCE, Live, free_port, wait_until
+
+COSYSERVE = str(Path(sys.executable).parent / "cosyserve")
+NOTICE = "random weights: "
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([COSYSERVE, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def serve_arguments(weights: Path) -> list[str]:
+    return ["serve", "--weights", str(weights), "--grpc-port", str(free_port()), "--metrics-port", str(free_port())]
+
+
+def assert_one_clear_line(ended: subprocess.CompletedProcess[str], pattern: str) -> None:
+    lines = [line for line in ended.stderr.splitlines() if not line.startswith(NOTICE)]
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert len(lines) == 1, ended.stderr
+    assert re.fullmatch(f"error: .*{pattern}.*", lines[0])
+    assert "Traceback" not in lines[0]
+    assert ".py" not in lines[0]
+
+
+def test_without_weights_it_says_what_to_do(tmp_path: Path) -> None:
+    assert_one_clear_line(run(*serve_arguments(tmp_path)), "manifest.json.*cosyserve-build prepare")
+
+
+@pytest.mark.parametrize("name", ["llm.onnx.data", "flow_encoder.onnx", "hift_decoder.onnx", "tokenizer.json"])
+def test_a_damaged_file_is_named(demo_weights: Path, tmp_path: Path, name: str) -> None:
+    damaged = shutil.copytree(demo_weights, tmp_path / "damaged")
+    content = bytearray((damaged / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (damaged / name).write_bytes(content)
+    assert_one_clear_line(run(*serve_arguments(damaged)), f"{re.escape(name)} differs from its checksum")
+
+
+def test_a_damaged_manifest_is_named(demo_weights: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(demo_weights, tmp_path / "damaged")
+    (damaged / "manifest.json").write_text("{")
+    assert_one_clear_line(run(*serve_arguments(damaged)), "manifest.json is not JSON")
+
+
+@pytest.mark.parametrize("option", ["--grpc-port", "--metrics-port"])
+def test_a_port_in_use_is_named(demo_weights: Path, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert_one_clear_line(run(*serve_arguments(demo_weights), option, port), port)
+
+
+def test_an_unknown_profile_is_a_usage_error(demo_weights: Path) -> None:
+    ended = run(*serve_arguments(demo_weights), "--profile", "tpu")
+    assert ended.returncode == 2
+    assert "--profile" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@contextmanager
+def serving(weights: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+    """``cosyserve serve``, ready, and all the processes below it."""
+    process = subprocess.Popen(
+        [COSYSERVE, *serve_arguments(weights)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    below: list[psutil.Process] = []
+    try:
+        assert process.stdout.readline().startswith("ready: ")
+        below = psutil.Process(process.pid).children(recursive=True)
+        yield process, below
+    finally:
+        process.kill()
+        process.communicate()
+        psutil.wait_procs(below, timeout=PATIENCE)
+        for left in below:
+            if left.is_running():
+                left.kill()
+
+
+def shared_memory(processes: list[psutil.Process]) -> set[Path]:
+    """The files in shared memory that the processes have mapped."""
+    maps = [line for process in processes for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines()]
+    return {Path(found[1]) for line in maps if (found := re.search(r"(/dev/shm/triton_python_backend_shm\S+)", line))}
+
+
+def test_sigterm_ends_everything_and_leaves_nothing(demo_weights: Path) -> None:
+    with serving(demo_weights) as (process, below):
+        regions = shared_memory(below)
+        assert len(below) > 5
+        assert len(regions) >= 5
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert "Traceback" not in errors
+        assert "error" not in errors
+        assert not any(below_it.is_running() for below_it in below)
+        assert not {region for region in regions if region.exists()}
+
+
+def test_killed_without_warning_it_takes_triton_along(demo_weights: Path) -> None:
+    with serving(demo_weights) as (process, below):
+        process.kill()
+        _, alive = psutil.wait_procs(below, timeout=PATIENCE)
+        assert not alive
+
+
+def test_when_triton_dies_it_says_so_and_ends(demo_weights: Path) -> None:
+    with serving(demo_weights) as (process, below):
+        triton = next(child for child in below if child.ppid() == process.pid)
+        triton.kill()
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 1
+        assert errors.splitlines()[-1] == "error: tritonserver ended with code -9"
+        wait_until(lambda: not any(child.is_running() for child in below), lambda: "stubs live on")
+
+
+def test_say_writes_a_file(server: Live, tmp_path: Path) -> None:
+    output = tmp_path / "out.wav"
+    ended = run("say", "Hello there.", "--seed", "1", "--url", server.url, "-o", str(output))
+    assert ended.returncode == 0
+    assert re.search(r"first audio \d+ ms, real-time factor \d", ended.stdout)
+    with wave.open(str(output)) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (24_000, 1, 2)
+        assert file.getnframes() > 12_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["Hello.", "--voice", "nobody"], "NOT_FOUND no voice named 'nobody'"),
+        (["..."], "INVALID_ARGUMENT text: "),
+        (["Hello.", "--speed", "2"], "UNIMPLEMENTED speed: "),
+        (["Hello.", "--prompt-text", "alone"], "INVALID_ARGUMENT prompt_text: "),
+        (["Hello.", "--prompt-wav", "missing.wav"], "missing.wav"),
+    ],
+)
+def test_say_fails_with_one_line_and_no_file(server: Live, tmp_path: Path, arguments: list[str], pattern: str) -> None:
+    output = tmp_path / "out.wav"
+    assert_one_clear_line(run("say", *arguments, "--url", server.url, "-o", str(output)), pattern)
+    assert not output.exists()
+
+
+def test_say_without_a_server_fails_with_one_line(tmp_path: Path) -> None:
+    ended = run("say", "Hello.", "--url", f"127.0.0.1:{free_port()}", "-o", str(tmp_path / "out.wav"))
+    assert_one_clear_line(ended, "cannot reach a server")
