@@ -16,8 +16,9 @@ from cosyserve.limits import MAX_LLM_SLOTS, MAX_STREAMS, SEQUENCE_IDLE_SECONDS
 FLAVOURS = {"gpu": "config.pbtxt", "cpu": "configs/cpu.pbtxt"}
 HEADER = "# Rendered from cosyserve/contracts.py by `make configs`; edit that.\n"
 
-BATCH = 16
-"""Most sequences in one step of flow or hift."""
+BATCH = 1
+"""Sequences in one call of flow or hift. Steps run one after another, and in a larger batch the first would wait for
+the last to be answered."""
 
 PARAMETERS: dict[str, dict[str, str]] = {
     "tts": {"max_streams": str(MAX_STREAMS), "first_hop": "25", "max_hop": "100", "sample_rate": "24000"},
@@ -44,7 +45,8 @@ def render(model: Model, flavour: str) -> str:
     config.backend = "python"
     on_gpu = flavour == "gpu" and model.computes
     kind = pb.ModelInstanceGroup.KIND_GPU if on_gpu else pb.ModelInstanceGroup.KIND_CPU
-    config.instance_group.add(kind=kind, count=1)
+    # One instance whatever the number of GPUs: all streams of a server share one engine and one set of states.
+    config.instance_group.add(kind=kind, count=1, gpus=[0] if on_gpu else [])
     if model.scheduling is Scheduling.SEQUENCE:
         config.max_batch_size = BATCH
         config.sequence_batching.max_sequence_idle_microseconds = SEQUENCE_IDLE_SECONDS * 1_000_000

@@ -6,15 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cosyserve.errors import CosyServeError, ServeError
-from cosyserve.serve import PROFILES, Server
+from cosyserve.errors import CosyServeError
+from cosyserve.serve import PROFILES, Server, watch
 from cosyserve.weights import Weights
 from cosyserve_client.cli import say
 
@@ -34,15 +35,16 @@ def serve(
     host: Annotated[str, typer.Option(help="address to bind")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="gRPC port")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="metrics port")] = 8002,
-    log: Annotated[Path | None, typer.Option(help="file for the log of Triton")] = None,
+    log: Annotated[str, typer.Option(help="file for the log of Triton; - is stderr")] = "",
 ) -> None:
     """Run Triton on the model repository until interrupted."""
     if profile not in PROFILES:
         raise typer.BadParameter(f"one of {', '.join(PROFILES)}", param_hint="--profile")
-    with _one_line_errors(), _server(Server(weights, profile, host, grpc_port, metrics_port, log=log)) as process:
-        print(f"ready: gRPC on {host}:{grpc_port}, metrics on http://{host}:{metrics_port}/metrics", flush=True)
-        code = process.wait()
-        raise ServeError(f"tritonserver ended with code {code}")
+    path = None if log == "-" else Path(log) if log else _temporary_log(grpc_port)
+    with _one_line_errors(), _server(Server(weights, profile, host, grpc_port, metrics_port, log=path)) as process:
+        where = f", log in {path}" if path else ""
+        print(f"ready: gRPC on {host}:{grpc_port}, metrics on http://{host}:{metrics_port}/metrics{where}", flush=True)
+        watch(process)
 
 
 @app.command()
@@ -52,7 +54,8 @@ def demo(
     text: Annotated[str, typer.Argument(help="what to say")] = SENTENCE,
 ) -> None:
     """Start a server on free loopback ports, say one sentence, stop the server."""
-    server = Server(weights, grpc_port=_free_port(), metrics_port=_free_port())
+    port = _free_port()
+    server = Server(weights, grpc_port=port, metrics_port=_free_port(), log=_temporary_log(port))
     with _one_line_errors(), _server(server):
         print(f"saying: {text}", flush=True)
         say(text, output=output, url=f"{server.host}:{server.grpc_port}")
@@ -61,8 +64,7 @@ def demo(
 @contextmanager
 def _server(server: Server) -> Iterator[subprocess.Popen[bytes]]:
     # Both signals leave through the same door, so that Triton is stopped too; a background shell job ignores SIGINT.
-    for ending in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(ending, signal.default_int_handler)
+    _on_signals(_interrupt)
     try:
         if Weights(server.weights).random:
             print(RANDOM, file=sys.stderr)
@@ -70,6 +72,20 @@ def _server(server: Server) -> Iterator[subprocess.Popen[bytes]]:
             yield process
     except KeyboardInterrupt:
         raise typer.Exit(128 + signal.SIGINT) from None
+
+
+def _interrupt(*_: object) -> None:
+    _on_signals(signal.SIG_IGN)  # a second one must not stop the stopping half-way
+    raise KeyboardInterrupt
+
+
+def _on_signals(handler: Callable[..., None] | signal.Handlers) -> None:
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, handler)
+
+
+def _temporary_log(port: int) -> Path:
+    return Path(tempfile.gettempdir()) / f"cosyserve-{port}.log"
 
 
 @contextmanager

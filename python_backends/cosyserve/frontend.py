@@ -112,7 +112,8 @@ class Frontend:
         # A segment of so many tokens, at the longest speech allowed and behind the longest prompt, fits the noise.
         prompt_tokens = round(limits.MAX_PROMPT_SECONDS * config.token_rate)
         speech_tokens = limits.MAX_NOISE_FRAMES // config.flow.ratio - prompt_tokens
-        self._longest_segment = speech_tokens // limits.MAX_TOKENS_PER_TEXT_TOKEN
+        fitting = speech_tokens // limits.MAX_TOKENS_PER_TEXT_TOKEN
+        self._longest_segment = min(fitting, limits.MAX_SEGMENT_TEXT_TOKENS)
 
     def __call__(self, request: Request) -> Utterance:
         """The model inputs of a request.

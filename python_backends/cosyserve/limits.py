@@ -45,16 +45,22 @@ MAX_NOISE_FRAMES = 15_000
 """Mel frames of the fixed flow noise: 300 s of prompt and speech in one segment."""
 
 MAX_STREAMS = 64
-"""Default for utterances in progress at once; a settings field lowers or raises it."""
+"""Most utterances in progress at once; flow and hift hold no more sequences. A settings field lowers it."""
 
-MAX_LLM_SLOTS = 32
-"""Default for sequences in one LLM step."""
+MAX_LLM_SLOTS = MAX_STREAMS
+"""Default for sequences in one LLM step: one for each stream, so that none waits for another's segment to end."""
 
 STAGE_TIMEOUT_SECONDS = 120.0
 """Longest wait for one answer of an inner stage before the utterance fails."""
 
-SEQUENCE_IDLE_SECONDS = 60
-"""Idle time after which Triton drops the flow and vocoder state of a lost stream."""
+SEQUENCE_IDLE_SECONDS = 300
+"""Idle time after which the flow and vocoder state of a lost stream is dropped: longer than any step may take."""
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Largest gRPC message: a 30 s prompt at 192 kHz in float32 is 23 MB."""
+
+CACHED_VOICES = 64
+"""Flow states of recent voices, besides their bound in bytes: each also takes address space."""
+
+MAX_SEGMENT_TEXT_TOKENS = 256
+"""Text tokens of one segment: its flow state grows with each frame (4.6 MB at full size), and is freed at its end."""

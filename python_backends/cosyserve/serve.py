@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cosyserve.errors import ServeError
+from cosyserve.limits import MAX_STREAMS
 from cosyserve.weights import Weights
 
 PROFILES = ("cpu", "gpu")
@@ -31,6 +32,7 @@ HARDENING = (
     "--disable-auto-complete-config",
     "--strict-readiness=true",
     "--exit-on-error=true",
+    "--exit-timeout-secs=10",
     "--allow-http=false",
     "--allow-vertex-ai=false",
     "--allow-sagemaker=false",
@@ -46,7 +48,7 @@ class Server:
         profile: ``cpu`` or ``gpu``.
         host: address to bind; loopback unless asked otherwise.
         settings: values for `cosyserve.settings.Settings`, by field name.
-        log: file for the server's own output; None leaves it on stderr.
+        log: file for the log of Triton; None leaves it on stderr.
     """
 
     weights: Path
@@ -70,11 +72,12 @@ class Server:
             _check_free(self.host, port)
         with contextlib.ExitStack() as stack:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cosyserve-")))
-            log = self.log or scratch / "triton.log"
             binary, environ, extra = _tritonserver(scratch)
-            out = stack.enter_context(log.open("wb"))
+            out = stack.enter_context(self.log.open("wb")) if self.log else None
+            shared_memory = f"{scratch.name}-"
+            stack.callback(_remove_shared_memory, shared_memory)
             process = subprocess.Popen(
-                [binary, *self._arguments(), *extra],
+                [binary, *self._arguments(), *_python_backend(shared_memory), *extra],
                 env={**environ, **self._environ()},
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -83,7 +86,7 @@ class Server:
                 preexec_fn=_die_with_parent,
             )
             stack.callback(_stop, process)
-            self._wait(process, log)
+            self._wait(process)
             yield process
 
     def _arguments(self) -> list[str]:
@@ -102,15 +105,26 @@ class Server:
         values = {"weights": str(self.weights.resolve()), **self.settings}
         return {f"COSYSERVE_{name.upper()}": value for name, value in values.items()}
 
-    def _wait(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise ServeError(f"tritonserver ended with code {process.returncode}: {_reason(log)}")
+                raise ServeError(f"tritonserver ended with code {process.returncode}: {self._reason()}")
             if self._ready():
                 return
             time.sleep(0.1)
-        raise ServeError(f"tritonserver was not ready in {READY_SECONDS:.0f} s: {_reason(log)}")
+        raise ServeError(f"tritonserver was not ready in {READY_SECONDS:.0f} s: {self._reason()}")
+
+    def _reason(self) -> str:
+        """The line of the log that says why: the first error, else the last line."""
+        if self.log is None:
+            return "see its log"
+        lines = [line.strip() for line in self.log.read_text("utf-8", "replace").splitlines() if line.strip()]
+        for marker in ("WeightsError:", "Address already in use", "failed to start", "error:", "Error:"):
+            for line in lines:
+                if marker in line:
+                    return line[line.find(marker) :][:400] if marker.endswith("Error:") else line[-400:]
+        return lines[-1][-400:] if lines else "no output"
 
     def _ready(self) -> bool:
         import tritonclient.grpc as grpc_client
@@ -121,6 +135,31 @@ class Server:
                 return bool(client.is_server_ready(client_timeout=2))
         except InferenceServerException:
             return False
+
+
+def watch(process: subprocess.Popen[bytes]) -> None:
+    """Wait until the server ends, or one of its model processes: Triton stays ready without it, and useless.
+
+    Raises:
+        ServeError: always; it says which of the two happened.
+    """
+    models = _children(process.pid)
+    while process.poll() is None:
+        time.sleep(1)
+        if process.poll() is None and len(_children(process.pid)) < len(models):
+            raise ServeError("a model process of tritonserver ended; its log says why")
+    raise ServeError(f"tritonserver ended with code {process.returncode}")
+
+
+def _children(pid: int) -> list[int]:
+    """Living child processes (Linux)."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = status.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == pid and state != "Z":
+                found.append(int(status.parent.name))
+    return found
 
 
 def model_repository() -> Path:
@@ -176,6 +215,21 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
+def _python_backend(shared_memory: str) -> list[str]:
+    """Options of Triton's Python backend.
+
+    A BLS call and a response each hold one thread of the parent for a moment; the default of 32 threads is fewer than
+    the streams. Shared memory gets a name of our own, so that what a hard stop leaves behind can be removed.
+    """
+    options = {"thread-pool-size": 4 * MAX_STREAMS, "shm-region-prefix-name": shared_memory}
+    return [f"--backend-config=python,{name}={value}" for name, value in options.items()]
+
+
+def _remove_shared_memory(prefix: str) -> None:
+    for path in Path("/dev/shm").glob(f"{prefix}*"):
+        path.unlink(missing_ok=True)
+
+
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """End the server and every stub of its session."""
     if process.poll() is None:
@@ -185,14 +239,3 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _reason(log: Path) -> str:
-    """The line of the log that says why: the first error, else the last line."""
-    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-    wanted = ("WeightsError:", "Address already in use", "failed to start", "error:", "Error:")
-    for marker in wanted:
-        for line in lines:
-            if marker in line:
-                return line[line.find(marker) :][:400] if marker.endswith("Error:") else line[-400:]
-    return lines[-1][-400:] if lines else "no output"

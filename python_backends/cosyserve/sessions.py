@@ -24,6 +24,10 @@ class SessionFactory(Protocol):
         """A session from the inputs of a sequence's first step."""
         ...
 
+    def nothing(self, inputs: Tensors) -> Tensors:
+        """Outputs of a step that does nothing."""
+        ...
+
 
 class Sessions:
     """All live sequences of one model instance.
@@ -42,18 +46,23 @@ class Sessions:
         return len(self._live)
 
     def step(self, sequence: int, inputs: Tensors, *, start: bool, end: bool) -> Tensors:
-        """One step of a sequence. A step that fails ends its sequence.
+        """One step of a sequence. A step that fails ends its sequence; ending one that is gone does nothing.
 
         Raises:
             StageFailed: a later step of a sequence that is not live.
         """
-        live = None if start else self._live.pop(sequence, None)
-        if live is None and not start:
-            raise StageFailed("no such sequence: it ended, fell silent or failed before")
-        session = live[0] if live else self._factory.open(inputs)
-        outputs = session.step(inputs)
+        live = self._live.pop(sequence, None)
         now = time.monotonic()
-        if not end:
-            self._live[sequence] = session, now
         self._live = {s: entry for s, entry in self._live.items() if now - entry[1] < self._idle}
+        if start:
+            session = self._factory.open(inputs)
+        elif live is not None:
+            session = live[0]
+        elif end:
+            return self._factory.nothing(inputs)
+        else:
+            raise StageFailed("no such sequence: it ended, fell silent or failed before")
+        outputs = session.step(inputs)
+        if not end:
+            self._live[sequence] = session, time.monotonic()
         return outputs

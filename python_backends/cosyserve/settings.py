@@ -48,6 +48,9 @@ class Settings:
             if getattr(self, name) < 1:
                 raise WeightsError(f"setting {name}: must be at least 1")
 
+        if self.max_streams > limits.MAX_STREAMS:
+            raise WeightsError(f"setting max_streams: at most {limits.MAX_STREAMS}")
+
     @property
     def folder(self) -> Path:
         """The weights folder; `WeightsError` when none is set."""

@@ -122,7 +122,7 @@ def test_the_engine_feeds_its_graph(llm_networks: LlmNetworks, manifest: dict[st
     engine = Engine(replace(llm_networks, graph=graph), slots=3)
     for id in range(3):
         tokens = np.arange(4 + 30 * id, dtype=np.int32)
-        engine.admit(Sequence(id, tokens[:4], tokens[4:], tokens[4:], id, emit=lambda token: None))
+        engine.admit(Sequence(id, tokens[:4], tokens[4:], tokens[4:], id, lambda token: None, lambda error: None))
     for _ in range(12):
         engine.step()
     assert graph.calls >= 3 + 8

@@ -25,8 +25,8 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 ELSEWHERE = {
     "make test": "this test is part of it",
     "make check": "`make test` starts with it",
-    "huggingface-cli download FunAudioLLM/CosyVoice2-0.5B --local-dir CosyVoice2-0.5B": "no network; a bundle of the same "
-    "layout takes its place",
+    "huggingface-cli download FunAudioLLM/CosyVoice2-0.5B --local-dir CosyVoice2-0.5B": "no network; a bundle of the "
+    "same layout takes its place",
 }
 INSTALL = re.compile(r"pip install -e '\.\[(.*)\]'")
 

@@ -96,7 +96,7 @@ def serving(weights: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.
 def shared_memory(processes: list[psutil.Process]) -> set[Path]:
     """The files in shared memory that the processes have mapped."""
     maps = [line for process in processes for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines()]
-    return {Path(found[1]) for line in maps if (found := re.search(r"(/dev/shm/triton_python_backend_shm\S+)", line))}
+    return {Path(found[1]) for line in maps if (found := re.search(r"(/dev/shm/\S+)", line))}
 
 
 def test_sigterm_ends_everything_and_leaves_nothing(demo_weights: Path) -> None:
@@ -125,7 +125,7 @@ def test_when_triton_dies_it_says_so_and_ends(demo_weights: Path) -> None:
         triton.kill()
         _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 1
-        assert errors.splitlines()[-1] == "error: tritonserver ended with code -9"
+        assert errors.splitlines()[-1].startswith("error: tritonserver ended")
         wait_until(lambda: not any(child.is_running() for child in below), lambda: "stubs live on")
 
 

@@ -39,7 +39,8 @@ class FakeStages:
         self.llm_inputs: list[Tensors] = []
         self.steps: list[tuple[int, Tensors, bool, bool]] = []
         self.generating = 0
-        self.live: dict[int, tuple[list[int], int]] = {}  # tokens taken, tokens spoken
+        self.live: dict[int, tuple[list[int], int]] = {}
+        self.numbers: dict[int, int] = {}  # tokens taken, tokens spoken
 
     @property
     def idle(self) -> bool:
@@ -77,7 +78,11 @@ class FakeStages:
             self.generating -= 1
 
     async def token2wav(self, sequence: int, inputs: Tensors, *, start: bool, end: bool) -> NDArray[np.int16]:
+        # Ids are random; here they count from 1 in the order in which sequences begin.
+        sequence = self.numbers.setdefault(sequence, len(self.numbers) + 1)
         self.steps.append((sequence, inputs, start, end))
+        if end and not start and sequence not in self.live:
+            return np.zeros(0, np.int16)
         taken, spoken = ([], 0) if start else self.live.pop(sequence, ([], -1))
         if spoken < 0:
             raise StageFailed("no such sequence")

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 
+from cosyserve.errors import InvalidInput, StageFailed
 from cosyserve.llm.engine import Engine, LlmNetworks, Sequence
 from cosyserve.runtimes.graph import Arrays, Outputs, flat
 
 Emitted = list[int | None]
+
+
+def failed(error: Exception) -> None:
+    """No sequence here may fail unless its test says so."""
+    raise error
 
 
 def sequence(id: int, *, text: int = 4, prompt: int = 0, seed: int | None = None) -> tuple[Sequence, Emitted]:
@@ -25,6 +32,7 @@ def sequence(id: int, *, text: int = 4, prompt: int = 0, seed: int | None = None
         prompt_speech=random.integers(0, 6561, prompt).astype(np.int32),
         seed=id if seed is None else seed,
         emit=emitted.append,
+        fail=failed,
     )
     return made, emitted
 
@@ -69,6 +77,17 @@ class Scripted:
 
 def scripted(networks: LlmNetworks, rule: Callable[[int], int]) -> LlmNetworks:
     return replace(networks, graph=Scripted(rule, networks.config.speech_vocab, networks.config.layers))
+
+
+def poisoned(networks: LlmNetworks, call: int) -> LlmNetworks:
+    """The same networks, whose graph returns nothing but NaN at one call."""
+    calls = itertools.count(1)
+
+    def graph(inputs: Arrays) -> Outputs:
+        out = networks.graph(inputs)
+        return Outputs({name: value * np.nan for name, value in out.items()}) if next(calls) == call else out
+
+    return replace(networks, graph=graph)
 
 
 @pytest.mark.parametrize("shuffle", range(8))
@@ -143,6 +162,7 @@ def test_waiting_sequences_join_in_order_when_a_slot_is_free(llm_networks: LlmNe
     for one, _ in made:
         engine.admit(one)
     engine.step()
+    engine.step()
     assert [s.id for s in engine.running] == [1, 2]
     assert [s.id for s in engine.waiting] == [3]
     assert made[2][1] == []
@@ -157,12 +177,14 @@ def test_a_step_serves_all_running_sequences_in_one_call(llm_networks: LlmNetwor
     engine = Engine(networks, slots=5)
     for id in range(1, 6):
         engine.admit(sequence(id)[0])
-    engine.step()
     graph = networks.graph
     assert isinstance(graph, Scripted)
-    assert graph.batches == [(1, 6)] * 5 + [(5, 1)]
+    for running in range(1, 6):
+        engine.step()
+        # One newcomer a step, so that a burst of them does not hold up those who speak.
+        assert graph.batches[-2:] == [(1, 6), (running, 1)]
     engine.step()
-    assert graph.batches[6:] == [(5, 1)]
+    assert graph.batches[-1] == (5, 1)
 
 
 def test_stop_ends_a_waiting_and_a_running_sequence_once(llm_networks: LlmNetworks) -> None:
@@ -171,17 +193,40 @@ def test_stop_ends_a_waiting_and_a_running_sequence_once(llm_networks: LlmNetwor
     for one, _ in made.values():
         engine.admit(one)
     engine.step()
+    engine.step()
     for _ in range(2):
         engine.stop(3)
         engine.stop(1)
         engine.stop(99)
     assert made[3][1] == [None]
-    assert made[1][1] == [6, 7, None]
+    assert made[1][1] == [6, 7, 8, None]
     assert [s.id for s in engine.running] == [2]
     finish(engine)
-    assert made[1][1] == [6, 7, None]
+    assert made[1][1] == [6, 7, 8, None]
     assert made[3][1] == [None]
     assert made[2][1] == [*range(6, 86), None]
+
+
+def test_an_id_that_runs_is_refused(llm_networks: LlmNetworks) -> None:
+    engine = Engine(llm_networks, slots=2)
+    engine.admit(sequence(1)[0])
+    with pytest.raises(InvalidInput, match="utterance"):
+        engine.admit(sequence(1)[0])
+
+
+def test_a_sequence_that_cannot_go_on_fails_alone(llm_networks: LlmNetworks) -> None:
+    """Ids beyond the vocabulary, and logits that are not finite: neither may reach the neighbours."""
+    expected = alone(llm_networks, sequence(2)[0])
+    errors: list[Exception] = []
+    engine = Engine(poisoned(llm_networks, call=2), slots=1)
+    wrong = replace(sequence(1)[0], text=np.array([10**9], np.int32), fail=errors.append)
+    poison = replace(sequence(3)[0], fail=errors.append)
+    good, emitted = sequence(2)
+    for one in (wrong, poison, good):
+        engine.admit(one)
+    finish(engine)
+    assert [type(error) for error in errors] == [InvalidInput, StageFailed]
+    assert emitted == expected
 
 
 def test_a_slot_can_be_used_again(llm_networks: LlmNetworks) -> None:

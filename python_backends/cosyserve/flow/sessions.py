@@ -11,6 +11,7 @@ import numpy as np
 from cosyserve.contracts import Tensors
 from cosyserve.errors import InvalidInput
 from cosyserve.flow.stream import FlowNetworks, FlowState, FlowStream, FlowVoice
+from cosyserve.limits import CACHED_VOICES
 
 
 class FlowSession:
@@ -56,6 +57,10 @@ class FlowSessions:
         self._remember(key, stream)
         return FlowSession(stream, self._count_frames, counted=known.frames if known else 0)
 
+    def nothing(self, inputs: Tensors) -> Tensors:
+        """No mel frame."""
+        return {"mel": np.zeros((self._networks.config.mels, 0), np.float32), "mel_final": inputs["final"]}
+
     def _voice(self, inputs: Tensors) -> FlowVoice:
         if "speaker_embedding" not in inputs:
             raise InvalidInput("speaker_embedding", "is required at sequence start")
@@ -67,7 +72,7 @@ class FlowSessions:
         if key not in self._voices:
             self._voices[key] = stream.snapshot()
         self._voices.move_to_end(key)
-        while len(self._voices) > 1 and sum(s.nbytes for s in self._voices.values()) > self._cache_bytes:
+        while len(self._voices) > CACHED_VOICES or sum(s.nbytes for s in self._voices.values()) > self._cache_bytes:
             self._voices.popitem(last=False)
 
 

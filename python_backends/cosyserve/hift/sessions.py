@@ -30,3 +30,7 @@ class HiftSessions:
         """A session with the seed in the first step's inputs (0 when there is none)."""
         seed = int(inputs["seed"][0]) if "seed" in inputs else 0
         return HiftSession(HiftStream(self._networks, seed))
+
+    def nothing(self, inputs: Tensors) -> Tensors:
+        """No sample."""
+        return {"audio": np.zeros(0, np.int16)}

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve.config import LlmConfig
+from cosyserve.errors import InvalidInput, StageFailed
 from cosyserve.limits import MAX_TOKENS_PER_TEXT_TOKEN, MIN_TOKENS_PER_TEXT_TOKEN
 from cosyserve.llm.sampling import RasSampler, stop_ids
 from cosyserve.llm.slots import SlotCache
@@ -54,6 +55,7 @@ class Sequence:
 
     Attributes:
         emit: called with each new speech token, and with None once at the end.
+        fail: called instead of the end when this sequence cannot go on.
     """
 
     id: int
@@ -62,6 +64,7 @@ class Sequence:
     prompt_speech: Ints
     seed: int
     emit: Callable[[int | None], None]
+    fail: Callable[[Exception], None]
     sampler: RasSampler | None = None
     position: int = 0  # positions in the cache
     last: int = 0  # the token to feed next
@@ -98,7 +101,13 @@ class Engine:
         return bool(self.waiting or self.running)
 
     def admit(self, sequence: Sequence) -> None:
-        """Queue a sequence; it joins at the next step that has a free slot."""
+        """Queue a sequence; it joins at the next step that has a free slot.
+
+        Raises:
+            InvalidInput: a live sequence has the same id.
+        """
+        if any(s.id == sequence.id for s in (*self.waiting, *self.running)):
+            raise InvalidInput("utterance", "is the id of an utterance that still runs")
         self.waiting.append(sequence)
 
     def stop(self, sequence_id: int) -> None:
@@ -110,22 +119,27 @@ class Engine:
             self._finish(slot)
 
     def clear(self) -> None:
-        """Forget every sequence, without a word to any."""
+        """Forget every sequence, without a word to any, and all they left behind."""
         self.waiting.clear()
         self.running.clear()
+        self.__post_init__()
 
     def step(self) -> None:
-        """Admit what fits, then advance every running sequence by one token."""
-        while self.waiting and len(self.running) < self.slots:
+        """Admit at most one sequence, then advance every running one by one token."""
+        if self.waiting and len(self.running) < self.slots:
             self._prefill(self.waiting.popleft())
         if self.running:
             self._decode()
 
     def _prefill(self, sequence: Sequence) -> None:
-        sequence.sampler = RasSampler.of(self.networks.config, sequence.seed)
         slot = len(self.running)
+        try:
+            embeds = self.networks.prompt(sequence.prompt_text, sequence.text, sequence.prompt_speech)
+        except IndexError:
+            sequence.fail(InvalidInput("text_tokens", "or a prompt holds an id beyond the vocabulary"))
+            return
+        sequence.sampler = RasSampler.of(self.networks.config, sequence.seed)
         self.running.append(sequence)
-        embeds = self.networks.prompt(sequence.prompt_text, sequence.text, sequence.prompt_speech)
         logits = self._forward(embeds, slice(slot, slot + 1), np.zeros(1, np.int64))
         self._advance(slot, embeds.shape[1], logits[0])
 
@@ -157,7 +171,14 @@ class Engine:
         sequence = self.running[slot]
         assert sequence.sampler is not None
         sequence.position += fed
-        token = sequence.sampler(logits, hold=sequence.emitted < sequence.min_tokens)
+        try:
+            token = sequence.sampler(logits, hold=sequence.emitted < sequence.min_tokens)
+        except StageFailed as error:
+            # What is not finite would leak through the mask to the next sequence of this slot.
+            self._cache.erase(slot)
+            self._release(slot)
+            sequence.fail(error)
+            return
         if token in self._stops:
             self._finish(slot)
             return

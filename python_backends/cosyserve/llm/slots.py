@@ -59,6 +59,11 @@ class SlotCache:
         for array in (*self._k, *self._v):
             array[target, :, :length] = array[source, :, :length]
 
+    def erase(self, row: int) -> None:
+        """Zero a row."""
+        for array in (*self._k, *self._v):
+            array[row] = 0
+
 
 def _resized(array: Float, capacity: int, rows: int) -> Float:
     other = np.zeros((*array.shape[:2], capacity, array.shape[3]), np.float32)

@@ -85,7 +85,8 @@ class Synthesizer:
         self._stages = stages
         self._grid = grid
         self._admission = admission
-        self._sequences = itertools.count(1)
+        # From a random start: whoever else uses the inner models must not meet these sequences.
+        self._sequences = itertools.count(secrets.randbits(62))
 
     async def speak(self, request: Tensors) -> AsyncGenerator[Chunk, None]:
         """Audio chunks of one request, as they are ready; the last has `final` set and no audio.
@@ -135,8 +136,9 @@ class Synthesizer:
             while not ended:
                 piece = await speech.piece(segment, plan)
                 inputs = {**opening, **_step(segment.tokens[piece.start : piece.stop], piece.final)}
-                start, opening, ended = bool(opening), {}, piece.final
-                audio = await self._stages.token2wav(sequence, inputs, start=start, end=ended)
+                start, opening = bool(opening), {}
+                audio = await self._stages.token2wav(sequence, inputs, start=start, end=piece.final)
+                ended = piece.final
                 if len(audio):
                     yield audio
         finally:

@@ -39,6 +39,8 @@ class OnnxGraph:
             self._session = ort.InferenceSession(str(path), options, providers=PROVIDERS[device])
         except Exception as error:
             raise WeightsError(f"{path.name} cannot be loaded: {error}") from error
+        if self._session.get_providers()[0] != PROVIDERS[device][0]:
+            raise WeightsError(f"{path.name}: onnxruntime could not start {PROVIDERS[device][0]}")
         self._outputs = [o.name for o in self._session.get_outputs()]
         self._inputs = [i.name for i in self._session.get_inputs()]
 

@@ -85,7 +85,8 @@ def read_outputs(answer: Any, model: Model) -> Tensors:
     """
     if answer.has_error():
         code, _, message = answer.error().message().partition(CODE_END)
-        raise passed_on(code, message) if message else StageFailed(f"{model.name} failed")
+        # An ensemble puts words of its own before the message.
+        raise passed_on(code.rpartition(" ")[2], message) if message else StageFailed(f"{model.name} failed")
     arrays = {t.name: pb_utils.get_output_tensor_by_name(answer, t.name).as_numpy() for t in model.outputs}
     return {name: array[0] for name, array in arrays.items()} if _batched(model) else arrays
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import secrets
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, TypeVar
 
@@ -22,7 +23,8 @@ class BlsStages:
     """Implements `cosyserve.pipeline.orchestrate.Stages` on Triton."""
 
     def __init__(self) -> None:
-        self._utterances = itertools.count(1)
+        # From a random start: another instance of this model, or one before it, must not share ids with this one.
+        self._utterances = itertools.count(secrets.randbits(62))
 
     async def frontend(self, request: Tensors) -> Tensors:
         """See `Stages.frontend`."""
@@ -38,13 +40,14 @@ class BlsStages:
     async def speech_tokens(self, inputs: Tensors) -> AsyncGenerator[NDArray[np.int32], None]:
         """See `Stages.speech_tokens`. Closing the generator early sends the engine a stop for this utterance."""
         utterance = np.asarray([next(self._utterances)], np.int64)
-        request = adapter.inner_request(LLM, {**inputs, "utterance": utterance})
-        answers = await _timely(LLM.name, request.async_exec(decoupled=True))
-        loop = asyncio.get_running_loop()
+        opening = asyncio.ensure_future(
+            adapter.inner_request(LLM, {**inputs, "utterance": utterance}).async_exec(decoupled=True)
+        )
         ended = False
         try:
+            answers = await _timely(LLM.name, asyncio.shield(opening))
             while not ended:
-                answer = await _timely(LLM.name, loop.run_in_executor(None, next, answers, None))
+                answer = await _timely(LLM.name, _next(answers))
                 if answer is None:
                     raise StageFailed("llm ended without a last response")
                 outputs = adapter.read_outputs(answer, LLM)
@@ -52,16 +55,30 @@ class BlsStages:
                 yield outputs["speech_tokens"]  # type: ignore[misc]
         finally:
             if not ended:
-                # The BLS iterator of Triton 2.51 cannot be cancelled: ask the engine instead.
-                stop = adapter.inner_request(LLM, {"utterance": utterance, "stop": np.asarray([True])})
-                await _timely(LLM.name, stop.async_exec(decoupled=True))
+                await self._stop(utterance, opening)
+
+    async def _stop(self, utterance: NDArray[np.int64], opening: asyncio.Future[Any]) -> None:
+        # The BLS iterator of Triton 2.51 cannot be cancelled: ask the engine to end, then read what is left. An
+        # iterator that is dropped before its last response blocks whichever thread drops it until that comes.
+        stop = adapter.inner_request(LLM, {"utterance": utterance, "stop": np.asarray([True])})
+        await _timely(LLM.name, stop.async_exec(decoupled=True))
+        answers = await _timely(LLM.name, opening)
+        while await _timely(LLM.name, _next(answers)) is not None:
+            pass
 
     async def _call(self, stage: str, request: Any, model: Any) -> Tensors:
         return adapter.read_outputs(await _timely(stage, request.async_exec()), model)
 
 
+async def _next(answers: Any) -> Any:
+    """The next response, or None after the last; waits in a thread, because the iterator blocks."""
+    return await asyncio.get_running_loop().run_in_executor(None, next, answers, None)
+
+
 async def _timely(stage: str, call: Awaitable[T]) -> T:
     try:
-        return await asyncio.wait_for(call, STAGE_TIMEOUT_SECONDS)
+        # Not wait_for: Python 3.11's loses a cancellation that arrives together with the result.
+        async with asyncio.timeout(STAGE_TIMEOUT_SECONDS):
+            return await call
     except TimeoutError:
         raise StageFailed(f"{stage} did not answer in {STAGE_TIMEOUT_SECONDS:.0f} s") from None

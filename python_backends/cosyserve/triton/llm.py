@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +32,8 @@ class Llm:
         self._engine = Engine(load_llm_networks(settings), settings.llm_slots)
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._answers: dict[int, Answer] = {}
+        # A stop may overtake the start it belongs to.
+        self._early_stops: deque[int] = deque(maxlen=1024)
         self._held = Instrument(LLM_SEQUENCES)
         self._tokens = Instrument(SPEECH_TOKENS)
         self._thread = threading.Thread(target=self._run, name="llm-engine", daemon=True)
@@ -63,34 +67,54 @@ class Llm:
             prompt_speech=inputs.get("llm_prompt_tokens", none).astype(np.int32),
             seed=int(inputs["seed"][0]),
             emit=answer.emit,
+            fail=answer.fail,
         )
 
         def order() -> None:
+            if sequence.id in self._early_stops:
+                self._early_stops.remove(sequence.id)
+                answer.emit(None)
+                return
+            try:
+                self._engine.admit(sequence)
+            except InvalidInput as error:
+                answer.fail(error)
+                return
             self._answers[sequence.id] = answer
-            self._engine.admit(sequence)
+            answer.open()
 
         return order
 
     def _stop(self, inputs: Tensors, sender: Any) -> Callable[[], None]:
         def order() -> None:
-            self._engine.stop(int(inputs["utterance"][0]))
+            utterance = int(inputs["utterance"][0])
+            if utterance not in self._answers:
+                self._early_stops.append(utterance)
+            self._engine.stop(utterance)
             sender.send(flags=FINAL)
 
         return order
 
     def _run(self) -> None:
-        while True:
+        running = True
+        while running:
+            # Nothing that goes wrong with one step or one client may end this thread, which serves all of them.
             try:
-                while not self._engine.busy or not self._orders.empty():
-                    order = self._orders.get()
-                    if order is None:
-                        return
-                    order()
-                    self._forget_ended()
+                running = self._obey()
                 self._engine.step()
+                self._forget_ended()
             except Exception as error:
                 self._fail_all(error)
+
+    def _obey(self) -> bool:
+        """Carry out waiting orders, or wait for one when there is nothing to do. False: the server shuts down."""
+        while not self._engine.busy or not self._orders.empty():
+            order = self._orders.get()
+            if order is None:
+                return False
+            order()
             self._forget_ended()
+        return True
 
     def _forget_ended(self) -> None:
         self._answers = {id: answer for id, answer in self._answers.items() if not answer.ended}
@@ -100,7 +124,9 @@ class Llm:
         """A step serves every sequence at once, so what breaks it ends them all; later ones start afresh."""
         self._engine.clear()
         for answer in self._answers.values():
-            answer.fail(error)
+            with suppress(Exception):  # a client that cannot be told is gone
+                answer.fail(error)
+        self._answers.clear()
 
 
 @dataclass
@@ -112,6 +138,10 @@ class Answer:
     ended: bool = False
     _tokens: list[int] = field(default_factory=list)
 
+    def open(self) -> None:
+        """Send an empty group: a BLS call holds a thread of its caller until the first response."""
+        self._send()
+
     def emit(self, token: int | None) -> None:
         """Take the next token, or None at the end."""
         if token is not None:
@@ -119,6 +149,15 @@ class Answer:
             if len(self._tokens) < GROUP:
                 return
         self.ended = token is None
+        self._send()
+
+    def fail(self, error: Exception) -> None:
+        """End with an error."""
+        if not self.ended:
+            self.ended = True
+            self.sender.send(failure(error), flags=FINAL)
+
+    def _send(self) -> None:
         outputs: Tensors = {
             "speech_tokens": np.asarray(self._tokens, np.int32),
             "final": np.asarray([self.ended]),
@@ -126,9 +165,3 @@ class Answer:
         self.counter.add(len(self._tokens))
         self._tokens.clear()
         self.sender.send(response(outputs, LLM), flags=FINAL if self.ended else 0)
-
-    def fail(self, error: Exception) -> None:
-        """End with an error."""
-        if not self.ended:
-            self.ended = True
-            self.sender.send(failure(error), flags=FINAL)

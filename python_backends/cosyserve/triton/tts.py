@@ -19,7 +19,7 @@ from cosyserve.pipeline.orchestrate import Chunk, Synthesizer
 from cosyserve.triton.adapter import FINAL, Instrument, final_failure, read_inputs, read_settings, response
 from cosyserve.triton.bls import BlsStages
 
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.05
 """How often a stream looks whether its client is still there: Triton has no event for it."""
 
 
