@@ -123,8 +123,9 @@ class Server:
         for marker in ("WeightsError:", "Address already in use", "failed to start", "error:", "Error:"):
             for line in lines:
                 if marker in line:
-                    return line[line.find(marker) :][:400] if marker.endswith("Error:") else line[-400:]
-        return lines[-1][-400:] if lines else "no output"
+                    # Triton writes a traceback into the line, its line ends spelled out.
+                    return line[line.find(marker) if marker.endswith("Error:") else 0 :].split("\\n")[0]
+        return lines[-1] if lines else "no output"
 
     def _ready(self) -> bool:
         import tritonclient.grpc as grpc_client

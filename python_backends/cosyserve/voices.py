@@ -109,7 +109,8 @@ class VoiceStore:
 
     def list(self) -> list[str]:
         """Names of all voices, sorted."""
-        return sorted(file.stem for file in self._folder.glob("*.json") if is_voice_name(file.stem))
+        names = (os.fsencode(file.stem).decode("utf-8", "replace") for file in self._folder.glob("*.json"))
+        return sorted(filter(is_voice_name, names))
 
     def get(self, name: str) -> Voice:
         """The voice of that name.
@@ -118,9 +119,8 @@ class VoiceStore:
             VoiceNotFound: there is none.
             WeightsError: its files are damaged.
         """
-        card = self._folder / f"{name}.json"
         try:
-            found = card.stat() if is_voice_name(name) else None
+            found = self._file(name, ".json").stat() if is_voice_name(name) else None
         except FileNotFoundError:
             found = None
         if found is None:
@@ -129,13 +129,13 @@ class VoiceStore:
         version = (found.st_mtime_ns, found.st_ino)
         known = self._read.get(name)
         if known is None or known[0] != version:
-            known = self._read[name] = (version, self._load(name, card))
+            known = self._read[name] = (version, self._load(name))
         return known[1]
 
-    def _load(self, name: str, card: Path) -> Voice:
+    def _load(self, name: str) -> Voice:
         try:
-            described = json.loads(card.read_text(encoding="utf-8"))
-            tensors = load(card.with_name(f"{name}.safetensors").read_bytes())
+            described = json.loads(self._file(name, ".json").read_text(encoding="utf-8"))
+            tensors = load(self._file(name, ".safetensors").read_bytes())
             voice = Voice(name=name, prompt_text=described["prompt_text"], **tensors)
             intact = voice.digest == described["digest"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
@@ -154,8 +154,12 @@ class VoiceStore:
             raise InvalidInput("voice", f"a name is up to {limits.MAX_VOICE_NAME_CHARS} letters, digits and ' _.-'")
         self._folder.mkdir(parents=True, exist_ok=True)
         described = {"name": voice.name, "prompt_text": voice.prompt_text, "digest": voice.digest}
-        _replace(self._folder / f"{voice.name}.safetensors", save(voice.tensors))
-        _replace(self._folder / f"{voice.name}.json", json.dumps(described, ensure_ascii=False, indent=1).encode())
+        _replace(self._file(voice.name, ".safetensors"), save(voice.tensors))
+        _replace(self._file(voice.name, ".json"), json.dumps(described, ensure_ascii=False, indent=1).encode())
+
+    def _file(self, name: str, suffix: str) -> Path:
+        # Inside Triton's stub Python takes file names for ASCII; this is UTF-8 whatever it takes them for.
+        return self._folder / (os.fsdecode(name.encode("utf-8")) + suffix)
 
 
 def _replace(path: Path, content: bytes) -> None:

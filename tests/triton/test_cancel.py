@@ -21,6 +21,7 @@ SAMPLES_PER_TOKEN = 960
 
 def assert_all_is_free(server: Live, client: Client, cancelled: float) -> None:
     """No stage holds anything, the count is right, and no token is made any more but those of the next request."""
+    wait_until(lambda: server.metric(CANCELLED) >= cancelled, lambda: "the cancellation was not counted")
     server.wait_idle()
     assert server.metric(CANCELLED) == cancelled
     tokens = server.metric(SPEECH_TOKENS)

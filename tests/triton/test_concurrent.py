@@ -51,7 +51,7 @@ async def test_streams_at_once_equal_the_same_alone(server: Live, prompt: Speech
         together = await asyncio.gather(*(speak(client, index) for index in range(len(wanted))))
 
     turns = sum(before != after for (before, _), (after, _) in pairwise(arrivals))
-    assert turns > 2 * len(wanted), "they ran one after another"
+    assert turns > len(wanted), "they ran one after another"
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_array_equal(one, other)
     assert len({pcm.tobytes() for pcm in together}) == len(wanted)

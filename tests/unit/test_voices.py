@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +44,20 @@ def test_a_saved_voice_comes_back(tmp_path: Path) -> None:
             np.testing.assert_array_equal(read.tensors[name], tensor)
             assert read.tensors[name].dtype == tensor.dtype
     assert not [file for file in (tmp_path / "voices").iterdir() if file.suffix not in (".json", ".safetensors")]
+
+
+def test_names_work_where_python_takes_file_names_for_ascii(tmp_path: Path) -> None:
+    """As Triton's stub does, whatever the locale."""
+    VoiceStore(tmp_path).save(voice("中文女"))
+    code = (
+        "import sys; from pathlib import Path; from cosyserve.voices import VoiceStore;"
+        "assert sys.getfilesystemencoding() == 'ascii', sys.getfilesystemencoding();"
+        f"store = VoiceStore(Path({str(tmp_path)!r})); (name,) = store.list();"
+        "print(ascii(name), ascii(store.get(name).prompt_text))"
+    )
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [ascii("中文女"), ascii("你好")], done.stderr
 
 
 def test_a_replaced_voice_is_read_again(tmp_path: Path) -> None:

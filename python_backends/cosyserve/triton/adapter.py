@@ -50,7 +50,7 @@ def read_inputs(request: Any, model: Model) -> Tensors:
     """The inputs that a request carries, without batch dimension.
 
     Raises:
-        InvalidInput: an input has the wrong shape.
+        InvalidInput: an input is missing or has the wrong shape.
     """
     given: Tensors = {}
     for tensor in model.inputs:
@@ -59,6 +59,8 @@ def read_inputs(request: Any, model: Model) -> Tensors:
             array = found.as_numpy()
             given[tensor.name] = array[0] if _batched(model) else array
             _check_shape(tensor, given[tensor.name].shape)
+        elif not tensor.optional:
+            raise InvalidInput(tensor.name, "is required")
     return given
 
 
