@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 import socket
 import statistics
+import tempfile
 import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +67,7 @@ class Model:
         return seconds, flow.frames / needed
 
 
-def late_chunks(model: Model, runs: int) -> float:
+def late_chunks(model: Model, runs: int) -> None:
     """Time of the last full chunk / of the second, in a segment of 10 s of equal chunks."""
     ratios = []
     tokens = 10 * 25
@@ -75,7 +78,6 @@ def late_chunks(model: Model, runs: int) -> float:
     print(f"flow frames computed / needed: {recomputed:.3f}")
     print(f"chunk times, ms: {' '.join(f'{1000 * s:.0f}' for s in seconds)}")
     print(f"last chunk / second chunk of a 10 s segment: {statistics.median(ratios):.2f} (median of {runs})")
-    return statistics.median(seconds[1:-1])
 
 
 def speak(client: Client, text: str, seed: int) -> tuple[float, float, list[float]]:
@@ -105,15 +107,31 @@ def long_text(client: Client, runs: int) -> None:
     print(f"real-time factor of 60 s / of 10 s: {ratio:.2f} (medians of {runs})")
 
 
-def overhead(client: Client, chunk_seconds: float) -> None:
-    """Gap between equal chunks at the client, less the networks' time for such a chunk in one process."""
-    _, _, arrivals = speak(client, SENTENCE * 4, seed=3)
-    gaps = np.diff(arrivals)
-    tail = statistics.median(gaps[len(gaps) // 2 :])  # the LLM is done by then and takes no time from the flow
-    print(
-        f"gap between chunks {1000 * tail:.1f} ms, networks alone {1000 * chunk_seconds:.1f} ms: "
-        f"orchestration {1000 * (tail - chunk_seconds):.1f} ms a chunk"
-    )
+def compute_seconds(metrics_url: str) -> float:
+    """Seconds that Triton counted inside `flow` and `hift` so far."""
+    text = urllib.request.urlopen(metrics_url, timeout=5).read().decode()
+    found = re.findall(r'nv_inference_compute_infer_duration_us{model="(?:flow|hift)",[^}]*} (\d+)', text)
+    return sum(map(int, found)) / 1e6
+
+
+def overhead(client: Client, metrics_url: str, runs: int) -> None:
+    """Time between equal chunks at the client, less what flow and hift took for them.
+
+    A long utterance less a short one, so that the first chunk, which nothing precedes, cancels out.
+    """
+    spent = []
+    for run in range(runs):
+        rests, counts = [], []
+        for sentences in (1, 8):
+            before = compute_seconds(metrics_url)
+            _, _, arrivals = speak(client, SENTENCE * sentences, seed=run)
+            time.sleep(2.5)  # Triton refreshes its counters every two seconds
+            networks = compute_seconds(metrics_url) - before
+            rests.append(arrivals[-1] - arrivals[0] - networks)
+            counts.append(len(arrivals))
+        spent.append((rests[1] - rests[0]) / (counts[1] - counts[0]))
+        print(f"{counts[1]} chunks: {1000 * spent[-1]:.1f} ms a chunk outside flow and hift")
+    print(f"orchestration: {1000 * statistics.median(spent):.1f} ms a chunk (median of {runs})")
 
 
 def memory(server: psutil.Process) -> None:
@@ -139,15 +157,18 @@ def main() -> None:
     options = parser.parse_args()
     if Weights(options.weights).random:
         print("random weights")
-    chunk_seconds = late_chunks(Model.load(options.weights), options.runs)
+    late_chunks(Model.load(options.weights), options.runs)
     for hops in ({}, {"first_hop": str(HOP), "max_hop": str(HOP)}):
-        server = Server(options.weights, grpc_port=free_port(), metrics_port=free_port(), settings=hops)
-        with server.running() as process, Client(f"{server.host}:{server.grpc_port}") as client:
-            if hops:
-                overhead(client, chunk_seconds)
-            else:
-                long_text(client, options.runs)
-                memory(psutil.Process(process.pid))
+        with tempfile.NamedTemporaryFile(suffix=".log") as log:
+            server = Server(
+                options.weights, grpc_port=free_port(), metrics_port=free_port(), settings=hops, log=Path(log.name)
+            )
+            with server.running() as process, Client(f"{server.host}:{server.grpc_port}") as client:
+                if hops:
+                    overhead(client, f"http://{server.host}:{server.metrics_port}/metrics", options.runs)
+                else:
+                    long_text(client, options.runs)
+                    memory(psutil.Process(process.pid))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,12 @@ ELSEWHERE = {
     "huggingface-cli download FunAudioLLM/CosyVoice2-0.5B --local-dir CosyVoice2-0.5B": "no network; a bundle of the "
     "same layout takes its place",
 }
+MEASURED = (
+    "make measure",
+    "cosyserve-build synth-bundle full-bundle",
+    "cosyserve-build prepare full-bundle",
+    "python loadtest",
+)
 INSTALL = re.compile(r"pip install -e '\.\[(.*)\]'")
 
 
@@ -61,7 +67,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def served(desk: Path) -> Iterator[Path]:
     """The README's `prepare` and `serve`, up to the ready line."""
-    (prepare,) = (c for c in COMMANDS if c.startswith("cosyserve-build prepare"))
+    prepare = next(c for c in COMMANDS if c.startswith("cosyserve-build prepare"))
     (serve,) = (c for c in COMMANDS if c.startswith("cosyserve serve"))
     run(prepare, desk)
     process = subprocess.Popen(serve.split(), cwd=desk, env=environment(), stdout=subprocess.PIPE, text=True)
@@ -113,10 +119,17 @@ def test_extras_exist() -> None:
 
 def test_every_command_is_run_somewhere() -> None:
     here = ("make demo", "cosyserve-build prepare", "cosyserve serve", "cosyserve say", "cosyserve-build verify")
-    left = [c for c in COMMANDS if not c.startswith(here) and not INSTALL.fullmatch(c) and c not in ELSEWHERE]
-    # Commands of the figures live behind their own make targets, which must exist.
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
-    assert [c for c in left if c.removeprefix("make ") not in targets] == []
+    left = [c for c in COMMANDS if not c.startswith((*here, *MEASURED)) and not INSTALL.fullmatch(c)]
+    assert set(left) == set(ELSEWHERE)
+
+
+def test_the_commands_of_the_figures_run(tmp_path: Path) -> None:
+    """At size tiny, and measuring nothing: full size takes ten minutes."""
+    commands = [c.replace("--size full", "--size tiny") for c in COMMANDS if c.startswith(MEASURED)]
+    assert len(commands) == len(MEASURED)
+    run(commands[1], tmp_path)
+    assert "measure:" in (ROOT / "Makefile").read_text("utf-8")
+    run("python loadtest/measure.py --help", ROOT)
 
 
 def test_ci_runs_what_the_readme_says() -> None:
