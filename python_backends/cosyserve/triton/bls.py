@@ -25,7 +25,6 @@ class BlsStages:
     def __init__(self) -> None:
         # From a random start: another instance of this model, or one before it, must not share ids with this one.
         self._utterances = itertools.count(secrets.randbits(62))
-        self._readers: set[asyncio.Task[None]] = set()
 
     async def frontend(self, request: Tensors) -> Tensors:
         """See `Stages.frontend`."""
@@ -41,12 +40,14 @@ class BlsStages:
     async def speech_tokens(self, inputs: Tensors) -> AsyncGenerator[NDArray[np.int32], None]:
         """See `Stages.speech_tokens`. Closing the generator early sends the engine a stop for this utterance."""
         utterance = np.asarray([next(self._utterances)], np.int64)
-        answers: asyncio.Queue[Any] = asyncio.Queue()
-        reading = self._read(adapter.inner_request(LLM, {**inputs, "utterance": utterance}), answers)
+        opening = asyncio.ensure_future(
+            adapter.inner_request(LLM, {**inputs, "utterance": utterance}).async_exec(decoupled=True)
+        )
         ended = False
         try:
+            answers = await _timely(LLM.name, asyncio.shield(opening))
             while not ended:
-                answer = await _timely(LLM.name, answers.get())
+                answer = await _timely(LLM.name, _next(answers))
                 if answer is None:
                     raise StageFailed("llm ended without a last response")
                 outputs = adapter.read_outputs(answer, LLM)
@@ -54,36 +55,24 @@ class BlsStages:
                 yield outputs["speech_tokens"]  # type: ignore[misc]
         finally:
             if not ended:
-                # The BLS iterator of Triton 2.51 cannot be cancelled: ask the engine to end.
-                stop = adapter.inner_request(LLM, {"utterance": utterance, "stop": np.asarray([True])})
-                await _timely(LLM.name, asyncio.shield(asyncio.gather(self._read(stop, asyncio.Queue()), reading)))
+                await self._stop(utterance, opening)
 
-    def _read(self, request: Any, answers: asyncio.Queue[Any]) -> asyncio.Task[None]:
-        """Puts each response of a decoupled request, then None, in a task that nobody cancels.
-
-        An iterator must be read to its last response, by one thread: two at once, or one dropped half-read, lock up
-        the stub, at the latest when it stops.
-        """
-        task = asyncio.create_task(_forward(request, answers))
-        self._readers.add(task)
-        task.add_done_callback(self._readers.discard)
-        return task
+    async def _stop(self, utterance: NDArray[np.int64], opening: asyncio.Future[Any]) -> None:
+        # The BLS iterator of Triton 2.51 cannot be cancelled: ask the engine to end, then read what is left. An
+        # iterator that is dropped before its last response blocks whichever thread drops it until that comes.
+        stop = adapter.inner_request(LLM, {"utterance": utterance, "stop": np.asarray([True])})
+        await _timely(LLM.name, stop.async_exec(decoupled=True))
+        answers = await _timely(LLM.name, opening)
+        while await _timely(LLM.name, _next(answers)) is not None:
+            pass
 
     async def _call(self, stage: str, request: Any, model: Any) -> Tensors:
         return adapter.read_outputs(await _timely(stage, request.async_exec()), model)
 
 
-async def _forward(request: Any, answers: asyncio.Queue[Any]) -> None:
-    loop = asyncio.get_running_loop()
-
-    def forward(iterator: Any) -> None:
-        for answer in iterator:
-            loop.call_soon_threadsafe(answers.put_nowait, answer)
-
-    try:
-        await loop.run_in_executor(None, forward, await request.async_exec(decoupled=True))
-    finally:
-        answers.put_nowait(None)
+async def _next(answers: Any) -> Any:
+    """The next response, or None after the last; waits in a thread, because the iterator blocks."""
+    return await asyncio.get_running_loop().run_in_executor(None, next, answers, None)
 
 
 async def _timely(stage: str, call: Awaitable[T]) -> T:
