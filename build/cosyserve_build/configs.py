@@ -16,16 +16,12 @@ from cosyserve.limits import MAX_LLM_SLOTS, MAX_STREAMS, SEQUENCE_IDLE_SECONDS
 FLAVOURS = {"gpu": "config.pbtxt", "cpu": "configs/cpu.pbtxt"}
 HEADER = "# Rendered from cosyserve/contracts.py by `make configs`; edit that.\n"
 
-BATCH = 1
-"""Sequences in one call of flow or hift. Steps run one after another, and in a larger batch the first would wait for
-the last to be answered."""
-
 PARAMETERS: dict[str, dict[str, str]] = {
     "tts": {"max_streams": str(MAX_STREAMS), "first_hop": "25", "max_hop": "100", "sample_rate": "24000"},
     "frontend": {"threads": "1"},
     "llm": {"threads": "2", "llm_slots": str(MAX_LLM_SLOTS)},
-    "flow": {"threads": "2", "voice_cache_mib": "1024"},
-    "hift": {"threads": "2"},
+    "flow": {"threads": "2", "max_batch": "8", "flow_cache_mib": "8192"},
+    "hift": {"threads": "2", "max_batch": "8"},
 }
 
 
@@ -36,7 +32,7 @@ def render(model: Model, flavour: str) -> str:
     config.output.extend(_output(tensor) for tensor in model.outputs)
     if model.scheduling is Scheduling.ENSEMBLE:
         config.platform = "ensemble"
-        config.max_batch_size = BATCH
+        config.max_batch_size = MAX_STREAMS
         for step in model.steps:
             made = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
             made.input_map.update(dict(step.inputs))
@@ -48,7 +44,7 @@ def render(model: Model, flavour: str) -> str:
     # One instance whatever the number of GPUs: all streams of a server share one engine and one set of states.
     config.instance_group.add(kind=kind, count=1, gpus=[0] if on_gpu else [])
     if model.scheduling is Scheduling.SEQUENCE:
-        config.max_batch_size = BATCH
+        config.max_batch_size = MAX_STREAMS
         config.sequence_batching.max_sequence_idle_microseconds = SEQUENCE_IDLE_SECONDS * 1_000_000
         config.sequence_batching.oldest.max_candidate_sequences = MAX_STREAMS
     config.model_transaction_policy.decoupled = model.scheduling is Scheduling.DECOUPLED

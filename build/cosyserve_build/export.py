@@ -122,14 +122,15 @@ def _encoder(config: FlowConfig, module: nn.Module) -> Spec:
     dim = config.width // config.heads
     ratios = [1] * config.blocks + [config.ratio] * config.up_blocks
 
-    def inputs(new: int, past: int) -> Inputs:
-        cached = [(1, config.heads, past * ratio, dim) for ratio in ratios]
+    def inputs(batch: int, new: int, past: int) -> Inputs:
+        cached = [(batch, config.heads, past * ratio, dim) for ratio in ratios]
         return {
-            "tokens": torch.arange(new)[None] % config.tokens,
-            "context": torch.arange(config.lookahead)[None],
-            "context_valid": torch.ones(1, config.lookahead),
-            "conv_tail": torch.randn(1, config.width, 2),
-            "up_tail": torch.randn(1, config.width, 2 * config.ratio),
+            "tokens": torch.arange(new).repeat(batch, 1) % config.tokens,
+            "context": torch.arange(config.lookahead).repeat(batch, 1),
+            "context_valid": torch.ones(batch, config.lookahead),
+            "length": torch.arange(past, past - batch, -1).clamp(min=0),
+            "conv_tail": torch.randn(batch, config.width, 2),
+            "up_tail": torch.randn(batch, config.width, 2 * config.ratio),
             "past_k": _noise(cached),
             "past_v": _noise(cached),
         }
@@ -140,83 +141,99 @@ def _encoder(config: FlowConfig, module: nn.Module) -> Spec:
         module,
         inputs,
         sizes=(
-            {"new": chunk + 3, "past": 2 * chunk},
-            {"new": chunk, "past": 0},
-            {"new": 1, "past": chunk},
-            {"new": 2, "past": 0},
+            {"batch": 3, "new": chunk + 3, "past": 2 * chunk},
+            {"batch": 1, "new": chunk, "past": 0},
+            {"batch": 1, "new": 1, "past": chunk},
+            {"batch": 2, "new": 2, "past": 0},
         ),
         # Equal names promise equal sizes, and layers behind the up-sampling hold more positions than those before it.
-        axes={"tokens": {1: "new"}, "past_k": {2: "past"}, "past_v": {2: "past"}}
-        | {f"past_{kind}_{i}": {2: "up_past"} for kind in "kv" for i, ratio in enumerate(ratios) if ratio > 1},
+        axes={name: {0: "batch"} for name in ("context", "context_valid", "length", "conv_tail", "up_tail")}
+        | {"tokens": {0: "batch", 1: "new"}}
+        | {f"past_{kind}": {0: "batch", 2: "past"} for kind in "kv"}
+        | {f"past_{kind}_{i}": {0: "batch", 2: "up_past"} for kind in "kv" for i, r in enumerate(ratios) if r > 1},
         outputs=("mu", "conv_tail_out", "up_tail_out", "new_k*", "new_v*"),
     )
 
 
 def _estimator(config: FlowConfig, module: nn.Module) -> Spec:
-    def inputs(new: int, past: int, length: int) -> Inputs:
-        cached = [(past, 2, config.unet_heads, config.unet_head_dim)] * config.attentions
+    def inputs(batch: int, new: int, prompt: int, past: int) -> Inputs:
+        def cached(frames: int) -> list[Tensor]:
+            return _noise([(frames, 2 * batch, config.unet_heads, config.unet_head_dim)] * config.attentions)
+
         return {
-            "x": torch.randn(1, config.mels, new),
-            "mu": torch.randn(1, config.mels, new),
-            "cond": torch.randn(1, config.mels, new),
-            "embedding": torch.randn(1, config.speaker),
-            "t": torch.tensor([0.3]),
-            "length": torch.tensor([length]),
-            "tails": _noise([(2, channels, 2) for channels in tail_channels(config)]),
-            "past_k": _noise(cached),
-            "past_v": _noise(cached),
+            "x": torch.randn(batch, config.mels, new),
+            "mu": torch.randn(batch, config.mels, new),
+            "cond": torch.randn(batch, config.mels, new),
+            "embedding": torch.randn(batch, config.speaker),
+            "t": torch.rand(batch),
+            "prompt_length": torch.arange(prompt, prompt - batch, -1) - 1,
+            "length": torch.arange(past, past - batch, -1) - 1,
+            "tails": _noise([(2 * batch, channels, 2) for channels in tail_channels(config)]),
+            "prompt_k": cached(prompt),
+            "prompt_v": cached(prompt),
+            "past_k": cached(past),
+            "past_v": cached(past),
         }
 
     chunk = config.unet_chunk
+    streams = {name: {0: "batch"} for name in ("embedding", "t", "prompt_length", "length")}
     return Spec(
         "flow_estimator",
         module,
         inputs,
         sizes=(
-            {"new": chunk, "past": 2 * chunk, "length": 2 * chunk},
-            {"new": chunk, "past": 1, "length": 0},
-            {"new": 2, "past": 3 * chunk, "length": 3 * chunk},
-            {"new": 3 * chunk, "past": 1, "length": 0},
+            {"batch": 3, "new": chunk, "prompt": chunk, "past": 2 * chunk},
+            {"batch": 1, "new": chunk, "prompt": 1, "past": 1},
+            {"batch": 2, "new": 2, "prompt": chunk, "past": 3 * chunk},
+            {"batch": 1, "new": 3 * chunk, "prompt": 1, "past": 1},
         ),
-        axes={name: {2: "new"} for name in ("x", "mu", "cond")} | {name: {0: "past"} for name in ("past_k", "past_v")},
+        axes=streams
+        | {name: {0: "batch", 2: "new"} for name in ("x", "mu", "cond")}
+        | {"tails": {0: "rows"}}
+        | {f"{part}_{kind}": {0: part, 1: "rows"} for part in ("prompt", "past") for kind in "kv"},
         outputs=("velocity", "new_tails*", "new_k*", "new_v*"),
     )
 
 
 def _hift(config: HiftConfig, state: StateDict) -> Iterator[Spec]:
-    sizes = ({"frames": 40}, {"frames": 9}, {"frames": 2})
+    sizes = ({"batch": 2, "frames": 40}, {"batch": 1, "frames": 9}, {"batch": 3, "frames": 2})
     harmonics = config.harmonics + 1
     yield Spec(
         "hift_f0",
         _load(F0Predictor(config), state),
-        lambda frames: {"mel": torch.randn(1, config.mels, frames)},
+        lambda batch, frames: {"mel": torch.randn(batch, config.mels, frames)},
         sizes=sizes,
-        axes={"mel": {2: "frames"}},
+        axes={"mel": {0: "batch", 2: "frames"}},
         outputs=("f0",),
         tolerance=1e-2,
     )
     yield Spec(
         "hift_source",
         _load(HarmonicSource(config), state),
-        lambda frames: {
-            "f0": 200 + 50 * torch.randn(1, frames, dtype=torch.float64),
-            "phase": torch.full((1, harmonics), 0.25, dtype=torch.float64),
-            "start": torch.zeros(1),
-            "noise": torch.randn(1, config.frame * frames, harmonics),
+        lambda batch, frames: {
+            "f0": 200 + 50 * torch.randn(batch, frames, dtype=torch.float64),
+            "phase": torch.full((batch, harmonics), 0.25, dtype=torch.float64),
+            "start": torch.zeros(batch),
+            "noise": torch.randn(batch, config.frame * frames, harmonics),
         },
         sizes=sizes,
-        axes={"f0": {1: "frames"}, "noise": {1: "samples"}},
+        axes={
+            "f0": {0: "batch", 1: "frames"},
+            "phase": {0: "batch"},
+            "start": {0: "batch"},
+            "noise": {0: "batch", 1: "samples"},
+        },
         outputs=("source", "phases"),
     )
     yield Spec(
         "hift_decoder",
         _load(Decoder(config), state),
-        lambda frames: {
-            "mel": torch.randn(1, config.mels, frames),
-            "source": 0.1 * torch.randn(1, 1, config.frame * frames),
+        lambda batch, frames: {
+            "mel": torch.randn(batch, config.mels, frames),
+            "source": 0.1 * torch.randn(batch, 1, config.frame * frames),
         },
         sizes=sizes,
-        axes={"mel": {2: "frames"}, "source": {2: "samples"}},
+        axes={"mel": {0: "batch", 2: "frames"}, "source": {0: "batch", 2: "samples"}},
         outputs=("audio",),
     )
 

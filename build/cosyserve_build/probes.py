@@ -18,10 +18,11 @@ from torch import nn
 from cosyserve.bundle import StateDict
 from cosyserve.config import FlowConfig, HiftConfig, LlmConfig
 from cosyserve.flow.encoder import FlowEncoder
+from cosyserve.flow.graphs import GraphFlow
 from cosyserve.flow.past import Past
 from cosyserve.flow.solver import time_grid
-from cosyserve.flow.stream import FlowNetworks, FlowStream, FlowVoice
-from cosyserve.flow.unet import GuidedFlow, UNet, tail_channels
+from cosyserve.flow.stream import FlowStream, FlowVoice
+from cosyserve.flow.unet import Cache, GuidedFlow, Part, UNet, tail_channels
 from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import HarmonicSource
 from cosyserve.hift.stream import HiftNetworks, HiftStream
@@ -163,7 +164,8 @@ class FlowRun:
 class _Taps:
     """Records the calls of a run, and shows the encoder the tokens that upstream keeps as mere context."""
 
-    networks: FlowNetworks
+    encoder: Graph
+    estimator: Graph
     beyond: Array  # tokens after those that are encoded
     hidden: list[Array] = field(default_factory=list)
     solved: list[dict[str, Array]] = field(default_factory=list)
@@ -174,10 +176,10 @@ class _Taps:
         free = slice(int(valid.sum()), int(valid.sum()) + len(self.beyond))
         context[free] = self.beyond[: len(context[free])]
         valid[free] = 1.0
-        return self.networks.encoder(inputs)
+        return self.encoder(inputs)
 
     def estimate(self, inputs: Arrays) -> Outputs:
-        out = self.networks.estimator(inputs)
+        out = self.estimator(inputs)
         self.solved.append({name: cast(Array, inputs[name]) for name in ("x", "mu", "cond")} | {"v": out["velocity"]})
         return out
 
@@ -189,11 +191,9 @@ class FlowProbe:
         self.config = config
         self._voice = voice
         self._encoder = TorchGraph(FlowEncoder(config), state, "mu", "conv_tail_out", "up_tail_out", "new_k*", "new_v*")
-        estimator = TorchGraph(GuidedFlow(config), state, "velocity", "new_tails*", "new_k*", "new_v*")
-        self._guided = cast(GuidedFlow, estimator.module)
-        self.networks = FlowNetworks(
-            config, self._encoder, estimator, flow_noise(config.mels).numpy(), tuple(tail_channels(config))
-        )
+        self._estimator = TorchGraph(GuidedFlow(config), state, "velocity", "new_tails*", "new_k*", "new_v*")
+        self._guided = cast(GuidedFlow, self._estimator.module)
+        self.noise = flow_noise(config.mels).numpy()
         self._runs: dict[tuple[bytes, bool, bool], FlowRun] = {}
 
     def run(self, tokens: Array, *, streaming: bool, finalize: bool) -> FlowRun:
@@ -205,11 +205,11 @@ class FlowProbe:
         return self._runs[key]
 
     def _run(self, tokens: Array, beyond: Array, streaming: bool) -> FlowRun:
-        taps = _Taps(self.networks, beyond)
+        taps = _Taps(self._encoder, self._estimator, beyond)
         network = cast(FlowEncoder, self._encoder.module).encoder_proj
         hook = network.register_forward_pre_hook(lambda _, inputs: taps.hidden.append(inputs[0].numpy()))
         try:
-            tapped = replace(self.networks, encoder=taps.encode, estimator=taps.estimate)
+            tapped = GraphFlow(self.config, taps.encode, taps.estimate, self.noise, tail_channels(self.config))
             mel = FlowStream(tapped, self._voice, full=not streaming).step(tokens.astype(np.int32), final=True)
         finally:
             hook.remove()
@@ -237,16 +237,23 @@ class FlowProbe:
     def estimate(self, inputs: dict[str, Array], *, chunk: int) -> Array:
         """The bare estimator on two rows x, mu, cond [2, mels, T], t [2], spks [2, mels], `chunk` frames a call."""
         config, unet = self.config, cast(UNet, self._guided.decoder["estimator"])
-        past = Past(config.attentions, 2, config.unet_heads, config.unet_head_dim)
-        tails = [np.zeros((2, channels, 2), np.float32) for channels in self.networks.tail_channels]
+        past = Past(config.attentions, config.unet_heads, config.unet_head_dim)
+        none = [torch.zeros(1, 2, config.unet_heads, config.unet_head_dim)] * config.attentions
+        tails = [torch.zeros(2, channels, 2) for channels in tail_channels(config)]
         pieces: list[Array] = []
         for start in range(0, inputs["x"].shape[2], chunk):
-            x, mu, cond = (inputs[name][:, :, start : start + chunk] for name in ("x", "mu", "cond"))
-            state = [np.full(2, past.length), tails, past.keys(), past.values()]
+            x, mu, cond = _tensors([inputs[name][:, :, start : start + chunk] for name in ("x", "mu", "cond")])
+            layers = [torch.from_numpy(layer) for layer in past.layers()]
+            keys, values = layers[: config.attentions], layers[config.attentions :]
+            cache = Cache(
+                Part(none, none, torch.zeros(2, dtype=torch.int64)),
+                Part(keys, values, torch.full((2,), past.length)),
+                tails,
+            )
             with torch.no_grad():
-                out, *new = unet(*_tensors([x, mu, inputs["t"], inputs["spks"], cond, *state]))
-            tails, new_k, new_v = map(_arrays, new)
-            past.append(new_k, new_v)
+                out = unet(x, mu, *_tensors([inputs["t"], inputs["spks"]]), cond, cache)
+            tails = cache.new_tails
+            past.append(_arrays([*cache.new_k, *cache.new_v]))
             pieces.append(out.numpy())
         return np.concatenate(pieces, axis=2)
 

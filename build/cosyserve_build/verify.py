@@ -462,7 +462,7 @@ def _ras(data: _Set) -> Produced:
 def _flow(data: _Set) -> Produced:
     recorded, flow = data.vectors["flow"], data.flow
     yield "spks", flow.speaker()
-    yield "noise", flow.networks.noise[None, :, : recorded["noise"].shape[2]]
+    yield "noise", flow.noise[None, :, : recorded["noise"].shape[2]]
     yield "t_steps", np.asarray([t for t, _ in time_grid(flow.config.steps)], np.float32)
     for case in data.cases["flow_cases"]:
         run, name = _flow_case(data, case), case["name"]

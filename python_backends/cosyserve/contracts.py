@@ -165,20 +165,23 @@ LLM = Model(
     ),
 )
 
+_DEADLINE = Tensor("deadline", "INT64", (1,), "ns of the monotonic clock; earlier goes first", optional=True)
 _FLOW_INPUTS = (
     Tensor("speech_tokens", "INT32", (-1,), "the next speech tokens, any number"),
-    Tensor("final", "BOOL", (1,), "true: no token follows"),
+    Tensor("final", "BOOL", (1,), "true: no token of this segment follows; the next step begins another segment"),
+    _DEADLINE,
     Tensor("stream", "BOOL", (1,), "at sequence start: false for full attention", optional=True),
     *_VOICE,
 )
 _MEL = Tensor("mel", "FP32", (80, -1), "the next mel frames")
-_SEED = Tensor("seed", "INT64", (1,), "at sequence start: seed of the source noise", optional=True)
+_SEED = Tensor("seed", "INT64", (1,), "with a segment's first mel frames: seed of the source noise", optional=True)
 _AUDIO = Tensor("audio", "INT16", (-1,), "the next PCM samples")
 
 FLOW = Model(
     "flow",
     Scheduling.SEQUENCE,
-    "Speech tokens to mel frames. Owns encoder, Euler solver and their caches; the voice comes at sequence start.",
+    "Speech tokens to mel frames. Owns encoder, Euler solver and their caches. A sequence is an utterance, segment by "
+    "segment; the voice comes at its start.",
     inputs=_FLOW_INPUTS,
     outputs=(_MEL, Tensor("mel_final", "BOOL", (1,), "final, passed on")),
 )
@@ -187,7 +190,7 @@ HIFT = Model(
     "hift",
     Scheduling.SEQUENCE,
     "Mel frames to PCM. Owns the phase of the source and the context of its receptive field.",
-    inputs=(_MEL, Tensor("mel_final", "BOOL", (1,), "true: no frame follows"), _SEED),
+    inputs=(_MEL, Tensor("mel_final", "BOOL", (1,), "true: no frame of this segment follows"), _DEADLINE, _SEED),
     outputs=(_AUDIO,),
 )
 
@@ -205,7 +208,7 @@ TOKEN2WAV = Model(
         ),
         Step(
             "hift",
-            inputs=(("mel", "mel"), ("mel_final", "mel_final"), ("seed", "seed")),
+            inputs=(("mel", "mel"), ("mel_final", "mel_final"), ("deadline", "deadline"), ("seed", "seed")),
             outputs=(("audio", "audio"),),
         ),
     ),

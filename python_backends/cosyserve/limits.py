@@ -64,3 +64,6 @@ CACHED_VOICES = 64
 
 MAX_SEGMENT_TEXT_TOKENS = 256
 """Text tokens of one segment: its flow state grows with each frame (4.6 MB at full size), and is freed at its end."""
+
+RESERVED_FRAMES = 500
+"""Mel frames of flow state that a new stream needs room for, besides its prompt: 10 s, a long sentence."""

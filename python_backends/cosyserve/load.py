@@ -5,7 +5,8 @@ from __future__ import annotations
 from safetensors.numpy import load_file
 
 from cosyserve.errors import WeightsError
-from cosyserve.flow.stream import FlowNetworks
+from cosyserve.flow.graphs import GraphFlow
+from cosyserve.flow.networks import FlowNetworks
 from cosyserve.frontend import Frontend
 from cosyserve.hift.stream import HiftNetworks
 from cosyserve.llm.engine import LlmNetworks
@@ -27,6 +28,7 @@ def load_grid(settings: Settings) -> Grid:
         chunk=config.flow.chunk,
         lookahead=config.flow.lookahead,
         samples_per_token=config.flow.ratio * config.hift.frame,
+        sample_rate=config.sample_rate,
         first_hop=settings.first_hop,
         max_hop=settings.max_hop,
     )
@@ -59,12 +61,13 @@ def load_llm_networks(settings: Settings) -> LlmNetworks:
 def load_flow_networks(settings: Settings) -> FlowNetworks:
     """Encoder, estimator and noise."""
     weights = Weights(settings.folder)
-    return FlowNetworks(
+    return GraphFlow(
         weights.config.flow,
         encoder=_graph(weights, "flow_encoder", settings),
         estimator=_graph(weights, "flow_estimator", settings),
         noise=load_file(weights.file("flow.safetensors"))["noise"],
         tail_channels=tuple(weights.manifest["tail_channels"]),
+        window=settings.flow_window,
     )
 
 

@@ -17,6 +17,7 @@ class Metric:
 ACTIVE_STREAMS = Metric("cosyserve_active_streams", "gauge", "Utterances in progress")
 LLM_SEQUENCES = Metric("cosyserve_llm_sequences", "gauge", "Segments that generate or wait to generate speech tokens")
 FLOW_SEQUENCES = Metric("cosyserve_flow_sequences", "gauge", "Segments whose flow state is held")
+FLOW_CACHE = Metric("cosyserve_flow_cache_bytes", "gauge", "Bytes of flow state held by streams and voices")
 HIFT_SEQUENCES = Metric("cosyserve_hift_sequences", "gauge", "Segments whose vocoder state is held")
 SPEECH_TOKENS = Metric("cosyserve_speech_tokens_total", "counter", "Speech tokens generated")
 FLOW_FRAMES = Metric("cosyserve_flow_frames_total", "counter", "Mel frames computed, prompts included")

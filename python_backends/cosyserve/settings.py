@@ -27,7 +27,10 @@ class Settings:
         llm_slots: sequences in one LLM step.
         first_hop: fewest speech tokens in a segment's first audio chunk.
         max_hop: most speech tokens in one audio chunk.
-        voice_cache_mib: memory for flow states of recent voices, in MiB.
+        max_batch: streams in one call of flow or hift.
+        flow_cache_mib: bound on the flow's states of streams and recent voices, in MiB.
+        flow_window: mel frames of its own that a stream attends to besides the prompt, for bounded memory and step
+            time; 0 is all of them, which alone is exact.
         sample_rate: Hz that clients read from the configuration of `tts`; must be the bundle's.
     """
 
@@ -38,13 +41,15 @@ class Settings:
     llm_slots: int = limits.MAX_LLM_SLOTS
     first_hop: int = 25
     max_hop: int = 100
-    voice_cache_mib: int = 1024
+    max_batch: int = 8
+    flow_cache_mib: int = 8192
+    flow_window: int = 0
     sample_rate: int = 24_000
 
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
             raise WeightsError(f"setting device: {self.device!r} is none of {', '.join(DEVICES)}")
-        for name in ("threads", "max_streams", "llm_slots", "first_hop", "max_hop"):
+        for name in ("threads", "max_streams", "llm_slots", "first_hop", "max_hop", "max_batch"):
             if getattr(self, name) < 1:
                 raise WeightsError(f"setting {name}: must be at least 1")
 

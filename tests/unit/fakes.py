@@ -11,7 +11,7 @@ from cosyserve.contracts import Tensors
 from cosyserve.errors import CosyServeError, StageFailed
 from cosyserve.pipeline.orchestrate import Grid
 
-GRID = Grid(chunk=25, lookahead=3, samples_per_token=4, first_hop=25, max_hop=100)
+GRID = Grid(chunk=25, lookahead=3, samples_per_token=4, sample_rate=100, first_hop=25, max_hop=100)
 GROUP = 5
 
 
@@ -97,7 +97,8 @@ class FakeStages:
             raise
         taken = taken + inputs["speech_tokens"].tolist()
         settled = len(taken) if inputs["final"][0] else max(spoken, len(taken) - GRID.lookahead)
-        self.live[sequence] = taken, settled
+        # After its last token a segment's state is gone, and the next one begins.
+        self.live[sequence] = ([], 0) if inputs["final"][0] else (taken, settled)
         self._drop(sequence, end)
         return np.repeat(np.array(taken[spoken:settled], np.int16), GRID.samples_per_token)
 

@@ -24,7 +24,8 @@ _LOOKAHEAD_TAIL = 2  # left padding of the lookahead layer's second convolution 
 class FlowEncoder(nn.Module):
     """Encode n more tokens into n * ratio frames of mu.
 
-    Shapes: B streams, n new tokens, P past tokens (may be 0), W encoder channels, L lookahead, dk channels per head.
+    Shapes: B streams, n new tokens, P room for past tokens (may be 0), W encoder channels, L lookahead, dk channels
+    per head.
     """
 
     def __init__(self, config: FlowConfig) -> None:
@@ -38,6 +39,7 @@ class FlowEncoder(nn.Module):
         tokens: Tensor,
         context: Tensor,
         context_valid: Tensor,
+        length: Tensor,
         conv_tail: Tensor,
         up_tail: Tensor,
         past_k: list[Tensor],
@@ -49,6 +51,8 @@ class FlowEncoder(nn.Module):
             tokens: int64 [B, n]; negative ids read row 0.
             context: the L tokens after the chunk, int64 [B, L].
             context_valid: 1.0 where that token exists, 0.0 past the end of the text, float [B, L].
+            length: past tokens of each stream, int64 [B]. They lie at the end of P, so that a distance to a key is the
+                same in every row; what lies before them may hold any finite value.
             conv_tail: last inputs of the lookahead layer's second convolution, float [B, W, 2]; zeros at the start.
             up_tail: last inputs of the up-sampling convolution, float [B, W, 2 * ratio]; zeros at the start.
             past_k: keys per layer, float [B, heads, P, dk], behind the up-sampling [B, heads, ratio * P, dk].
@@ -58,7 +62,7 @@ class FlowEncoder(nn.Module):
             mu [B, mels, ratio * n], both tails for the next call, and per layer keys and values of the new positions.
         """
         hidden, conv_tail, up_tail, new_k, new_v = self.hidden(
-            tokens, context, context_valid, conv_tail, up_tail, past_k, past_v
+            tokens, context, context_valid, length, conv_tail, up_tail, past_k, past_v
         )
         return self.encoder_proj(hidden).mT, conv_tail, up_tail, new_k, new_v
 
@@ -67,6 +71,7 @@ class FlowEncoder(nn.Module):
         tokens: Tensor,
         context: Tensor,
         context_valid: Tensor,
+        length: Tensor,
         conv_tail: Tensor,
         up_tail: Tensor,
         past_k: list[Tensor],
@@ -79,11 +84,12 @@ class FlowEncoder(nn.Module):
 
         x, conv_tail = encoder.pre_lookahead_layer(x, ahead, conv_tail)
         split = len(encoder.encoders)
-        x, new_k, new_v = _run(encoder.encoders, x, past_k[:split], past_v[:split])
+        x, new_k, new_v = _run(encoder.encoders, x, length, past_k[:split], past_v[:split])
 
         x, up_tail = encoder.up_layer(x, up_tail)
         x = encoder.up_embed(x)
-        x, up_k, up_v = _run(encoder.up_encoders, x, past_k[split:], past_v[split:])
+        ratio = encoder.up_layer.ratio
+        x, up_k, up_v = _run(encoder.up_encoders, x, ratio * length, past_k[split:], past_v[split:])
         x = encoder.after_norm(x)
         return x, conv_tail, up_tail, new_k + up_k, new_v + up_v
 
@@ -143,8 +149,10 @@ class _Layer(nn.Module):
         self.norm_ff = nn.LayerNorm(config.width, eps=1e-12)
         self.norm_mha = nn.LayerNorm(config.width, eps=1e-12)
 
-    def forward(self, x: Tensor, positions: Tensor, past_k: Tensor, past_v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        attended, k, v = self.self_attn(self.norm_mha(x), positions, past_k, past_v)
+    def forward(
+        self, x: Tensor, positions: Tensor, unused: Tensor, past_k: Tensor, past_v: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        attended, k, v = self.self_attn(self.norm_mha(x), positions, unused, past_k, past_v)
         x = x + attended
         return x + self.feed_forward(self.norm_ff(x)), k, v
 
@@ -174,7 +182,9 @@ class _RelativeAttention(nn.Module):
         self.pos_bias_u = nn.Parameter(torch.zeros(heads, self.head_dim))
         self.pos_bias_v = nn.Parameter(torch.zeros(heads, self.head_dim))
 
-    def forward(self, x: Tensor, positions: Tensor, past_k: Tensor, past_v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, positions: Tensor, unused: Tensor, past_k: Tensor, past_v: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         batch, new, width = x.shape
         q, k, v = self._split(self.linear_q(x)), self._split(self.linear_k(x)), self._split(self.linear_v(x))
         p = self._split(self.linear_pos(positions))
@@ -182,7 +192,7 @@ class _RelativeAttention(nn.Module):
 
         content = (q + self.pos_bias_u[:, None]) @ keys.mT
         position = _align((q + self.pos_bias_v[:, None]) @ p.mT)
-        weights = ((content + position) * self.head_dim**-0.5).softmax(-1)
+        weights = ((content + position) * self.head_dim**-0.5 + unused).softmax(-1)
 
         out = (weights @ values).transpose(1, 2).reshape(batch, new, width)
         return self.linear_out(out), k, v
@@ -192,13 +202,16 @@ class _RelativeAttention(nn.Module):
 
 
 def _run(
-    layers: nn.ModuleList, x: Tensor, past_k: list[Tensor], past_v: list[Tensor]
+    layers: nn.ModuleList, x: Tensor, length: Tensor, past_k: list[Tensor], past_v: list[Tensor]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    positions = _distance_rows(past_k[0].shape[2], x)
+    room = past_k[0].shape[2]
+    positions = _distance_rows(room, x)
+    keys = torch.arange(room + x.shape[1], device=x.device)
+    unused = torch.where(keys < (room - length)[:, None], float("-inf"), 0.0).to(x.dtype)[:, None, None, :]
     new_k: list[Tensor] = []
     new_v: list[Tensor] = []
     for layer, k, v in zip(layers, past_k, past_v, strict=True):
-        x, layer_k, layer_v = layer(x, positions, k, v)
+        x, layer_k, layer_v = layer(x, positions, unused, k, v)
         new_k.append(layer_k)
         new_v.append(layer_v)
     return x, new_k, new_v

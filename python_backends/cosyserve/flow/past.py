@@ -12,49 +12,88 @@ Float = NDArray[np.float32]
 RESERVED = 1024
 """Frames to reserve address space for: 20 s. Memory is taken page by page as frames arrive."""
 
+GRANULE = 16
+"""Graphs read whole granules, so that vectorised sums always group the same frames alike, alone or in a batch."""
+
 
 class Past:
-    """Per layer one key and one value array ``[frames, rows, heads, dim]``, float32, that grows without moving.
+    """Per layer one key and one value array ``[frames, 2, heads, dim]``, float32, that grows without moving.
 
-    A graph reads the first `length` frames of each array as they lie. It needs at least one, so an empty past shows a
-    frame of zeros, which graphs mask by length.
+    Rows are the conditional and the unconditional one of guidance. Frames behind `length` hold zeros; graphs mask them.
+
+    Args:
+        layers: attention layers.
+        heads: attention heads.
+        dim: channels of a head.
+        window: most frames kept, the newest; 0 keeps all.
     """
 
-    def __init__(self, layers: int, rows: int, heads: int, dim: int) -> None:
+    def __init__(self, layers: int, heads: int, dim: int, window: int = 0) -> None:
         self.length = 0
         self._layers = layers
-        self._arrays = np.zeros((2 * layers, RESERVED, rows, heads, dim), np.float32)
+        self._window = window
+        self._arrays = np.zeros((2 * layers, RESERVED, 2, heads, dim), np.float32)
+
+    @property
+    def room(self) -> int:
+        """Frames that a graph reads: `length` rounded up to a granule, at least one."""
+        return GRANULE * max(1, -(-self.length // GRANULE))
 
     @property
     def nbytes(self) -> int:
         """Bytes of the frames held."""
         return self._arrays[:, : self.length].nbytes
 
-    def keys(self) -> list[Float]:
-        """Keys ``[length, rows, heads, dim]`` of each layer, without copying."""
-        return [array[: max(1, self.length)] for array in self._arrays[: self._layers]]
+    def layers(self) -> Float:
+        """All layers ``[2 * layers, room, 2, heads, dim]``, keys first, without copying."""
+        return self._arrays[:, : self.room]
 
-    def values(self) -> list[Float]:
-        """Values ``[length, rows, heads, dim]`` of each layer, without copying."""
-        return [array[: max(1, self.length)] for array in self._arrays[self._layers :]]
-
-    def append(self, keys: Sequence[Float], values: Sequence[Float]) -> None:
-        """Add ``[n, rows, heads, dim]`` keys and values of each layer."""
-        stop = self.length + len(keys[0])
+    def append(self, layers: Sequence[Float]) -> None:
+        """Add frames: ``[n, 2, heads, dim]`` for each layer, keys first, then values."""
+        new = len(layers[0])
+        if self._window and self.length + new > self._window:
+            self._forget(self.length + new - self._window)
+        stop = self.length + new
         if stop > self._arrays.shape[1]:
-            self._arrays = self._moved(max(stop, 2 * self._arrays.shape[1]))
-        for array, new in zip(self._arrays, [*keys, *values], strict=True):
-            array[self.length : stop] = new
+            self._grow(max(stop, 2 * self._arrays.shape[1]))
+        for array, frames in zip(self._arrays, layers, strict=True):
+            array[self.length : stop] = frames
         self.length = stop
 
-    def copy(self) -> Past:
-        """An independent copy."""
-        twin = object.__new__(Past)
-        twin.length, twin._layers = self.length, self._layers
-        twin._arrays = self._moved(self._arrays.shape[1])
-        return twin
+    def _forget(self, frames: int) -> None:
+        kept = max(0, self.length - frames)
+        for array in self._arrays:
+            array[:kept] = array[self.length - kept : self.length].copy()
+            array[kept : self.length] = 0
+        self.length = kept
 
-    def _moved(self, frames: int) -> Float:
+    def _grow(self, frames: int) -> None:
+        frames = GRANULE * -(-frames // GRANULE)
         arrays = np.zeros((len(self._arrays), frames, *self._arrays.shape[2:]), np.float32)
         arrays[:, : self.length] = self._arrays[:, : self.length]
-        return arrays
+        self._arrays = arrays
+
+
+def gathered(pasts: Sequence[Past], into: Float | None) -> tuple[Float, Float]:
+    """The pasts of several streams as one batch.
+
+    Args:
+        pasts: one for each stream.
+        into: memory of an earlier call for the same streams at the same lengths, to be used again.
+
+    Returns:
+        ``[2 * layers, room, 2 * streams, heads, dim]``, conditional rows first, and its memory for the next call. For
+        one stream the array is that stream's own, not a copy.
+    """
+    if len(pasts) == 1:
+        own = pasts[0].layers()
+        return own, own
+    parts = [past.layers() for past in pasts]
+    if into is None:
+        layers, _, rows, heads, dim = parts[0].shape
+        room = max(part.shape[1] for part in parts)
+        into = np.zeros((layers, room, rows, len(parts), heads, dim), np.float32)
+    for stream, part in enumerate(parts):
+        into[:, : part.shape[1], :, stream] = part
+    layers, room, rows, streams, heads, dim = into.shape
+    return into.reshape(layers, room, rows * streams, heads, dim), into

@@ -1,33 +1,85 @@
-"""Flow sessions for the server, and the flow states of recent voices."""
+"""Flow sessions for the server: one for each utterance, all within one bound on cache memory."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from cosyserve.contracts import Tensors
-from cosyserve.errors import InvalidInput
-from cosyserve.flow.stream import FlowNetworks, FlowState, FlowStream, FlowVoice
-from cosyserve.limits import CACHED_VOICES
+from cosyserve.errors import InvalidInput, Overloaded
+from cosyserve.flow.networks import FlowNetworks
+from cosyserve.flow.stream import FlowState, FlowStream, FlowVoice
+from cosyserve.jobs import Steps
+from cosyserve.limits import CACHED_VOICES, RESERVED_FRAMES
+
+
+@dataclass(eq=False)
+class _Voice:
+    """A voice and the flow state after its prompt, which all its sessions start from."""
+
+    voice: FlowVoice
+    state: FlowState | None = None
+    priming: bool = False
+    sessions: list[FlowSession] = field(default_factory=list)
+
+    def primed(self, networks: FlowNetworks) -> Steps[FlowState]:
+        """The state after the prompt, computed by whoever asks first."""
+        while self.priming:
+            yield None
+        if self.state is None:
+            self.priming = True
+            try:
+                self.state = yield from FlowStream.prime(networks, self.voice)
+            finally:
+                self.priming = False
+        return self.state
 
 
 class FlowSession:
-    """One sequence: contract `FLOW` around a `FlowStream`."""
+    """One utterance: contract `FLOW` around a `FlowStream` for each of its segments."""
 
-    def __init__(self, stream: FlowStream, count_frames: Callable[[int], None], counted: int = 0) -> None:
-        self._stream = stream
-        self._count_frames = count_frames
-        self._counted = counted
+    def __init__(self, owner: FlowSessions, voice: _Voice, full: bool) -> None:
+        self._owner = owner
+        self.voice = voice
+        self._full = full
+        self._stream: FlowStream | None = None
+        self._counted = 0
 
-    def step(self, inputs: Tensors) -> Tensors:
-        """Mel frames that these speech tokens settle."""
-        mel = self._stream.step(inputs["speech_tokens"].astype(np.int32), bool(inputs["final"][0]))
-        self._count_frames(self._stream.frames - self._counted)
-        self._counted = self._stream.frames
+    @property
+    def nbytes(self) -> int:
+        """Bytes of cache held besides the voice's."""
+        return self._stream.nbytes if self._stream else 0
+
+    def steps(self, inputs: Tensors) -> Steps[Tensors]:
+        """Mel frames that these speech tokens settle; the last of a segment frees its state."""
+        stream = self._stream = self._stream or (yield from self._begin())
+        final = bool(inputs["final"][0])
+        mel = yield from stream.steps(inputs["speech_tokens"].astype(np.int32), final)
+        self._owner.computed(stream.frames - self._counted)
+        self._counted = stream.frames
+        self._owner.check(self)
+        if final:
+            self._stream = None
         return {"mel": mel, "mel_final": inputs["final"]}
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._stream = None
+        self._owner.left(self)
+
+    def _begin(self) -> Steps[FlowStream]:
+        networks, voice = self._owner.networks, self.voice
+        self._counted = 0
+        if self._full:
+            return FlowStream(networks, voice.voice, full=True)
+        known = voice.state is not None
+        state = yield from voice.primed(networks)
+        self._counted = state.frames if known else 0
+        return FlowStream(networks, voice.voice, state=state.fork())
 
 
 class FlowSessions:
@@ -35,45 +87,85 @@ class FlowSessions:
 
     Args:
         networks: shared by all sessions.
-        cache_bytes: bound on stored voice states; the least recently used go first.
+        cache_bytes: bound on the state of streams and voices together. A new stream needs room for `RESERVED_FRAMES`
+            and for its prompt, if no other stream has the voice; voices that nobody uses make way for it.
         count_frames: called with the mel frames computed in each step, prompt included.
     """
 
     def __init__(self, networks: FlowNetworks, cache_bytes: int, count_frames: Callable[[int], None]) -> None:
-        self._networks = networks
-        self._count_frames = count_frames
-        self._cache_bytes = cache_bytes
-        self._voices: OrderedDict[bytes, FlowState] = OrderedDict()
+        self.networks = networks
+        self.computed = count_frames
+        self._limit = cache_bytes
+        self._voices: OrderedDict[bytes, _Voice] = OrderedDict()
+        self._open: list[FlowSession] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of state held by streams and voices."""
+        return sum(s.nbytes for s in self._open) + sum(map(self._prompt, self._voices.values()))
 
     def open(self, inputs: Tensors) -> FlowSession:
-        """A session for the voice and mode in the first step's inputs."""
+        """A session for the voice and mode in the first step's inputs.
+
+        Raises:
+            Overloaded: the cache memory is in use.
+        """
         voice = self._voice(inputs)
         full = "stream" in inputs and not inputs["stream"][0]
-        if full:
-            return FlowSession(FlowStream(self._networks, voice, full=True), self._count_frames)
         key = _digest(voice)
-        known = self._voices.get(key)
-        stream = FlowStream(self._networks, voice, state=known)
-        self._remember(key, stream)
-        return FlowSession(stream, self._count_frames, counted=known.frames if known else 0)
+        known = self._voices.get(key) or _Voice(voice)
+        session = FlowSession(self, known, full)
+        self._make_room([*self._open, session], known)
+        self._voices[key] = known
+        self._voices.move_to_end(key)
+        known.sessions.append(session)
+        self._open.append(session)
+        return session
+
+    def check(self, session: FlowSession) -> None:
+        """A session has grown.
+
+        Raises:
+            Overloaded: beyond what was reserved for it, and the cache memory is in use.
+        """
+        if session.nbytes > self._reserved:
+            self._make_room(self._open, session.voice)
+
+    def left(self, session: FlowSession) -> None:
+        """A session has ended."""
+        self._open.remove(session)
+        session.voice.sessions.remove(session)
 
     def nothing(self, inputs: Tensors) -> Tensors:
         """No mel frame."""
-        return {"mel": np.zeros((self._networks.config.mels, 0), np.float32), "mel_final": inputs["final"]}
+        return {"mel": np.zeros((self.networks.config.mels, 0), np.float32), "mel_final": inputs["final"]}
 
     def _voice(self, inputs: Tensors) -> FlowVoice:
         if "speaker_embedding" not in inputs:
             raise InvalidInput("speaker_embedding", "is required at sequence start")
         tokens = inputs.get("flow_prompt_tokens", np.zeros(0, np.int32)).astype(np.int32)
-        mel = inputs.get("prompt_mel", np.zeros((0, self._networks.config.mels), np.float32)).astype(np.float32)
+        mel = inputs.get("prompt_mel", np.zeros((0, self.networks.config.mels), np.float32)).astype(np.float32)
         return FlowVoice(tokens, mel, inputs["speaker_embedding"].astype(np.float32))
 
-    def _remember(self, key: bytes, stream: FlowStream) -> None:
-        if key not in self._voices:
-            self._voices[key] = stream.snapshot()
-        self._voices.move_to_end(key)
-        while len(self._voices) > CACHED_VOICES or sum(s.nbytes for s in self._voices.values()) > self._cache_bytes:
-            self._voices.popitem(last=False)
+    def _make_room(self, sessions: list[FlowSession], voice: _Voice) -> None:
+        streams = sum(max(self._reserved, session.nbytes) for session in sessions)
+        idle = [(key, other) for key, other in self._voices.items() if not other.sessions and other is not voice]
+        used = {id(v): v for v in (*self._voices.values(), voice)}
+        held = streams + sum(map(self._prompt, used.values()))
+        for count, (key, other) in enumerate(idle):
+            if held <= self._limit and len(used) - count <= CACHED_VOICES:
+                return
+            held -= self._prompt(other)
+            del self._voices[key]
+        if held > self._limit:
+            raise Overloaded("the flow's cache memory is in use; try again shortly")
+
+    @property
+    def _reserved(self) -> int:
+        return RESERVED_FRAMES * self.networks.frame_bytes
+
+    def _prompt(self, voice: _Voice) -> int:
+        return len(voice.voice.tokens) * self.networks.config.ratio * self.networks.frame_bytes
 
 
 def _digest(voice: FlowVoice) -> bytes:

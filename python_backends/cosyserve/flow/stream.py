@@ -7,38 +7,17 @@ are counted from the first prompt token, as upstream's masks are; how tokens arr
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cosyserve.config import FlowConfig
 from cosyserve.errors import InvalidInput
-from cosyserve.flow.past import Past
-from cosyserve.flow.solver import solve
-from cosyserve.runtimes.graph import Graph
+from cosyserve.flow.networks import EncodeJob, FlowCache, FlowNetworks, SolveJob
+from cosyserve.jobs import Job, Steps, alone
 
 Float = NDArray[np.float32]
 Ints = NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class FlowNetworks:
-    """The networks of the flow and what they share.
-
-    Attributes:
-        encoder: graph ``flow_encoder``.
-        estimator: graph ``flow_estimator``, guidance included.
-        noise: fixed starting noise ``[mels, frames]``, indexed by position from the start of the prompt.
-        tail_channels: input channels of each causal convolution of the estimator.
-    """
-
-    config: FlowConfig
-    encoder: Graph
-    estimator: Graph
-    noise: Float
-    tail_channels: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -51,55 +30,27 @@ class FlowVoice:
 
 
 @dataclass
-class _EncoderState:
-    conv_tail: Float
-    up_tail: Float
-    keys: list[Float]
-    values: list[Float]
-
-
-@dataclass
-class _EstimatorState:
-    tails: list[Float]
-    past: Past
-
-    def copy(self) -> _EstimatorState:
-        return _EstimatorState(list(self.tails), self.past.copy())
-
-
-@dataclass
 class FlowState:
     """Everything a stream carries from one step to the next."""
 
-    encoder: _EncoderState
-    estimator: list[_EstimatorState]  # one for each Euler step
+    cache: FlowCache
     tokens: list[int] = field(default_factory=list)  # not yet encoded
-    mu: Float | None = None  # encoded, not yet solved
+    mu: Float | None = None  # [mels, n], encoded, not yet solved
     frames: int = 0  # mel frames computed, prompt included
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values, which is nearly all of it."""
-        encoder = sum(a.nbytes for a in (*self.encoder.keys, *self.encoder.values))
-        return encoder + sum(e.past.nbytes for e in self.estimator)
-
-    def copy(self) -> FlowState:
-        """An independent copy; arrays that are only ever replaced are shared."""
-        twin = copy.copy(self)
-        twin.encoder = copy.copy(self.encoder)
-        twin.estimator = [e.copy() for e in self.estimator]
-        twin.tokens = list(self.tokens)
-        return twin
+    def fork(self) -> FlowState:
+        """The state of another stream that goes on from here; this one must not be stepped any more."""
+        return FlowState(self.cache.fork(), list(self.tokens), self.mu, self.frames)
 
 
 class FlowStream:
     """One utterance's flow.
 
     Args:
-        networks: graphs and constants, shared by all streams.
+        networks: shared by all streams.
         voice: prompt and speaker.
         full: full attention: nothing is computed before the last token.
-        state: a state from `snapshot` to go on from instead of starting with the prompt.
+        state: a fork of what `prime` made of this voice; without it the prompt is computed with the first step.
     """
 
     def __init__(
@@ -109,27 +60,30 @@ class FlowStream:
         self._voice = voice
         self._full = full
         self._prompt_frames = networks.config.ratio * len(voice.tokens)
-        self._embedding = voice.embedding[None].astype(np.float32)
-        if state is None:
-            self._state = self._fresh()
-            self.step(voice.tokens, final=False)
-        else:
-            self.restore(state)
+        self._state = state or FlowState(networks.open().fork(), voice.tokens.tolist())
+
+    @classmethod
+    def prime(cls, networks: FlowNetworks, voice: FlowVoice) -> Steps[FlowState]:
+        """The state after the prompt; the streams of a voice start from its forks."""
+        stream = cls(networks, voice, state=FlowState(networks.open(), voice.tokens.tolist()))
+        yield from stream.steps(np.zeros(0, np.int32), final=False)
+        return stream._state
 
     @property
     def frames(self) -> int:
         """Mel frames computed so far, prompt included."""
         return self._state.frames
 
-    def snapshot(self) -> FlowState:
-        """A copy of the state that this stream no longer touches."""
-        return self._state.copy()
-
-    def restore(self, state: FlowState) -> None:
-        """Go on from a snapshot, leaving the snapshot as it is."""
-        self._state = state.copy()
+    @property
+    def nbytes(self) -> int:
+        """Bytes of cache that this stream holds besides a shared prompt."""
+        return self._state.cache.nbytes
 
     def step(self, tokens: Ints, final: bool) -> Float:
+        """As `steps`, alone."""
+        return alone(self.steps(tokens, final))
+
+    def steps(self, tokens: Ints, final: bool) -> Steps[Float]:
         """Take the next speech tokens and return the mel frames that they settle.
 
         Args:
@@ -147,35 +101,16 @@ class FlowStream:
         total = state.frames + self._pending() + self._net.config.ratio * len(state.tokens)
         if total > self._net.noise.shape[1]:
             raise InvalidInput("text", f"a segment and its prompt exceed {self._net.noise.shape[1]} mel frames")
-        while size := self._token_chunk(final):
-            self._encode(size)
         mels = [np.zeros((self._net.config.mels, 0), np.float32)]
-        while size := self._frame_chunk(final):
-            mels.append(self._solve(size))
+        while (tokens_ready := self._token_chunk(final)) or (frames_ready := self._frame_chunk(final)):
+            if tokens_ready:
+                yield from self._encode(tokens_ready)
+            else:
+                mels.append((yield from self._solve(frames_ready)))
         return np.concatenate(mels, axis=1)
 
-    def _fresh(self) -> FlowState:
-        config = self._net.config
-        dim = config.width // config.heads
-        layers = config.blocks + config.up_blocks
-        none = [np.zeros((1, config.heads, 0, dim), np.float32) for _ in range(layers)]
-        encoder = _EncoderState(
-            conv_tail=np.zeros((1, config.width, 2), np.float32),
-            up_tail=np.zeros((1, config.width, 2 * config.ratio), np.float32),
-            keys=none,
-            values=list(none),
-        )
-        estimator = [
-            _EstimatorState(
-                tails=[np.zeros((2, channels, 2), np.float32) for channels in self._net.tail_channels],
-                past=Past(config.attentions, 2, config.unet_heads, config.unet_head_dim),
-            )
-            for _ in range(config.steps)
-        ]
-        return FlowState(encoder, estimator)
-
     def _pending(self) -> int:
-        return 0 if self._state.mu is None else self._state.mu.shape[2]
+        return 0 if self._state.mu is None else self._state.mu.shape[1]
 
     def _token_chunk(self, final: bool) -> int:
         waiting = len(self._state.tokens)
@@ -193,61 +128,25 @@ class FlowStream:
         chunk = self._net.config.unet_chunk
         return chunk if waiting >= chunk else (waiting if final else 0)
 
-    def _encode(self, size: int) -> None:
-        config, state = self._net.config, self._state
+    def _encode(self, size: int) -> Steps[None]:
+        state, lookahead = self._state, self._net.config.lookahead
         tokens, state.tokens = state.tokens[:size], state.tokens[size:]
-        ahead = state.tokens[: config.lookahead]
-        context = np.zeros((1, config.lookahead), np.int64)
-        context[0, : len(ahead)] = ahead
-        valid = (np.arange(config.lookahead) < len(ahead)).astype(np.float32)[None]
-        past = state.encoder
-        out = self._net.encoder(
-            {
-                "tokens": np.asarray([tokens], np.int64),
-                "context": context,
-                "context_valid": valid,
-                "conv_tail": past.conv_tail,
-                "up_tail": past.up_tail,
-                "past_k": past.keys,
-                "past_v": past.values,
-            }
-        )
-        state.encoder = _EncoderState(
-            conv_tail=out["conv_tail_out"],
-            up_tail=out["up_tail_out"],
-            keys=[np.concatenate(pair, axis=2) for pair in zip(past.keys, out.many("new_k"), strict=True)],
-            values=[np.concatenate(pair, axis=2) for pair in zip(past.values, out.many("new_v"), strict=True)],
-        )
-        state.mu = out["mu"] if state.mu is None else np.concatenate([state.mu, out["mu"]], axis=2)
+        ahead = state.tokens[:lookahead]
+        context = np.zeros(lookahead, np.int64)
+        context[: len(ahead)] = ahead
+        valid = (np.arange(lookahead) < len(ahead)).astype(np.float32)
+        mu = yield Job(self._net.encode, EncodeJob(state.cache, np.asarray(tokens, np.int64), context, valid))
+        state.mu = mu if state.mu is None else np.concatenate([state.mu, mu], axis=1)
 
-    def _solve(self, size: int) -> Float:
+    def _solve(self, size: int) -> Steps[Float]:
         state = self._state
         assert state.mu is not None
         start, stop = state.frames, state.frames + size
-        mu, state.mu = state.mu[:, :, :size], state.mu[:, :, size:]
+        mu, state.mu = state.mu[:, :size], state.mu[:, size:]
         cond = np.zeros_like(mu)
         known = self._voice.mel[start : min(stop, self._prompt_frames)].T
-        cond[0, :, : known.shape[1]] = known
-
-        def velocity(step: int, x: Float, t: np.float32) -> Float:
-            kept = state.estimator[step]
-            out = self._net.estimator(
-                {
-                    "x": x,
-                    "mu": mu,
-                    "cond": cond,
-                    "embedding": self._embedding,
-                    "t": np.asarray([t], np.float32),
-                    "length": np.asarray([start], np.int64),
-                    "tails": kept.tails,
-                    "past_k": kept.past.keys(),
-                    "past_v": kept.past.values(),
-                }
-            )
-            kept.tails = out.many("new_tails")
-            kept.past.append(out.many("new_k"), out.many("new_v"))
-            return out["velocity"]
-
-        mel = solve(velocity, self._net.noise[None, :, start:stop], self._net.config.steps)
+        cond[:, : known.shape[1]] = known
+        noise = self._net.noise[:, start:stop]
+        mel: Float = yield Job(self._net.solve, SolveJob(state.cache, mu, cond, self._voice.embedding, noise))
         state.frames = stop
-        return mel[0, :, max(0, self._prompt_frames - start) :]
+        return mel[:, max(0, self._prompt_frames - start) :]

@@ -37,8 +37,8 @@ def tail_channels(config: FlowConfig) -> list[int]:
 class GuidedFlow(nn.Module):
     """The velocity with classifier-free guidance: both rows of the U-Net and their mix.
 
-    Shapes: B streams, n new frames, C frames of past, at least 1, hd channels per head. Caches hold the B
-    conditional rows first, then the B unconditional ones.
+    Shapes: B streams, n new frames, P frames of prompt, C frames of past behind it, both at least 1, hd channels per
+    head. Caches hold the B conditional rows first, then the B unconditional ones.
     """
 
     def __init__(self, config: FlowConfig) -> None:
@@ -55,12 +55,17 @@ class GuidedFlow(nn.Module):
         cond: Tensor,
         embedding: Tensor,
         t: Tensor,
+        prompt_length: Tensor,
         length: Tensor,
         tails: list[Tensor],
+        prompt_k: list[Tensor],
+        prompt_v: list[Tensor],
         past_k: list[Tensor],
         past_v: list[Tensor],
     ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
         """One Euler step's velocity for one chunk.
+
+        The past comes in two parts, so that the prompt's can be shared by all streams of a voice without copying it.
 
         Args:
             x: state, float [B, mels, n].
@@ -68,9 +73,12 @@ class GuidedFlow(nn.Module):
             cond: prompt mel where known, else zero, float [B, mels, n].
             embedding: speaker embedding as the speaker model gives it, float [B, speaker].
             t: flow time in [0, 1], float [B].
-            length: valid frames in the past, int64 [B]; the rest of C may hold any finite value.
+            prompt_length: valid frames of the prompt, int64 [B]; the rest of P may hold any finite value.
+            length: valid frames of the past behind it, int64 [B]; the rest of C may hold any finite value.
             tails: convolution tails, float [2B, tail_channels[i], 2]; zeros at the start.
-            past_k: keys per attention layer, float [C, 2B, heads, hd].
+            prompt_k: keys of the prompt per attention layer, float [P, 2B, heads, hd].
+            prompt_v: values, same shape.
+            past_k: keys of the past behind it, float [C, 2B, heads, hd].
             past_v: values, same shape.
 
         Returns:
@@ -78,20 +86,23 @@ class GuidedFlow(nn.Module):
         """
         speaker = self.spk_embed_affine_layer(F.normalize(embedding, dim=1, eps=1e-12))
         estimator = cast(UNet, self.decoder["estimator"])
-        v, new_tails, new_k, new_v = estimator(
+        cache = Cache(
+            Part(prompt_k, prompt_v, torch.cat([prompt_length, prompt_length])),
+            Part(past_k, past_v, torch.cat([length, length])),
+            tails,
+        )
+        v = estimator(
             torch.cat([x, x]),
             torch.cat([mu, torch.zeros_like(mu)]),
             torch.cat([t, t]),
             torch.cat([speaker, torch.zeros_like(speaker)]),
             torch.cat([cond, torch.zeros_like(cond)]),
-            torch.cat([length, length]),
-            tails,
-            past_k,
-            past_v,
+            cache,
         )
         streams = x.shape[0]
         conditional, unconditional = v[:streams], v[streams:]
-        return (1.0 + self.rate) * conditional - self.rate * unconditional, new_tails, new_k, new_v
+        velocity = (1.0 + self.rate) * conditional - self.rate * unconditional
+        return velocity, cache.new_tails, cache.new_k, cache.new_v
 
 
 class UNet(nn.Module):
@@ -107,20 +118,8 @@ class UNet(nn.Module):
         self.final_block = _CausalBlock(width, width)
         self.final_proj = nn.Conv1d(width, config.mels, 1)
 
-    def forward(
-        self,
-        x: Tensor,
-        mu: Tensor,
-        t: Tensor,
-        speaker: Tensor,
-        cond: Tensor,
-        length: Tensor,
-        tails: list[Tensor],
-        past_k: list[Tensor],
-        past_v: list[Tensor],
-    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    def forward(self, x: Tensor, mu: Tensor, t: Tensor, speaker: Tensor, cond: Tensor, cache: Cache) -> Tensor:
         """As `GuidedFlow.forward` on R plain rows, with the projected ``speaker``, float [R, mels]."""
-        cache = _Cache(length, tails, past_k, past_v)
         time = self.time_mlp(t)
         h = torch.cat([x, mu, speaker[:, :, None].expand_as(x), cond], dim=1)
 
@@ -129,20 +128,39 @@ class UNet(nn.Module):
         for mid in self.mid_blocks:
             h, _ = mid(h, time, cache)
         h, _ = up(torch.cat([h, skip], dim=1), time, cache)
-        v = self.final_proj(self.final_block(h, cache))
-        return v, cache.new_tails, cache.new_k, cache.new_v
+        v: Tensor = self.final_proj(self.final_block(h, cache))
+        return v
 
 
-class _Cache:
+class Part:
+    """A part of the past: per layer keys and values float [C, R, heads, hd], of which `length` [R] are valid."""
+
+    def __init__(self, k: list[Tensor], v: list[Tensor], length: Tensor) -> None:
+        self.k, self.v = k, v
+        unused = torch.arange(k[0].shape[0], device=length.device) >= length[:, None]
+        self.bias = torch.where(unused, float("-inf"), 0.0).to(k[0].dtype)[:, None, None, :]
+
+    def scores(self, layer: int, q: Tensor) -> Tensor:
+        """Attention scores [R, heads, n, C] of scaled queries [R, heads, n, hd].
+
+        The past lies frame by frame, so that its first frames are one piece of memory; onnxruntime multiplies it where
+        it lies, without transposing it.
+        """
+        return q @ self.k[layer].permute(1, 2, 3, 0) + self.bias
+
+    def mix(self, layer: int, weights: Tensor) -> Tensor:
+        """Values [R, heads, n, hd] summed with weights [R, heads, n, C]."""
+        return weights @ self.v[layer].permute(1, 2, 0, 3)
+
+
+class Cache:
     """The past of one call, handed out in execution order, and what this call adds to it."""
 
-    def __init__(self, length: Tensor, tails: list[Tensor], past_k: list[Tensor], past_v: list[Tensor]) -> None:
-        self.tails, self.past_k, self.past_v = tails, past_k, past_v
+    def __init__(self, prompt: Part, past: Part, tails: list[Tensor]) -> None:
+        self.prompt, self.past, self.tails = prompt, past, tails
         self.new_tails: list[Tensor] = []
         self.new_k: list[Tensor] = []
         self.new_v: list[Tensor] = []
-        unused = torch.arange(past_k[0].shape[0], device=length.device) >= length[:, None]
-        self.bias = torch.where(unused, float("-inf"), 0.0).to(past_k[0].dtype)[:, None, None, :]
 
     def convolve(self, conv: nn.Module, x: Tensor) -> Tensor:
         """Causal convolution of kernel 3 over (tail | x)."""
@@ -152,17 +170,14 @@ class _Cache:
         return out
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of scaled queries over (past | new) under one softmax.
-
-        The past lies frame by frame, so that its first frames are one piece of memory; onnxruntime multiplies it where
-        it lies, without transposing it.
-        """
-        past_k, past_v = self.past_k[len(self.new_k)], self.past_v[len(self.new_k)]
+        """Attention of scaled queries over (prompt | past | new) under one softmax."""
+        layer = len(self.new_k)
         self.new_k.append(k.permute(2, 0, 1, 3))
         self.new_v.append(v.permute(2, 0, 1, 3))
-        scores = torch.cat([q @ past_k.permute(1, 2, 3, 0) + self.bias, q @ k.mT], dim=-1)
-        past, new = torch.split(scores.softmax(-1), [past_k.shape[0], k.shape[2]], dim=-1)
-        return past @ past_v.permute(1, 2, 0, 3) + new @ v
+        scores = [self.prompt.scores(layer, q), self.past.scores(layer, q), q @ k.mT]
+        widths = [part.shape[3] for part in scores]
+        prompt, past, new = torch.split(torch.cat(scores, dim=-1).softmax(-1), widths, dim=-1)
+        return self.prompt.mix(layer, prompt) + self.past.mix(layer, past) + new @ v
 
 
 class _TimeMlp(nn.Module):
@@ -189,7 +204,7 @@ class _Stage(nn.ModuleList):
         conv = [nn.Conv1d(width, width, _TAIL + 1)] if tail_conv else []
         super().__init__([_Resnet(inputs, width, 4 * width), blocks, *conv])
 
-    def forward(self, x: Tensor, time: Tensor, cache: _Cache) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, time: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
         """The stage's output and what it was before the convolution (the skip connection)."""
         resnet, blocks, *conv = self
         x = resnet(x, time, cache).mT
@@ -202,12 +217,12 @@ class _Stage(nn.ModuleList):
 class _Resnet(nn.Module):
     def __init__(self, inputs: int, width: int, time_width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_width, width))
+        self.mlp = nn.Sequential(_Mish(), nn.Linear(time_width, width))
         self.block1 = _CausalBlock(inputs, width)
         self.block2 = _CausalBlock(width, width)
         self.res_conv = nn.Conv1d(inputs, width, 1)
 
-    def forward(self, x: Tensor, time: Tensor, cache: _Cache) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, cache: Cache) -> Tensor:
         h = self.block1(x, cache) + self.mlp(time)[:, :, None]
         out: Tensor = self.block2(h, cache) + self.res_conv(x)
         return out
@@ -219,9 +234,24 @@ class _CausalBlock(nn.Module):
         # Upstream keeps a parameterless transpose at index 1, so the norm's keys say 2.
         self.block = nn.ModuleDict({"0": nn.Conv1d(inputs, width, _TAIL + 1), "2": nn.LayerNorm(width, eps=1e-5)})
 
-    def forward(self, x: Tensor, cache: _Cache) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache) -> Tensor:
         h = cache.convolve(self.block["0"], x)
-        return F.mish(self.block["2"](h.mT)).mT
+        return _mish(self.block["2"](h.mT)).mT
+
+
+class _Mish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return _mish(x)
+
+
+def _mish(x: Tensor) -> Tensor:
+    """x tanh(softplus(x)), with one exponential in place of two functions that onnxruntime computes one by one.
+
+    With e = exp(x), tanh(softplus(x)) = e (e + 2) / (e (e + 2) + 2); beyond 20 that is 1 in float32.
+    """
+    e = x.clamp(max=20.0).exp()
+    n = e * (e + 2.0)
+    return x * (n / (n + 2.0))
 
 
 class _Transformer(nn.Module):
@@ -233,7 +263,7 @@ class _Transformer(nn.Module):
         self.norm3 = nn.LayerNorm(width, eps=1e-5)
         self.ff = _FeedForward(width, 4 * width)
 
-    def forward(self, x: Tensor, cache: _Cache) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache) -> Tensor:
         x = x + self.attn1(self.norm1(x), cache)
         out: Tensor = x + self.ff(self.norm3(x))
         return out
@@ -249,7 +279,7 @@ class _Attention(nn.Module):
         self.to_v = nn.Linear(width, inner, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(inner, width)])
 
-    def forward(self, x: Tensor, cache: _Cache) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache) -> Tensor:
         rows, new, _ = x.shape
         q, k, v = self._split(self.to_q(x)), self._split(self.to_k(x)), self._split(self.to_v(x))
         out = cache.attend(q * self.head_dim**-0.5, k, v).transpose(1, 2)

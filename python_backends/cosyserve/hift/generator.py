@@ -142,7 +142,8 @@ class _Snake(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         alpha = self.alpha[:, None]
-        return x + (alpha * x).sin().square() * (1.0 / (alpha + 1e-9))
+        sine = (alpha * x).sin()
+        return x + sine * sine * (1.0 / (alpha + 1e-9))
 
 
 class _Stft(nn.Module):

@@ -7,17 +7,29 @@ import numpy as np
 from cosyserve.audio.pcm import to_pcm16
 from cosyserve.contracts import Tensors
 from cosyserve.hift.stream import HiftNetworks, HiftStream
+from cosyserve.jobs import Steps
 
 
 class HiftSession:
-    """One sequence: contract `HIFT` around a `HiftStream`."""
+    """One utterance: contract `HIFT` around a `HiftStream` for each of its segments."""
 
-    def __init__(self, stream: HiftStream) -> None:
-        self._stream = stream
+    def __init__(self, networks: HiftNetworks) -> None:
+        self._networks = networks
+        self._stream: HiftStream | None = None
 
-    def step(self, inputs: Tensors) -> Tensors:
-        """PCM that these mel frames settle."""
-        return {"audio": to_pcm16(self._stream.step(inputs["mel"].astype(np.float32), bool(inputs["mel_final"][0])))}
+    def steps(self, inputs: Tensors) -> Steps[Tensors]:
+        """PCM that these mel frames settle. A segment's first step may bring its seed; else it is 0."""
+        if self._stream is None:
+            self._stream = HiftStream(self._networks, int(inputs["seed"][0]) if "seed" in inputs else 0)
+        final = bool(inputs["mel_final"][0])
+        audio = yield from self._stream.steps(inputs["mel"].astype(np.float32), final)
+        if final:
+            self._stream = None
+        return {"audio": to_pcm16(audio)}
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._stream = None
 
 
 class HiftSessions:
@@ -27,9 +39,8 @@ class HiftSessions:
         self._networks = networks
 
     def open(self, inputs: Tensors) -> HiftSession:
-        """A session with the seed in the first step's inputs (0 when there is none)."""
-        seed = int(inputs["seed"][0]) if "seed" in inputs else 0
-        return HiftSession(HiftStream(self._networks, seed))
+        """A session; it needs nothing."""
+        return HiftSession(self._networks)
 
     def nothing(self, inputs: Tensors) -> Tensors:
         """No sample."""

@@ -6,14 +6,17 @@ that much context on both sides, the phase of the harmonics and the noise of the
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve.config import HiftConfig
+from cosyserve.hift.windows import Window, Windowed
+from cosyserve.jobs import Job, Steps, alone
 from cosyserve.runtimes.graph import Graph
 
 Float = NDArray[np.float32]
@@ -58,6 +61,21 @@ class HiftNetworks:
     source: Graph
     decoder: Graph
 
+    @cached_property
+    def predict(self) -> Windowed:
+        """The f0 predictor."""
+        return Windowed(self.f0, {"mel": (1, 1)})
+
+    @cached_property
+    def excite(self) -> Windowed:
+        """The source."""
+        return Windowed(self.source, {"f0": (0, 1), "noise": (0, self.config.frame)})
+
+    @cached_property
+    def decode(self) -> Windowed:
+        """The decoder."""
+        return Windowed(self.decoder, {"mel": (1, 1), "source": (1, self.config.frame)})
+
 
 @dataclass
 class HiftState:
@@ -67,16 +85,10 @@ class HiftState:
     source: Float  # [n * frame], from frame `base`
     f0: NDArray[np.float64]  # [n], predicted but not yet turned into source
     noise: Float  # [n * frame, harmonics], drawn for `f0`
-    phase: NDArray[np.float64]  # [1, harmonics], cycles at the last frame of `source`
+    phase: NDArray[np.float64]  # [harmonics], cycles at the last frame of `source`
     generator: np.random.Generator
     base: int = 0  # frame index of the oldest context kept
     sent: int = 0  # frames sent
-
-    def copy(self) -> HiftState:
-        """An independent copy."""
-        twin = copy.copy(self)
-        twin.generator = copy.deepcopy(self.generator)
-        return twin
 
 
 class HiftStream:
@@ -98,7 +110,7 @@ class HiftStream:
             source=np.zeros(0, np.float32),
             f0=np.zeros(0, np.float64),
             noise=np.zeros((0, config.harmonics + 1), np.float32),
-            phase=np.zeros((1, config.harmonics + 1), np.float64),
+            phase=np.zeros(config.harmonics + 1, np.float64),
             generator=np.random.Generator(np.random.Philox(seed)),
         )
 
@@ -107,15 +119,16 @@ class HiftStream:
         """Frames between the last mel frame taken and the last one sent, in a running stream."""
         return F0_RADIUS + 1 + self._radius
 
-    def snapshot(self) -> HiftState:
-        """A copy of the state that this stream no longer touches."""
-        return self._state.copy()
-
-    def restore(self, state: HiftState) -> None:
-        """Go on from a snapshot, leaving the snapshot as it is."""
-        self._state = state.copy()
+    @property
+    def frames_kept(self) -> int:
+        """Mel frames kept for what is still to come."""
+        return self._state.mel.shape[1]
 
     def step(self, mel: Float, final: bool) -> Float:
+        """As `steps`, alone."""
+        return alone(self.steps(mel, final))
+
+    def steps(self, mel: Float, final: bool) -> Steps[Float]:
         """Take the next mel frames and return the samples that they settle.
 
         Args:
@@ -128,61 +141,64 @@ class HiftStream:
         state = self._state
         state.mel = np.concatenate([state.mel, mel], axis=1)
         end = state.base + state.mel.shape[1]
-        self._predict_f0(end, final)
-        ready = self._make_source(final)
+        yield from self._predict_f0(end, final)
+        yield from self._make_source(final)
+        ready = self._source_end()
         settled = end if final else ready - self._radius
         pieces = [np.zeros(0, np.float32)]
         while state.sent < settled:
             stop = min(state.sent + WINDOW_FRAMES, settled)
-            pieces.append(self._decode(stop, ready))
+            pieces.append((yield from self._decode(stop, ready, final)))
         self._forget()
         return np.concatenate(pieces)
 
-    def _predict_f0(self, end: int, final: bool) -> None:
+    def _predict_f0(self, end: int, final: bool) -> Steps[None]:
         state = self._state
         known = self._source_end() + len(state.f0)
         target = end if final else end - F0_RADIUS
         if target <= known:
             return
         start = max(state.base, known - F0_RADIUS)
-        f0 = self._net.f0({"mel": state.mel[None, :, start - state.base :]})["f0"][0]
-        fresh = f0[known - start : target - start]
+        window = Window({"mel": state.mel[:, start - state.base :]}, end - start, final)
+        out = yield Job(self._net.predict, window)
+        fresh = out["f0"][known - start : target - start]
         state.f0 = np.concatenate([state.f0, fresh])
         frame, harmonics = self._net.config.frame, self._net.config.harmonics + 1
         drawn = state.generator.standard_normal((len(fresh) * frame, harmonics), dtype=np.float32)
         state.noise = np.concatenate([state.noise, drawn * self._gain])
 
-    def _make_source(self, final: bool) -> int:
+    def _make_source(self, final: bool) -> Steps[None]:
         # A frame's second half is interpolated towards the next frame's phase, so the newest f0 waits.
         state, frame = self._state, self._net.config.frame
         done = len(state.f0) if final else len(state.f0) - 1
-        start = self._source_end()
-        if done > 0:
-            out = self._net.source(
-                {
-                    "f0": state.f0[None],
-                    "phase": state.phase,
-                    "start": np.asarray([start == 0], np.float32),
-                    "noise": state.noise[None],
-                }
-            )
-            state.source = np.concatenate([state.source, out["source"][0, 0, : done * frame]])
-            state.phase = out["phases"][:, done - 1].astype(np.float64)
-            state.f0, state.noise = state.f0[done:], state.noise[done * frame :]
-        return self._source_end()
+        if done <= 0:
+            return
+        inputs: dict[str, NDArray[Any]] = {
+            "f0": state.f0,
+            "phase": state.phase,
+            "start": np.asarray(self._source_end() == 0, np.float32),
+            "noise": state.noise,
+        }
+        out = yield Job(self._net.excite, Window(inputs, len(state.f0), final))
+        state.source = np.concatenate([state.source, out["source"][0, : done * frame]])
+        state.phase = out["phases"][done - 1].astype(np.float64)
+        state.f0, state.noise = state.f0[done:], state.noise[done * frame :]
 
-    def _decode(self, stop: int, ready: int) -> Float:
+    def _decode(self, stop: int, ready: int, final: bool) -> Steps[Float]:
         state, frame = self._state, self._net.config.frame
         left = max(state.base, state.sent - self._radius) - state.base
         right = min(stop + self._radius, ready) - state.base
-        window = {
-            "mel": state.mel[None, :, left:right],
-            "source": state.source[None, None, left * frame : right * frame],
+        inputs = {
+            "mel": state.mel[:, left:right],
+            "source": state.source[None, left * frame : right * frame],
         }
         first = state.sent - state.base - left
         last = stop - state.base - left
         state.sent = stop
-        return self._net.decoder(window)["audio"][0, first * frame : last * frame]
+        window = Window(inputs, right - left, final and right + state.base == ready)
+        out = yield Job(self._net.decode, window)
+        audio: Float = out["audio"][first * frame : last * frame]
+        return audio
 
     def _source_end(self) -> int:
         return self._state.base + len(self._state.source) // self._net.config.frame

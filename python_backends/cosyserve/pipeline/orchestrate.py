@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -36,7 +37,7 @@ class Stages(Protocol):
         ...
 
     async def token2wav(self, sequence: int, inputs: Tensors, *, start: bool, end: bool) -> Pcm:
-        """One step of a flow-and-vocoder sequence (contract `TOKEN2WAV`)."""
+        """One step of a flow-and-vocoder sequence (contract `TOKEN2WAV`): an utterance, whatever its segments."""
         ...
 
 
@@ -58,6 +59,7 @@ class Grid:
     chunk: int  # tokens of one model chunk
     lookahead: int  # tokens
     samples_per_token: int
+    sample_rate: int  # Hz
     first_hop: int  # tokens
     max_hop: int  # tokens
 
@@ -106,46 +108,79 @@ class Synthesizer:
             segments = _split(features, int(request["seed"][0]) if "seed" in request else secrets.randbits(63))
             stream = bool(request["stream"][0]) if "stream" in request else True
             speech = _Speech(self._stages, features, segments)
+            wave = _Wave(self._stages, next(self._sequences), self._grid.sample_rate)
             try:
+                # The prompt is worked on, and a full server refuses, while the first tokens are generated.
+                await wave.open(features, stream, segments[0].seed)
                 sent = 0
                 for index, segment in enumerate(segments):
-                    before = sent
-                    async with aclosing(self._speak_segment(speech, segment, features, stream)) as pieces:
-                        async for audio in pieces:
-                            token = (sent - before) // self._grid.samples_per_token
-                            yield Chunk(audio, sent, token, index, final=False)
-                            sent += len(audio)
+                    before, last = sent, segment is segments[-1]
+                    async for audio in self._speak_segment(speech, wave, segment, stream, last):
+                        token = (sent - before) // self._grid.samples_per_token
+                        yield Chunk(audio, sent, token, index, final=False)
+                        sent += len(audio)
                 yield Chunk(np.zeros(0, np.int16), sent, 0, len(segments) - 1, final=True)
             finally:
                 await speech.close()
+                await wave.close()
 
     async def _speak_segment(
-        self, speech: _Speech, segment: _Segment, features: Tensors, stream: bool
-    ) -> AsyncGenerator[Pcm, None]:
-        grid, sequence = self._grid, next(self._sequences)
-        prompt = len(features["flow_prompt_tokens"])
-        first_hop = grid.first_hop if stream else WHOLE
-        plan = ChunkPlan(prompt, grid.chunk, grid.lookahead, first_hop, grid.max_hop)
-        opening: Tensors = {
-            "stream": np.asarray([stream]),
-            "seed": segment.seed,
-            **{name: features[name] for name in ("flow_prompt_tokens", "prompt_mel", "speaker_embedding")},
-        }
-        ended = False
-        try:
-            while not ended:
-                piece = await speech.piece(segment, plan)
-                inputs = {**opening, **_step(segment.tokens[piece.start : piece.stop], piece.final)}
-                start, opening = bool(opening), {}
-                audio = await self._stages.token2wav(sequence, inputs, start=start, end=piece.final)
-                ended = piece.final
-                if len(audio):
-                    yield audio
-        finally:
-            if not opening and not ended:
-                # A sequence that broke is gone already, and its own error is the one to report.
-                with suppress(CosyServeError):
-                    await self._stages.token2wav(sequence, _step([], False), start=False, end=True)
+        self, speech: _Speech, wave: _Wave, segment: _Segment, stream: bool, last: bool
+    ) -> AsyncIterator[Pcm]:
+        grid = self._grid
+        plan = ChunkPlan(wave.prompt, grid.chunk, grid.lookahead, grid.first_hop if stream else WHOLE, grid.max_hop)
+        final = False
+        while not final:
+            piece = await speech.piece(segment, plan)
+            final = piece.final
+            audio = await wave.step(segment.tokens[piece.start : piece.stop], final, segment.seed, end=final and last)
+            if len(audio):
+                yield audio
+
+
+class _Wave:
+    """The token2wav sequence of an utterance.
+
+    Its steps carry the time at which a listener who began with the first chunk runs out of audio, so that the inner
+    models serve first whoever waits most.
+    """
+
+    def __init__(self, stages: Stages, sequence: int, sample_rate: int) -> None:
+        self._stages = stages
+        self._sequence = sequence
+        self._sample_ns = 1e9 / sample_rate
+        self._deadline = time.monotonic_ns()
+        self._sent = 0
+        self._live = False
+        self.prompt = 0  # tokens
+
+    async def open(self, features: Tensors, stream: bool, seed: NDArray[np.int64]) -> None:
+        """Begin with the voice and the first segment's seed."""
+        voice = {name: features[name] for name in ("flow_prompt_tokens", "prompt_mel", "speaker_embedding")}
+        self.prompt = len(features["flow_prompt_tokens"])
+        self._live = True
+        await self._call({**voice, "stream": np.asarray([stream]), "seed": seed, **_step([], False)}, start=True)
+
+    async def step(self, tokens: list[int], final: bool, seed: NDArray[np.int64], *, end: bool) -> Pcm:
+        """The audio that further tokens settle; `final` ends a segment, `end` the utterance."""
+        audio = await self._call({"seed": seed, **_step(tokens, final)}, end=end)
+        self._live = not end
+        if len(audio):
+            began = self._deadline if self._sent else time.monotonic_ns()
+            self._deadline = began + round(len(audio) * self._sample_ns)
+            self._sent += len(audio)
+        return audio
+
+    async def close(self) -> None:
+        """End the sequence if it has not ended."""
+        if self._live:
+            # A sequence that broke is gone already, and its own error is the one to report.
+            with suppress(CosyServeError):
+                await self._call(_step([], False), end=True)
+
+    async def _call(self, inputs: Tensors, *, start: bool = False, end: bool = False) -> Pcm:
+        deadline = np.asarray([self._deadline], np.int64)
+        return await self._stages.token2wav(self._sequence, {**inputs, "deadline": deadline}, start=start, end=end)
 
 
 class _Speech:

@@ -1,19 +1,22 @@
-"""The sequence-batched models `flow` and `hift`."""
+"""The sequence-batched models `flow` and `hift`: one thread that steps every sequence in shared calls."""
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Mapping
 from typing import Any
 
-from cosyserve.contracts import FLOW, HIFT, Model
+from cosyserve.contracts import FLOW, HIFT, Model, Tensors
 from cosyserve.flow.sessions import FlowSessions
 from cosyserve.hift.sessions import HiftSessions
 from cosyserve.limits import SEQUENCE_IDLE_SECONDS
 from cosyserve.load import load_flow_networks, load_hift_networks
-from cosyserve.metrics import FLOW_FRAMES, FLOW_SEQUENCES, HIFT_SEQUENCES, Metric
-from cosyserve.sessions import SessionFactory, Sessions
+from cosyserve.metrics import FLOW_CACHE, FLOW_FRAMES, FLOW_SEQUENCES, HIFT_SEQUENCES, Metric
+from cosyserve.sessions import SessionFactory, Sessions, Step
 from cosyserve.settings import Settings
 from cosyserve.triton.adapter import (
+    FINAL,
     SEQUENCE_END,
     SEQUENCE_START,
     Instrument,
@@ -25,7 +28,11 @@ from cosyserve.triton.adapter import (
 
 
 class SequenceModel:
-    """Steps the sessions that Triton batches."""
+    """Takes requests at any time and answers each when its step is done.
+
+    `execute` only queues, so that a batch is what is ready when the networks are free, and the most urgent stream is
+    answered first, whatever Triton handed over together.
+    """
 
     model: Model
     held: Metric
@@ -34,26 +41,65 @@ class SequenceModel:
         """What opens this model's sessions."""
         raise NotImplementedError
 
+    def show(self) -> None:
+        """Update further gauges after each call."""
+
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by Triton once, before any request."""
-        self._sessions = Sessions(self.load(read_settings(args)), SEQUENCE_IDLE_SECONDS)
+        settings = read_settings(args)
+        self._sessions = Sessions(self.load(settings), SEQUENCE_IDLE_SECONDS, settings.max_batch)
         self._held = Instrument(self.held)
+        self._steps: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=self.model.name, daemon=True)
+        self._thread.start()
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """One step of each sequence in the batch."""
-        responses = [self._step(request) for request in requests]
+    def execute(self, requests: list[Any]) -> None:
+        """Queue each request."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._steps.put(self._step(request, sender))
+            except Exception as error:
+                sender.send(failure(error), flags=FINAL)
+
+    def finalize(self) -> None:
+        """Called by Triton at shutdown."""
+        self._steps.put(None)
+        self._thread.join(timeout=5)
+
+    def _step(self, request: Any, sender: Any) -> Step:
+        inputs = read_inputs(request, self.model)
+
+        def done(outputs: Tensors) -> None:
+            sender.send(response(outputs, self.model), flags=FINAL)
+
+        def failed(error: Exception) -> None:
+            sender.send(failure(error), flags=FINAL)
+
+        return Step(
+            request.correlation_id(),
+            inputs,
+            start=bool(request.flags() & SEQUENCE_START),
+            end=bool(request.flags() & SEQUENCE_END),
+            urgency=int(inputs["deadline"][0]) if "deadline" in inputs else 0,
+            done=done,
+            failed=failed,
+        )
+
+    def _run(self) -> None:
+        while True:
+            while not self._sessions.busy or not self._steps.empty():
+                step = self._steps.get()
+                if step is None:
+                    return
+                self._sessions.submit(step)
+                self._show()
+            self._sessions.turn()
+            self._show()
+
+    def _show(self) -> None:
         self._held.set(len(self._sessions))
-        return responses
-
-    def _step(self, request: Any) -> Any:
-        try:
-            start = bool(request.flags() & SEQUENCE_START)
-            end = bool(request.flags() & SEQUENCE_END)
-            inputs = read_inputs(request, self.model)
-            outputs = self._sessions.step(request.correlation_id(), inputs, start=start, end=end)
-            return response(outputs, self.model)
-        except Exception as error:
-            return failure(error)
+        self.show()
 
 
 class Flow(SequenceModel):
@@ -63,9 +109,15 @@ class Flow(SequenceModel):
     held = FLOW_SEQUENCES
 
     def load(self, settings: Settings) -> SessionFactory:
-        """Flow networks and the voice cache."""
-        self._frames = Instrument(FLOW_FRAMES)
-        return FlowSessions(load_flow_networks(settings), settings.voice_cache_mib * 2**20, self._frames.add)
+        """Flow networks, and the memory that streams and voices share."""
+        frames = Instrument(FLOW_FRAMES)
+        self._cache = Instrument(FLOW_CACHE)
+        self._flow = FlowSessions(load_flow_networks(settings), settings.flow_cache_mib * 2**20, frames.add)
+        return self._flow
+
+    def show(self) -> None:
+        """Bytes in use."""
+        self._cache.set(self._flow.nbytes)
 
 
 class Hift(SequenceModel):

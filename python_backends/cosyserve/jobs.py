@@ -1,0 +1,138 @@
+"""Work of many streams in shared calls.
+
+A stream's step is a generator that yields one `Job` at a time and is sent its result, so that its code reads as if it
+ran alone. `Rounds` holds the steps of all streams and gives each call to the most urgent job and whoever can join it:
+what is ready runs, nothing waits for a batch to fill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+In = TypeVar("In", contravariant=True)
+Out = TypeVar("Out")
+T = TypeVar("T")
+
+
+class Network(Protocol[In, Out]):
+    """Something that computes for several streams in one call."""
+
+    def joins(self, batch: Sequence[In], job: In, /) -> bool:
+        """Whether `job` may join a call that already holds `batch`, which is not empty."""
+        ...
+
+    def __call__(self, batch: Sequence[In], /) -> list[Out]:
+        """Results in the order of `batch`, each what it would be alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One call that a stream needs: a network and this stream's inputs."""
+
+    network: Network[Any, Any]
+    inputs: Any
+
+
+Steps = Generator[Job | None, Any, T]
+"""A stream's work: yields jobs, is sent their results, returns a value. None waits for what other streams do."""
+
+
+def alone(steps: Steps[T]) -> T:
+    """Carry out steps that wait for nobody."""
+    result = None
+    while True:
+        try:
+            job = steps.send(result)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        assert job is not None
+        (result,) = job.network([job.inputs])
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """Steps in progress.
+
+    Attributes:
+        steps: not yet started when given to `Rounds`.
+        urgency: smaller goes first.
+        done: called with what the steps return.
+        failed: called instead with what they, or a call they were in, raise.
+    """
+
+    steps: Steps[Any]
+    urgency: int
+    done: Callable[[Any], None]
+    failed: Callable[[Exception], None]
+    job: Job | None = None
+
+
+class Rounds:
+    """The steps of all streams. Not thread-safe: one thread calls its methods.
+
+    Args:
+        batch: most jobs in one call.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self._batch = batch
+        self._tasks: list[Task] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._tasks)
+
+    def add(self, task: Task) -> None:
+        """Start a task."""
+        self._tasks.append(task)
+        self._go_on(task, None)
+
+    def drop(self, task: Task, reason: Exception) -> None:
+        """End a task where it is; nothing happens if it has ended."""
+        if task in self._tasks:
+            self._end(task)
+            task.failed(reason)
+
+    def turn(self) -> None:
+        """One call, for the most urgent job and those that may join it; then who waited looks again."""
+        ready = sorted((task for task in self._tasks if task.job), key=lambda task: task.urgency)
+        if ready:
+            self._call(ready)
+        for task in [task for task in self._tasks if task.job is None]:
+            self._go_on(task, None)
+
+    def _call(self, ready: list[Task]) -> None:
+        network, tasks, batch = _job(ready[0]).network, ready[:1], [_job(ready[0]).inputs]
+        for task in ready[1:]:
+            if len(batch) < self._batch and _job(task).network is network and network.joins(batch, _job(task).inputs):
+                tasks.append(task)
+                batch.append(_job(task).inputs)
+        try:
+            results = network(batch)
+        except Exception as error:
+            for task in tasks:
+                self.drop(task, error)
+            return
+        for task, result in zip(tasks, results, strict=True):
+            self._go_on(task, result)
+
+    def _go_on(self, task: Task, result: Any) -> None:
+        try:
+            task.job = task.steps.send(result)
+        except StopIteration as end:
+            self._end(task)
+            task.done(end.value)
+        except Exception as error:
+            self._end(task)
+            task.failed(error)
+
+    def _end(self, task: Task) -> None:
+        self._tasks.remove(task)
+        task.steps.close()
+
+
+def _job(task: Task) -> Job:
+    assert task.job is not None
+    return task.job
