@@ -36,13 +36,17 @@ _FIRST_BACKOFF_SECONDS = 0.1
 
 
 def channel_options(keepalive_seconds: float) -> list[tuple[str, int | str]]:
-    """gRPC channel arguments; the address ``dns:///name:port`` of a headless service spreads streams over its pods."""
+    """gRPC channel arguments: each channel has a connection of its own, which gRPC would share between equal channels.
+
+    The address ``dns:///name:port`` of a headless service spreads streams over its pods.
+    """
     return [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", round(keepalive_seconds * 1000)),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.lb_policy_name", "round_robin"),
+        ("grpc.use_local_subchannel_pool", 1),
     ]
 
 
