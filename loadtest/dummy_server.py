@@ -1,4 +1,8 @@
-"""A server that speaks Triton's gRPC protocol but makes a sine: behaviour is chosen by the text of the request.
+"""A server that speaks Triton's gRPC protocol but makes a sine, to try clients and load tests on.
+
+    python loadtest/dummy_server.py --port 8001 --first-audio 0.2 --pace 0.1 --failures 0.05
+
+The text of a request chooses what happens:
 
 anything else          a sine in five chunks of 2400 samples
 CODE message           the stream fails with that status at once
@@ -12,6 +16,8 @@ bare                   a chunk without its `final` output
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -30,11 +36,32 @@ SAMPLE_RATE = 24_000
 CHUNK = 2400
 SINE = (8000 * np.sin(np.arange(5 * CHUNK) * 2 * np.pi * 440 / SAMPLE_RATE)).astype(np.int16)
 
+STREAMS = 256
+"""Most streams at once, a thread for each; more of them wait."""
+
 
 class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Listens on a free loopback port while it is a context."""
+    """Listens on the loopback address while it is a context.
 
-    def __init__(self) -> None:
+    Args:
+        port: to listen on; 0 is any free one.
+        first_audio: seconds from a request to the first chunk of its sine.
+        pace: seconds from each chunk of a sine to the next; a chunk is 0.1 s of audio.
+        failures: share of the sines, evenly spread, that fail with INTERNAL instead.
+
+    Attributes:
+        active: streams in progress.
+        most_active: the most there were at once.
+    """
+
+    def __init__(self, *, port: int = 0, first_audio: float = 0.0, pace: float = 0.0, failures: float = 0.0) -> None:
+        self.first_audio = first_audio
+        self.pace = pace
+        self.failures = failures
+        self.active = 0
+        self.most_active = 0
+        self._sines = itertools.count(1)
+        self._lock = threading.Lock()
         self.requests: list[dict[str, NDArray[Any]]] = []
         self.ids: list[str] = []
         self.calls: Counter[str] = Counter()
@@ -42,9 +69,9 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         self.parameters = {"sample_rate": str(SAMPLE_RATE)}
         self.loaded = True
         self._stopping = threading.Event()
-        self._server = grpc.server(ThreadPoolExecutor(16))
+        self._server = grpc.server(ThreadPoolExecutor(STREAMS))
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
         self.url = f"127.0.0.1:{self.port}"
 
     def __enter__(self) -> DummyServer:
@@ -66,11 +93,16 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
             response.config.parameters[key].string_value = value
         return response
 
+    def ServerMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:
+        return service_pb2.ServerMetadataResponse(name="dummy", version="0")
+
     def ModelStreamInfer(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
         self.calls["ModelStreamInfer"] += 1
         ended, answered = threading.Event(), threading.Event()
+        self._count(1)
 
         def end() -> None:
+            self._count(-1)
             ended.set()
             if not answered.is_set():
                 self.cancelled.release()
@@ -107,9 +139,22 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
             while not ended.wait(0.05) and not self._stopping.is_set():
                 if word == "slow":
                     yield sine_chunk(0, final=False)
+        elif self._fails():
+            yield fail("INTERNAL", "one of the failures that were asked for")
         else:
-            yield from (sine_chunk(i, final=i == 4) for i in range(5))
+            for i in range(5):
+                ended.wait(self.pace if i else self.first_audio)
+                yield sine_chunk(i, final=i == 4)
         answered.set()
+
+    def _count(self, streams: int) -> None:
+        with self._lock:
+            self.active += streams
+            self.most_active = max(self.most_active, self.active)
+
+    def _fails(self) -> bool:
+        sine = next(self._sines)
+        return int(sine * self.failures) > int((sine - 1) * self.failures)
 
 
 def read_inputs(request: Any) -> dict[str, NDArray[Any]]:
@@ -146,3 +191,18 @@ def sine_chunk(index: int, *, final: bool) -> Any:
         infer.outputs.add(name=tensor.name, datatype=tensor.dtype, shape=array.shape)
         infer.raw_output_contents.append(array.tobytes())
     return response
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=8001)
+    parser.add_argument("--first-audio", type=float, default=0.0, help="seconds to the first chunk")
+    parser.add_argument("--pace", type=float, default=0.0, help="seconds from chunk to chunk, each 0.1 s of audio")
+    parser.add_argument("--failures", type=float, default=0.0, help="share of requests that fail")
+    with DummyServer(**vars(parser.parse_args())) as server:
+        print(f"ready: gRPC on {server.url}", flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -17,10 +17,12 @@ import typer
 from cosyserve.errors import CosyServeError
 from cosyserve.serve import PROFILES, Server, watch
 from cosyserve.weights import Weights
+from cosyserve_client.bench.command import bench
 from cosyserve_client.cli import say
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.command()(say)
+app.command()(bench)
 
 RANDOM = "random weights: this is noise, see README to use CosyVoice2-0.5B"
 

@@ -1,0 +1,41 @@
+"""Locust against a CosyServe server: voice users, what they hear, and thresholds that set the exit code.
+
+    locust -f loadtest/locustfile.py --headless --users 8 --run-time 1m --max-p95-first-audio 500
+    locust -f loadtest/locustfile.py --headless --users 4 --run-time 1m ClonedVoice BargeIn
+
+Names of user classes pick them. Each class reports, in milliseconds, ``first audio``, ``gap`` (the worst silence of a
+stream, only for streams that ran dry), ``utterance`` (until its last response) and ``refused`` (by a full server).
+"""
+
+from __future__ import annotations
+
+import logging
+
+# Before anything makes a channel: without it a user who waits for audio would block all others.
+from grpc.experimental import gevent as grpc_gevent
+
+grpc_gevent.init_gevent()
+
+from locust import events  # noqa: E402
+from locust.env import Environment  # noqa: E402
+from thresholds import Thresholds, add_threshold_options  # noqa: E402
+from voice_users import BargeIn, ClonedVoice, KnownVoice, LongText, add_voice_options  # noqa: E402
+
+__all__ = ["BargeIn", "ClonedVoice", "KnownVoice", "LongText"]
+
+events.init_command_line_parser.add_listener(add_voice_options)
+events.init_command_line_parser.add_listener(add_threshold_options)
+
+
+@events.quitting.add_listener
+def judge(environment: Environment, **_: object) -> None:
+    """Logs every threshold that was missed; the exit code is 1 when there is one."""
+    options, runner = environment.parsed_options, environment.runner
+    assert options is not None
+    assert runner is not None
+    kinds = [kind for kind, users in runner.target_user_classes_count.items() if users]
+    thresholds = Thresholds(options.max_p95_first_audio, options.min_gapless, options.max_errors)
+    misses = [miss for kind in kinds for miss in thresholds.misses(environment.stats, kind)]
+    for miss in misses:
+        logging.error("failed: %s", miss)
+    environment.process_exit_code = 1 if misses else 0

@@ -1,0 +1,122 @@
+"""Users that listen to one utterance after another."""
+
+from __future__ import annotations
+
+import random
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from locust import User, constant, task
+
+from cosyserve_client import Client, CosyServeClientError, SpeechRequest, Unavailable, read_prompt
+from cosyserve_client.bench.playback import Playback
+
+FIRST_AUDIO, GAP, UTTERANCE, REFUSED = "first audio", "gap", "utterance", "refused"
+"""What happens to an utterance, as Locust's events name it; their type is the class of the user."""
+
+SENTENCE = "The small boat drifted slowly across the quiet lake while the sun went down behind the hills. "
+PROMPT = Path(__file__).parents[1] / "tests" / "data" / "cosyvoice2-tiny" / "prompt.wav"
+
+
+def add_voice_options(parser: ArgumentParser) -> None:
+    """Adds to Locust's options what is said and in whose voice."""
+    group = parser.add_argument_group("voice")
+    group.add_argument("--text", default=SENTENCE, help="what is said; LongText and BargeIn say it eight times over")
+    group.add_argument("--voice", help="registered voice of all users but ClonedVoice")
+    group.add_argument("--prompt-wav", default=str(PROMPT), help="audio file with the voice that ClonedVoice clones")
+    group.add_argument("--prompt-text", help="what is said in that file")
+
+
+class VoiceUser(User):
+    """Speaks, listens, and tells Locust what was heard."""
+
+    abstract = True
+    host = "127.0.0.1:8001"
+    # A user who was refused waits too, so a full server is not flooded.
+    wait_time = constant(0.1)
+
+    def on_start(self) -> None:
+        """Connects, so that no utterance is timed with it."""
+        self.options = self.environment.parsed_options
+        self.client = Client(self.host or VoiceUser.host)
+        self.client.sample_rate()
+
+    def on_stop(self) -> None:
+        """Disconnects."""
+        self.client.close()
+
+    def request(self) -> SpeechRequest:
+        """The next utterance."""
+        return SpeechRequest(text=self.options.text, voice=self.options.voice)
+
+    def listens(self, playback: Playback) -> bool:
+        """Whether the user wants to hear more."""
+        return True
+
+    @task
+    def utterance(self) -> None:
+        """One utterance, from its request to its last response."""
+        playback = Playback(self.client.sample_rate())
+        error: CosyServeClientError | None = None
+        request = self.request()
+        began = time.perf_counter()
+        try:
+            with self.client.stream(request) as stream:
+                for chunk in stream:
+                    playback.add(chunk.pcm, time.perf_counter() - began)
+                    if not self.listens(playback):
+                        break
+        except CosyServeClientError as raised:
+            error = raised
+        self._report(playback, time.perf_counter() - began, error)
+
+    def _report(self, playback: Playback, seconds: float, error: CosyServeClientError | None) -> None:
+        if playback.first_audio is not None:
+            self._fire(FIRST_AUDIO, playback.first_audio)
+        elif isinstance(error, Unavailable):
+            self._fire(REFUSED, seconds)
+            return
+        if playback.worst_gap:
+            self._fire(GAP, playback.worst_gap)
+        self._fire(UTTERANCE, seconds, exception=error)
+
+    def _fire(self, name: str, seconds: float, **more: Any) -> None:
+        event = {"request_type": type(self).__name__, "name": name, "response_time": 1000 * seconds, **more}
+        self.environment.events.request.fire(response_length=0, context={}, **event)
+
+
+class KnownVoice(VoiceUser):
+    """A registered voice."""
+
+
+class ClonedVoice(VoiceUser):
+    """A voice that the server never heard before: every prompt differs, so none is found among the cached ones."""
+
+    def on_start(self) -> None:
+        super().on_start()
+        self.prompt, self.rate = read_prompt(self.options.prompt_wav)
+
+    def request(self) -> SpeechRequest:
+        return SpeechRequest(
+            text=self.options.text,
+            prompt_audio=self.prompt * np.float32(random.uniform(0.8, 1.0)),
+            prompt_sample_rate=self.rate,
+            prompt_text=self.options.prompt_text,
+        )
+
+
+class LongText(VoiceUser):
+    """Many sentences in one request."""
+
+    def request(self) -> SpeechRequest:
+        return SpeechRequest(text=8 * self.options.text, voice=self.options.voice)
+
+
+class BargeIn(LongText):
+    """Interrupts a long text after a second of audio."""
+
+    def listens(self, playback: Playback) -> bool:
+        return playback.seconds < 1
