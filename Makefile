@@ -43,6 +43,15 @@ configs: $(VENV)/.dev ## render config.pbtxt and configs/cpu.pbtxt from the cont
 measure: $(VENV)/.dev $(DEMO)/manifest.json ## streaming figures: recomputation, last chunk, long text, overhead
 	$(BIN)/python loadtest/measure.py --weights $(DEMO)
 
+.PHONY: bench
+bench: $(VENV)/.dev ## what listeners hear under load, of a running `make serve`: .cache/bench.json and bench.png
+	@mkdir -p .cache
+	$(BIN)/cosyserve bench --concurrency 1,2,4 --json --png .cache/bench.png > .cache/bench.json
+
+.PHONY: loadtest
+loadtest: $(VENV)/.dev ## Locust users against a running `make serve`; thresholds set the exit code
+	$(BIN)/locust -f loadtest/locustfile.py --headless --users 4 --run-time 30s
+
 .PHONY: demo-archive
 demo-archive: $(VENV)/.dev ## make demo/weights.tar.xz anew
 	$(BIN)/python demo/make_archive.py

@@ -12,6 +12,7 @@ silent                 no response at all
 truncate               two chunks, then a clean end without the final response
 full N                 refused with UNAVAILABLE N times, then a sine
 bare                   a chunk without its `final` output
+mute                   a chunk of zeros, marked final
 """
 
 from __future__ import annotations
@@ -134,6 +135,10 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         elif word == "bare":
             response = sine_chunk(0, final=True)
             del response.infer_response.outputs[-1]
+            yield response
+        elif word == "mute":
+            response = sine_chunk(0, final=True)
+            response.infer_response.raw_output_contents[0] = bytes(2 * CHUNK)
             yield response
         elif word in ("slow", "silent"):
             while not ended.wait(0.05) and not self._stopping.is_set():

@@ -18,6 +18,7 @@ grpc_gevent.init_gevent()
 
 from locust import events  # noqa: E402
 from locust.env import Environment  # noqa: E402
+from locust.runners import WorkerRunner  # noqa: E402
 from thresholds import Thresholds, add_threshold_options  # noqa: E402
 from voice_users import BargeIn, ClonedVoice, KnownVoice, LongText, add_voice_options  # noqa: E402
 
@@ -31,8 +32,8 @@ events.init_command_line_parser.add_listener(add_threshold_options)
 def judge(environment: Environment, **_: object) -> None:
     """Logs every threshold that was missed; the exit code is 1 when there is one."""
     options, runner = environment.parsed_options, environment.runner
-    assert options is not None
-    assert runner is not None
+    if options is None or runner is None or isinstance(runner, WorkerRunner):
+        return  # the master judges for its workers
     kinds = [kind for kind, users in runner.target_user_classes_count.items() if users]
     thresholds = Thresholds(options.max_p95_first_audio, options.min_gapless, options.max_errors)
     misses = [miss for kind in kinds for miss in thresholds.misses(environment.stats, kind)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -97,6 +98,19 @@ def test_say(served: Path, command: str) -> None:
     assert seconds(served / output) > 0.5
 
 
+def test_bench(served: Path) -> None:
+    (bench,) = (c for c in COMMANDS if c.startswith("cosyserve bench"))
+    run(bench, served)
+    assert [level["succeeded"] for level in json.loads((served / "bench.json").read_text())["levels"]] == [8, 8, 8]
+    assert (served / "bench.png").stat().st_size
+
+
+@pytest.mark.usefixtures("served")
+def test_locust() -> None:
+    (locust,) = (c for c in COMMANDS if c.startswith("locust"))
+    run(locust, ROOT)
+
+
 @pytest.mark.parametrize("code", PYTHON)
 def test_python(served: Path, code: str) -> None:
     printed = run(f"{sys.executable} - <<'END'\n{code}END", served).splitlines()
@@ -119,6 +133,7 @@ def test_extras_exist() -> None:
 
 def test_every_command_is_run_somewhere() -> None:
     here = ("make demo", "cosyserve-build prepare", "cosyserve serve", "cosyserve say", "cosyserve-build verify")
+    here += ("cosyserve bench", "locust")
     left = [c for c in COMMANDS if not c.startswith((*here, *MEASURED)) and not INSTALL.fullmatch(c)]
     assert set(left) == set(ELSEWHERE)
 
