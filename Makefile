@@ -50,7 +50,7 @@ bench: $(VENV)/.dev ## what listeners hear under load, of a running `make serve`
 
 .PHONY: loadtest
 loadtest: $(VENV)/.dev ## Locust users against a running `make serve`; thresholds set the exit code
-	$(BIN)/locust -f loadtest/locustfile.py --headless --users 4 --run-time 30s
+	$(BIN)/locust -f loadtest/locustfile.py --headless --users 4 --run-time 30s --stop-timeout 60s
 
 .PHONY: demo-archive
 demo-archive: $(VENV)/.dev ## make demo/weights.tar.xz anew

@@ -5,6 +5,7 @@
 
 Names of user classes pick them. Each class reports, in milliseconds, ``first audio``, ``gap`` (the worst silence of a
 stream, only for streams that ran dry), ``utterance`` (until its last response) and ``refused`` (by a full server).
+With ``--stop-timeout`` the utterances that run at the end are heard to their own end.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Thresholds:
 
     Attributes:
         max_p95_first_audio: milliseconds.
-        min_gapless: share of the streams with audio that must have no gap.
+        min_gapless: share of the streams that ended which must have had no gap.
         max_errors: share of the utterances that may fail; refused ones are not counted.
     """
 
@@ -43,6 +43,7 @@ class Thresholds:
         first_audio = heard.get_response_time_percentile(0.95)
         if first_audio > self.max_p95_first_audio:
             yield f"{kind}: first audio p95 {first_audio} ms, at most {self.max_p95_first_audio:g} ms"
-        gapless = 1 - gaps.num_requests / heard.num_requests
+        ended = utterances.num_requests
+        gapless = 1 - gaps.num_requests / ended if ended else 0.0
         if gapless < self.min_gapless:
             yield f"{kind}: {gapless:.1%} of the streams gapless, at least {self.min_gapless:.1%}"

@@ -24,7 +24,7 @@ PROMPT = Path(__file__).parents[1] / "tests" / "data" / "cosyvoice2-tiny" / "pro
 def add_voice_options(parser: ArgumentParser) -> None:
     """Adds to Locust's options what is said and in whose voice."""
     group = parser.add_argument_group("voice")
-    group.add_argument("--text", default=SENTENCE, help="what is said; LongText and BargeIn say it eight times over")
+    group.add_argument("--text", default=SENTENCE, help="what is said; LongText and BargeIn say it four times over")
     group.add_argument("--voice", help="registered voice of all users but ClonedVoice")
     group.add_argument("--prompt-wav", default=str(PROMPT), help="audio file with the voice that ClonedVoice clones")
     group.add_argument("--prompt-text", help="what is said in that file")
@@ -66,7 +66,10 @@ class VoiceUser(User):
         try:
             with self.client.stream(request) as stream:
                 for chunk in stream:
+                    fresh = playback.first_audio is None
                     playback.add(chunk.pcm, time.perf_counter() - began)
+                    if fresh and playback.first_audio is not None:
+                        self._fire(FIRST_AUDIO, playback.first_audio)
                     if not self.listens(playback):
                         break
         except CosyServeClientError as raised:
@@ -74,9 +77,7 @@ class VoiceUser(User):
         self._report(playback, time.perf_counter() - began, error)
 
     def _report(self, playback: Playback, seconds: float, error: CosyServeClientError | None) -> None:
-        if playback.first_audio is not None:
-            self._fire(FIRST_AUDIO, playback.first_audio)
-        elif isinstance(error, Unavailable):
+        if isinstance(error, Unavailable) and playback.first_audio is None:
             self._fire(REFUSED, seconds)
             return
         if playback.worst_gap:
@@ -112,7 +113,7 @@ class LongText(VoiceUser):
     """Many sentences in one request."""
 
     def request(self) -> SpeechRequest:
-        return SpeechRequest(text=8 * self.options.text, voice=self.options.voice)
+        return SpeechRequest(text=4 * self.options.text, voice=self.options.voice)
 
 
 class BargeIn(LongText):

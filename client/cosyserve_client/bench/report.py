@@ -16,7 +16,7 @@ BUSY = 0.8
 
 def table(levels: Sequence[Level]) -> Table:
     """A column for each level, a row for each figure."""
-    table = Table(title="p50 / p95 / p99; times in ms", title_justify="left")
+    table = Table(title="p50/p95/p99, times in ms", title_justify="left")
     table.add_column("")
     for level in levels:
         table.add_column(str(level), justify="right")
@@ -52,7 +52,7 @@ def _level(level: Level) -> dict[str, Any]:
 
 
 def _spread(percentiles: Percentiles | None, digits: int = 0) -> str:
-    return " / ".join(f"{value:.{digits}f}" for value in astuple(percentiles)) if percentiles else "-"
+    return "/".join(f"{value:.{digits}f}" for value in astuple(percentiles)) if percentiles else "-"
 
 
 def _errors(figures: Figures) -> str:
