@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -184,6 +186,7 @@ def test_a_picture_without_matplotlib_is_refused_before_the_run(
         ("--rate", "inf"),
         ("--rate", "nan"),
         ("--requests", "2", "--duration", "1"),
+        ("--requests", "2", "--concurrency", "3"),
         ("--text", "a", "--texts", "b"),
     ],
 )
@@ -191,6 +194,20 @@ def test_wrong_options_are_named(server: DummyServer, arguments: tuple[str, ...]
     code, _, err = run(server, *arguments)
     assert code == 2
     assert any(f"Invalid value for {option}" in err for option in arguments if option.startswith("--"))
+
+
+def test_ctrl_c_ends_a_run_and_frees_the_server(server: DummyServer) -> None:
+    program = "import typer; from cosyserve_client.bench.command import bench; typer.run(bench)"
+    arguments = [sys.executable, "-c", program, "--url", server.url, "--text", "slow", "--concurrency", "2"]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
+        while server.active < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert server.cancelled.acquire(timeout=5)
 
 
 def test_no_server_is_an_error() -> None:

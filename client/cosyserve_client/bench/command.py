@@ -40,8 +40,6 @@ TEXTS = (
 
 _SECONDS = 10.0
 
-_INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -79,10 +77,11 @@ def bench(
     """
     console = Console(stderr=as_json)
     try:
+        loads = _loads(concurrency, rate, seed)
         plan = Plan(
             url=url,
-            loads=_loads(concurrency, rate, seed),
-            budget=_budget(requests, duration),
+            loads=loads,
+            budget=_budget(requests, duration, loads),
             warmup=warmup,
             script=Script(_request(voice, prompt_wav, prompt_text), _texts(text, texts), seed),
         )
@@ -93,8 +92,6 @@ def bench(
             typer.echo(json.dumps(report.document(levels, _facts(server)), indent=1))
         if png and draw:
             draw(levels, png)
-    except KeyboardInterrupt:
-        raise typer.Exit(_INTERRUPTED) from None
     except (CosyServeClientError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
@@ -148,9 +145,12 @@ def _numbers(option: str, listed: str, kind: Callable[[str], Number]) -> list[Nu
     return numbers
 
 
-def _budget(requests: int | None, duration: float | None) -> Budget:
+def _budget(requests: int | None, duration: float | None, loads: Sequence[Load]) -> Budget:
     if requests is not None and duration is not None:
         raise typer.BadParameter("give either --requests or --duration", param_hint="--requests")
+    clients = max((load.concurrency for load in loads if isinstance(load, Closed)), default=0)
+    if requests is not None and requests < clients:
+        raise typer.BadParameter(f"{requests} would leave some of {clients} clients idle", param_hint="--requests")
     return Budget(requests, _SECONDS if duration is None else duration)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 AUDIBLE = 328
-"""Smallest int16 sample value that counts as heard: -40 dBFS, above dither and vocoder hiss, below any speech."""
+"""Smallest int16 sample value that counts as heard: -40 dBFS, above hiss, below speech at usual levels."""
 
 
 class Playback:
