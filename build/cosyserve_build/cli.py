@@ -16,6 +16,23 @@ from cosyserve.errors import CosyServeError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 
+class Dtype(StrEnum):
+    """Number types of a Hugging Face checkpoint."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Quantisation(StrEnum):
+    """Types of the matrices in a GGUF file."""
+
+    f32 = "f32"
+    f16 = "f16"
+    q8_0 = "q8_0"
+    q4_0 = "q4_0"
+
+
 class Size(StrEnum):
     """Sizes of a synthetic bundle; full has the official dimensions."""
 
@@ -74,6 +91,34 @@ def synth_bundle(
     with _one_line_errors():
         run(out, version, size.value, seed)
     print(f"{out}: CosyVoice{version} bundle of size {size.value}, random weights")
+
+
+@app.command("export-hf")
+def export_hf(
+    bundle: Annotated[Path, typer.Argument(help="CosyVoice bundle in the official layout")],
+    out: Annotated[Path, typer.Argument(help="new folder for the checkpoint")],
+    dtype: Annotated[Dtype, typer.Option(help="type of the tensors")] = Dtype.bfloat16,
+) -> None:
+    """Write the language model as a plain Hugging Face Qwen2 checkpoint."""
+    from cosyserve_build.export_hf import export_hf as run
+
+    with _one_line_errors():
+        run(bundle, out, dtype.value)
+    print(f"{out}: Qwen2 checkpoint; its logit biases are sequence_bias in generation_config.json")
+
+
+@app.command("export-gguf")
+def export_gguf(
+    bundle: Annotated[Path, typer.Argument(help="CosyVoice bundle in the official layout")],
+    out: Annotated[Path, typer.Argument(help="new .gguf file")],
+    quantise: Annotated[Quantisation, typer.Option(help="type of the matrices")] = Quantisation.q8_0,
+) -> None:
+    """Write the language model as a GGUF file for llama.cpp."""
+    from cosyserve_build.export_gguf import export_gguf as run
+
+    with _one_line_errors():
+        run(bundle, out, quantise.value)
+    print(f"{out}: GGUF, {quantise.value}")
 
 
 @app.command()

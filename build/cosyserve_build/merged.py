@@ -1,0 +1,108 @@
+"""The language model over one vocabulary of text and speech, as general-purpose engines need it.
+
+CosyVoice looks text, speech and its two control rows up in three tables and has a head for speech only. Here the tables
+are stacked into one, in upstream's order (examples/grpo/cosyvoice2/pretrained_to_huggingface.py):
+
+    0 .. n-1            the n tokens of the text tokenizer (151,663 in the official bundle)
+    n + i               speech id i: <|s_0|> .. <|s_6560|>, then the three stop ids <|eos1|> <|eos2|> <|eos3|>
+    then                <|sos|> <|task_id|>, and rows that fill up to a multiple of 128
+
+A prompt is <|sos|> text <|task_id|> prompt speech.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+import torch
+from tokenizers import AddedToken
+from torch import Tensor
+
+from cosyserve.bundle import Bundle, StateDict
+from cosyserve.config import LlmConfig
+from cosyserve.errors import BundleError
+from cosyserve.text.tokenizer import Tokenizer
+
+STOPS = ("<|eos1|>", "<|eos2|>", "<|eos3|>")
+SOS, TASK = "<|sos|>", "<|task_id|>"
+PAD = "<|endoftext|>"
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{%- if message['role'] == 'user' %}{{- '<|sos|>' + message['content'] + '<|task_id|>' }}"
+    "{%- elif message['role'] == 'assistant' %}{{- message['content'] }}"
+    "{%- endif %}"
+    "{%- endfor %}"
+)
+"""A user turn is the text (of the prompt, then to speak), an assistant turn the speech tokens it begins with."""
+
+ROWS = 128  # the table's rows are a multiple of this
+
+
+@dataclass(frozen=True, slots=True)
+class MergedLm:
+    """Weights and tokenizer of the merged model; V rows, H hidden, S speech vocabulary.
+
+    Attributes:
+        config: sizes.
+        tokenizer: text tokenizer with every added token.
+        ids: of every token.
+        offset: id of speech id 0, the number of text tokens.
+        tensors: float32 under the names of a Qwen2ForCausalLM: ``model.*``, ``model.embed_tokens.weight`` [V, H],
+            ``lm_head.weight`` [V, H], zero in the rows of text.
+        bias: of the speech rows of the head, float32 [S]. Qwen2's head has none.
+    """
+
+    config: LlmConfig
+    tokenizer: tokenizers.Tokenizer
+    ids: dict[str, int]
+    offset: int
+    tensors: StateDict
+    bias: Tensor
+
+    @property
+    def rows(self) -> int:
+        """V, the padded size of the vocabulary."""
+        return int(self.tensors["lm_head.weight"].shape[0])
+
+
+def merge(opened: Bundle) -> MergedLm:
+    """The merged model of a bundle.
+
+    Raises:
+        BundleError: the checkpoint or the tokenizer is unusable.
+    """
+    config, state = opened.config.llm, opened.llm()
+    text = Tokenizer.from_bundle(opened.tokenizer, opened.version)
+    offset = len(text)
+    if offset > config.vocab:
+        raise BundleError(f"the tokenizer has {offset} ids, the text embedding only {config.vocab} rows")
+    embedding = torch.cat(
+        [
+            state.pop("llm.model.model.embed_tokens.weight")[:offset],
+            state.pop("speech_embedding.weight"),
+            state.pop("llm_embedding.weight"),
+        ]
+    )
+    embedding = torch.nn.functional.pad(embedding, (0, 0, 0, -len(embedding) % ROWS))
+    head = torch.zeros_like(embedding)
+    head[offset : offset + config.speech_vocab] = state.pop("llm_decoder.weight")
+    bias = state.pop("llm_decoder.bias")
+    tensors = {name.removeprefix("llm.model."): tensor for name, tensor in state.items()}
+    tensors |= {"model.embed_tokens.weight": embedding, "lm_head.weight": head}
+    tokenizer = _tokenizer(text, config.speech_tokens)
+    return MergedLm(config, tokenizer, tokenizer.get_vocab(), offset, tensors, bias)
+
+
+def _tokenizer(text: Tokenizer, speech_tokens: int) -> tokenizers.Tokenizer:
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "tokenizer.json"
+        text.save(path)
+        merged = tokenizers.Tokenizer.from_file(str(path))
+    # Engines drop special tokens from their answers, so speech must not be special.
+    merged.add_tokens([AddedToken(f"<|s_{i}|>", normalized=False) for i in range(speech_tokens)])
+    merged.add_special_tokens([AddedToken(token, normalized=False) for token in (*STOPS, SOS, TASK)])
+    return merged
