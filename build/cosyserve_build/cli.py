@@ -41,6 +41,14 @@ class Size(StrEnum):
     full = "full"
 
 
+class Precision(StrEnum):
+    """Precision of the products in a plan."""
+
+    fp16 = "fp16"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     try:
@@ -61,6 +69,19 @@ def prepare(
     with _one_line_errors():
         run(bundle, out, report=print)
     print(f"{out}: ready; try: cosyserve serve --weights {out}")
+
+
+@app.command()
+def engines(
+    weights: Annotated[Path, typer.Argument(help="prepared weights; the plans go into their folder plans/")],
+    precision: Annotated[Precision, typer.Option(help="of the flow; the vocoder stays float32")] = Precision.fp16,
+    graphs: Annotated[str, typer.Option(help="names with commas between them")] = "flow_estimator,hift_decoder",
+) -> None:
+    """Build TensorRT plans for this machine's GPU (not verified on hardware)."""
+    from cosyserve_build.engines import engines as run
+
+    with _one_line_errors():
+        run(weights, precision.value, graphs.split(","), report=print)
 
 
 @app.command()

@@ -1,0 +1,128 @@
+"""Graphs run by TensorRT on CUDA tensors of torch. Not verified on hardware."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
+
+from cosyserve.errors import WeightsError
+from cosyserve.runtimes.plans import Gpu
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+
+
+def load_tensorrt() -> ModuleType:
+    """The module ``tensorrt``.
+
+    Raises:
+        WeightsError: it is not installed; the line says what to install.
+    """
+    try:
+        import tensorrt
+    except ImportError:
+        raise WeightsError(
+            "TensorRT is not installed: pip install 'tensorrt-cu12>=10.15' (cu13 for CUDA 13) on the GPU's machine"
+        ) from None
+    module: ModuleType = tensorrt
+    return module
+
+
+def this_gpu() -> Gpu:
+    """The current CUDA device.
+
+    Raises:
+        WeightsError: torch finds none.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise WeightsError("no CUDA device: TensorRT plans are built and run on the GPU that serves")
+    major, minor = torch.cuda.get_device_capability()
+    return Gpu(torch.cuda.get_device_name(), f"{major}.{minor}")
+
+
+class TensorrtGraph:
+    """One plan with one execution context: one call at a time.
+
+    Args:
+        path: a plan that `find_plan` returned.
+
+    Raises:
+        WeightsError: TensorRT is missing or refuses the plan.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import torch
+
+        trt = load_tensorrt()
+        types = {
+            trt.DataType.FLOAT: torch.float32,
+            trt.DataType.HALF: torch.float16,
+            trt.DataType.BF16: torch.bfloat16,
+            trt.DataType.INT64: torch.int64,
+        }
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise WeightsError(f"{path.name}: TensorRT refuses the plan; build it anew with `cosyserve-build engines`")
+        self._context = self._engine.create_execution_context()
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        self._types = {name: types[self._engine.get_tensor_dtype(name)] for name in names}
+        inputs = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
+        self._outputs = [name for name in names if name not in inputs]
+
+    def __call__(self, inputs: Mapping[str, Tensor | list[Tensor]]) -> dict[str, Tensor | list[Tensor]]:
+        """Enqueue one run on torch's current stream, without waiting for it.
+
+        Args:
+            inputs: CUDA tensors by name; a list stands for ``name_0``, ``name_1``, ... Tensors that are contiguous and
+                of the plan's types are read where they lie, others are converted first.
+
+        Returns:
+            New CUDA tensors by name, numbered ones as lists.
+
+        Raises:
+            WeightsError: a shape lies outside the plan's profile.
+        """
+        import torch
+
+        # What is freed here is reused by later work of the same stream only, so no input needs to be kept alive.
+        feed = {name: tensor.to(self._types[name]).contiguous() for name, tensor in numbered(inputs).items()}
+        for name, tensor in feed.items():
+            if not self._context.set_input_shape(name, tuple(tensor.shape)):
+                raise WeightsError(f"{name}: shape {tuple(tensor.shape)} lies outside the TensorRT plan's profile")
+        outputs = {
+            name: torch.empty(tuple(self._context.get_tensor_shape(name)), dtype=self._types[name], device="cuda")
+            for name in self._outputs
+        }
+        for name, tensor in (feed | outputs).items():
+            self._context.set_tensor_address(name, tensor.data_ptr())
+        if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise WeightsError("TensorRT could not run the plan; its log says why")
+        return grouped(outputs)
+
+
+def numbered(values: Mapping[str, T | list[T]]) -> dict[str, T]:
+    """Lists spelled out as ``name_0``, ``name_1``, ..."""
+    flat: dict[str, T] = {}
+    for name, value in values.items():
+        flat |= {f"{name}_{i}": item for i, item in enumerate(value)} if isinstance(value, list) else {name: value}
+    return flat
+
+
+def grouped(values: Mapping[str, T]) -> dict[str, T | list[T]]:
+    """The other way: ``name_0``, ``name_1``, ... gathered into lists, whatever order they come in."""
+    lists: dict[str, dict[int, T]] = {}
+    single: dict[str, T | list[T]] = {}
+    for name, value in values.items():
+        if match := re.fullmatch(r"(.+)_(\d+)", name):
+            lists.setdefault(match[1], {})[int(match[2])] = value
+        else:
+            single[name] = value
+    return single | {name: [items[i] for i in sorted(items)] for name, items in lists.items()}
