@@ -19,7 +19,6 @@ from cosyserve.weights import Weights
 PLANS = "plans"
 """Folder of the plans inside the weights folder."""
 
-PRECISIONS = ("fp16", "bf16", "fp32")
 HALVES = ("flow_estimator",)
 """Graphs that half precision suits. The vocoder is float32 in upstream too: it sums waves by their phases."""
 
@@ -40,7 +39,7 @@ class Plan:
         gpu: name of the GPU.
         capability: its compute capability, such as ``9.0``.
         tensorrt: full version of TensorRT.
-        precision: of the products and the caches; one of `PRECISIONS`.
+        precision: of the products and the caches; ``fp16``, ``bf16`` or ``fp32``.
         profile: hash of the input shapes, see `ladder.digest`.
         sha256: of the graph's files.
     """
@@ -106,7 +105,7 @@ def find_plan(folder: Path, graph: str, gpu: Gpu, version: str, precision: str) 
     Args:
         folder: prepared weights.
         version: full version of the installed TensorRT.
-        precision: one of `PRECISIONS`; graphs outside `HALVES` are float32 whatever it is.
+        precision: ``fp16``, ``bf16`` or ``fp32``; graphs outside `HALVES` are float32 whatever it is.
 
     Raises:
         WeightsError: none was built, or what was built does not fit; the line says what differs.
