@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from cosyserve.flow.stream import FlowNetworks, FlowStream, FlowVoice
+from cosyserve.flow.networks import FlowNetworks
+from cosyserve.flow.stream import FlowStream, FlowVoice
 from cosyserve.hift.stream import HiftNetworks, HiftStream
 from cosyserve.load import load_flow_networks, load_hift_networks
 from cosyserve.serve import Server
@@ -139,9 +140,12 @@ def memory(server: psutil.Process) -> None:
     for process in [server, *server.children(recursive=True)]:
         status = Path(f"/proc/{process.pid}/status").read_text()
         peak = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-        words = process.cmdline()
-        name = next((w.split("/")[-3] for w in words if w.endswith("model.py")), "tritonserver")
-        print(f"peak memory of {name}: {int(peak) / 1024:.0f} MiB")
+        print(f"peak memory of {model_name(process)}: {int(peak) / 1024:.0f} MiB")
+
+
+def model_name(process: psutil.Process) -> str:
+    """The Triton model that a process of the server runs."""
+    return next((word.split("/")[-3] for word in process.cmdline() if word.endswith("model.py")), "tritonserver")
 
 
 def free_port() -> int:

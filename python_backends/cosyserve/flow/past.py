@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,9 +32,8 @@ class Past:
 
     def __init__(self, layers: int, heads: int, dim: int, window: int = 0) -> None:
         self.length = 0
-        self._layers = layers
         self._window = window
-        self._arrays = np.zeros((2 * layers, RESERVED, 2, heads, dim), np.float32)
+        self._arrays = _reserve(2 * layers, RESERVED, 2, heads, dim)
 
     @property
     def room(self) -> int:
@@ -69,9 +70,15 @@ class Past:
 
     def _grow(self, frames: int) -> None:
         frames = GRANULE * -(-frames // GRANULE)
-        arrays = np.zeros((len(self._arrays), frames, *self._arrays.shape[2:]), np.float32)
+        arrays = _reserve(len(self._arrays), frames, *self._arrays.shape[2:])
         arrays[:, : self.length] = self._arrays[:, : self.length]
         self._arrays = arrays
+
+
+def _reserve(*shape: int) -> Float:
+    """Zeros whose pages come with the first write and go with the array: the allocator would touch and keep them."""
+    pages = mmap.mmap(-1, 4 * math.prod(shape))
+    return np.frombuffer(pages, np.float32).reshape(shape)
 
 
 def gathered(pasts: Sequence[Past], into: Float | None) -> tuple[Float, Float]:
