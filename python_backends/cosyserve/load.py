@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from safetensors.numpy import load_file
 
+from cosyserve.config import LlmConfig
 from cosyserve.errors import WeightsError
 from cosyserve.flow.graphs import GraphFlow
 from cosyserve.flow.networks import FlowNetworks
 from cosyserve.frontend import Frontend
 from cosyserve.hift.stream import HiftNetworks
-from cosyserve.llm.engine import LlmNetworks
+from cosyserve.llm.decoder import Decoder
+from cosyserve.llm.graph_decoder import GraphDecoder, LlmNetworks
 from cosyserve.pipeline.orchestrate import Grid
 from cosyserve.runtimes.onnx import OnnxGraph
 from cosyserve.settings import Settings
@@ -56,6 +58,12 @@ def load_llm_networks(settings: Settings) -> LlmNetworks:
     graph = _graph(weights, "llm", settings)
     tables = map_tensors(weights.file("llm.safetensors"))
     return LlmNetworks(weights.config.llm, graph, tables["text"], tables["speech"], tables["special"])
+
+
+def load_decoder(settings: Settings) -> tuple[LlmConfig, Decoder]:
+    """The language model with a row for each of `llm_slots` sequences, on the runtime that the settings ask for."""
+    networks = load_llm_networks(settings)
+    return networks.config, GraphDecoder(networks, settings.llm_slots)
 
 
 def load_flow_networks(settings: Settings) -> FlowNetworks:

@@ -16,6 +16,9 @@ class Metric:
 
 ACTIVE_STREAMS = Metric("cosyserve_active_streams", "gauge", "Utterances in progress")
 LLM_SEQUENCES = Metric("cosyserve_llm_sequences", "gauge", "Segments that generate or wait to generate speech tokens")
+LLM_CUT = Metric(
+    "cosyserve_llm_cut_total", "counter", "Segments cut because their speech outgrew their text or went in circles"
+)
 FLOW_SEQUENCES = Metric("cosyserve_flow_sequences", "gauge", "Segments whose flow state is held")
 FLOW_CACHE = Metric("cosyserve_flow_cache_bytes", "gauge", "Bytes of flow state held by streams and voices")
 HIFT_SEQUENCES = Metric("cosyserve_hift_sequences", "gauge", "Segments whose vocoder state is held")
@@ -28,6 +31,7 @@ REFUSED = Metric("cosyserve_refused_total", "counter", "Utterances refused becau
 METRICS = (
     ACTIVE_STREAMS,
     LLM_SEQUENCES,
+    LLM_CUT,
     FLOW_SEQUENCES,
     HIFT_SEQUENCES,
     SPEECH_TOKENS,

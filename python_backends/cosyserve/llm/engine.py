@@ -1,7 +1,8 @@
-"""Continuous batching of speech-token generation over a slot cache.
+"""Continuous batching of speech-token generation.
 
-Running sequences occupy slots ``0..n-1`` without gaps, so every step reads one contiguous piece of the cache. A
-sequence joins by a prefill of its own between two steps and leaves when it ends; the last slot then moves into the gap.
+Running sequences occupy the decoder's rows ``0..n-1`` without gaps, so every step reads one contiguous piece of its
+cache. A newcomer's prompt is fed chunk by chunk into row ``n``, one chunk between two steps; when a sequence ends, the
+last one moves into the gap.
 """
 
 from __future__ import annotations
@@ -9,44 +10,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve.config import LlmConfig
 from cosyserve.errors import InvalidInput, StageFailed
-from cosyserve.limits import MAX_TOKENS_PER_TEXT_TOKEN, MIN_TOKENS_PER_TEXT_TOKEN
-from cosyserve.llm.sampling import RasSampler, stop_ids
-from cosyserve.llm.slots import SlotCache
-from cosyserve.runtimes.graph import Graph
+from cosyserve.limits import MAX_TOKENS_PER_TEXT_TOKEN, MIN_TOKENS_PER_TEXT_TOKEN, PREFILL_CHUNK
+from cosyserve.llm.decoder import Decoder, Ids, Numbering, Scores
+from cosyserve.llm.guard import CircleGuard
+from cosyserve.llm.sampling import RasSampler
 
-Float = NDArray[np.float32]
 Ints = NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class LlmNetworks:
-    """The decoder graph ``llm`` and its embedding tables ``[ids, hidden]`` (memory-mapped where large).
-
-    Attributes:
-        special: row 0 starts a sequence, row 1 starts the speech (upstream llm_embedding).
-    """
-
-    config: LlmConfig
-    graph: Graph
-    text: Float
-    speech: Float
-    special: Float
-
-    def prompt(self, prompt_text: Ints, text: Ints, prompt_speech: Ints) -> Float:
-        """Input embeddings ``[1, T, hidden]``: start, prompt text and text, task, prompt speech (facts: Qwen2LM)."""
-        rows = [
-            self.special[:1],
-            self.text[np.concatenate([prompt_text, text])],
-            self.special[1:2],
-            self.speech[prompt_speech],
-        ]
-        return np.concatenate(rows, dtype=np.float32)[None]
 
 
 @dataclass(eq=False)
@@ -65,10 +41,6 @@ class Sequence:
     seed: int
     emit: Callable[[int | None], None]
     fail: Callable[[Exception], None]
-    sampler: RasSampler | None = None
-    position: int = 0  # positions in the cache
-    last: int = 0  # the token to feed next
-    emitted: int = 0
 
     @property
     def min_tokens(self) -> int:
@@ -81,120 +53,151 @@ class Sequence:
         return MAX_TOKENS_PER_TEXT_TOKEN * len(self.text)
 
 
+@dataclass(eq=False)
+class Run:
+    """How far a sequence has come."""
+
+    sequence: Sequence
+    prompt: Ids
+    sampler: RasSampler
+    guard: CircleGuard = field(default_factory=CircleGuard)
+    position: int = 0  # positions in the decoder's row
+    last: int = 0  # the token to feed next
+    emitted: int = 0
+
+    @property
+    def held(self) -> bool:
+        """Whether it is too early to end."""
+        return self.emitted < self.sequence.min_tokens
+
+
 @dataclass
 class Engine:
-    """Runs all sequences of one process. Not thread-safe: one thread calls `admit`, `stop` and `step`."""
+    """Runs all sequences of one process. Not thread-safe: one thread calls `admit`, `stop`, `clear` and `step`.
 
-    networks: LlmNetworks
+    Attributes:
+        decoder: the model, with at least `slots` empty rows.
+        slots: most sequences in one step.
+        on_cut: called when a sequence is cut: it outgrew its text, or went in circles.
+        waiting: not begun, oldest first.
+        joining: whose prompt is being fed.
+        running: the sequence of each of the decoder's rows.
+    """
+
+    decoder: Decoder
+    config: LlmConfig
     slots: int
-    waiting: deque[Sequence] = field(default_factory=deque)
-    running: list[Sequence] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        config = self.networks.config
-        self._stops = stop_ids(config)
-        self._cache = SlotCache(config.layers, self.slots, config.kv_heads, config.head_dim)
+    on_cut: Callable[[], None] = lambda: None
+    waiting: deque[Run] = field(default_factory=deque, init=False)
+    joining: Run | None = field(default=None, init=False)
+    running: list[Run] = field(default_factory=list, init=False)
 
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.joining or self.running)
 
     def admit(self, sequence: Sequence) -> None:
-        """Queue a sequence; it joins at the next step that has a free slot.
+        """Queue a sequence; it begins at the next step that has a free row and no older newcomer.
 
         Raises:
-            InvalidInput: a live sequence has the same id.
+            InvalidInput: a live sequence has the same id, or a token id lies outside its vocabulary.
         """
-        if any(s.id == sequence.id for s in (*self.waiting, *self.running)):
+        joining = [self.joining] if self.joining else []
+        if any(run.sequence.id == sequence.id for run in (*self.waiting, *joining, *self.running)):
             raise InvalidInput("utterance", "is the id of an utterance that still runs")
-        self.waiting.append(sequence)
+        prompt = Numbering(self.config).prompt(sequence.prompt_text, sequence.text, sequence.prompt_speech)
+        self.waiting.append(Run(sequence, prompt, RasSampler(self.config, sequence.seed)))
 
     def stop(self, sequence_id: int) -> None:
         """End a sequence now; unknown ids are ignored."""
-        for sequence in [s for s in self.waiting if s.id == sequence_id]:
-            self.waiting.remove(sequence)
-            sequence.emit(None)
-        for slot in [i for i, s in enumerate(self.running) if s.id == sequence_id]:
-            self._finish(slot)
+        for run in [r for r in self.waiting if r.sequence.id == sequence_id]:
+            self.waiting.remove(run)
+            run.sequence.emit(None)
+        if self.joining and self.joining.sequence.id == sequence_id:
+            run, self.joining = self.joining, None
+            self.decoder.erase(len(self.running))
+            run.sequence.emit(None)
+        for row in [i for i, r in enumerate(self.running) if r.sequence.id == sequence_id]:
+            self._finish(row)
 
     def clear(self) -> None:
         """Forget every sequence, without a word to any, and all they left behind."""
         self.waiting.clear()
+        self.joining = None
         self.running.clear()
-        self.__post_init__()
+        for row in range(self.slots):
+            self.decoder.erase(row)
 
     def step(self) -> None:
-        """Admit at most one sequence, then advance every running one by one token."""
-        if self.waiting and len(self.running) < self.slots:
-            self._prefill(self.waiting.popleft())
+        """Feed at most one chunk of a newcomer's prompt, then advance every running sequence by one token."""
+        if self.joining is None and self.waiting and len(self.running) < self.slots:
+            self.joining = self.waiting.popleft()
+        if self.joining:
+            self._join(self.joining)
         if self.running:
             self._decode()
 
-    def _prefill(self, sequence: Sequence) -> None:
-        slot = len(self.running)
-        try:
-            embeds = self.networks.prompt(sequence.prompt_text, sequence.text, sequence.prompt_speech)
-        except IndexError:
-            sequence.fail(InvalidInput("text_tokens", "or a prompt holds an id beyond the vocabulary"))
-            return
-        sequence.sampler = RasSampler.of(self.networks.config, sequence.seed)
-        self.running.append(sequence)
-        logits = self._forward(embeds, slice(slot, slot + 1), np.zeros(1, np.int64))
-        self._advance(slot, embeds.shape[1], logits[0])
+    def _join(self, run: Run) -> None:
+        # Always cut at the same places: other products round differently, and samples must not depend on load.
+        chunk = run.prompt[run.position : run.position + PREFILL_CHUNK]
+        scores = self.decoder.prefill(len(self.running), run.position, chunk)
+        run.position += len(chunk)
+        if run.position == len(run.prompt):
+            self.joining = None
+            self.running.append(run)
+            self._advance(len(self.running) - 1, scores)
 
     def _decode(self) -> None:
-        fed = [s.last for s in self.running]
-        lengths = np.asarray([s.position for s in self.running], np.int64)
-        logits = self._forward(self.networks.speech[fed][:, None], slice(0, len(fed)), lengths)
-        for slot in reversed(range(len(fed))):
-            self._advance(slot, 1, logits[slot])
+        fed = np.asarray([run.last for run in self.running], np.int64) + Numbering(self.config).speech
+        scores = self.decoder.step(fed, np.asarray([run.position for run in self.running], np.int64))
+        for run in self.running:
+            run.position += 1
+        self._advance(0, scores)
 
-    def _forward(self, embeds: Float, rows: slice, lengths: NDArray[np.int64]) -> Float:
-        self._cache.fit(max([embeds.shape[1], *(s.position + 1 for s in self.running)]), len(self.running))
-        out = self.networks.graph(
-            {
-                "embeds": embeds,
-                "lengths": lengths,
-                "past_k": self._cache.keys(rows),
-                "past_v": self._cache.values(rows),
-            }
-        )
-        new_k, new_v = out.many("new_k"), out.many("new_v")
-        for row, length in enumerate(lengths):
-            slot = rows.start + row
-            one = slice(row, row + 1)
-            self._cache.write(slice(slot, slot + 1), int(length), [k[one] for k in new_k], [v[one] for v in new_v])
-        return out["logits"]
+    def _advance(self, first: int, scores: Scores) -> None:
+        """Draw the next token of each sequence from row `first` on."""
+        held = np.asarray([run.held for run in self.running[first:]])
+        ids, probs = scores.top(self.config.top_k, held)
+        # From the last row, because the last one moves into the gap when a sequence ends.
+        for index in reversed(range(len(held))):
+            run = self.running[first + index]
+            try:
+                token = run.sampler(ids[index], probs[index], partial(scores.row, index), hold=bool(held[index]))
+            except StageFailed as error:
+                self._release(first + index)
+                run.sequence.fail(error)
+            else:
+                self._take(first + index, token)
 
-    def _advance(self, slot: int, fed: int, logits: Float) -> None:
-        sequence = self.running[slot]
-        assert sequence.sampler is not None
-        sequence.position += fed
-        try:
-            token = sequence.sampler(logits, hold=sequence.emitted < sequence.min_tokens)
-        except StageFailed as error:
-            # What is not finite would leak through the mask to the next sequence of this slot.
-            self._cache.erase(slot)
-            self._release(slot)
-            sequence.fail(error)
+    def _take(self, row: int, token: int) -> None:
+        run = self.running[row]
+        if token >= self.config.end:
+            self._finish(row)
             return
-        if token in self._stops:
-            self._finish(slot)
-            return
-        sequence.last = token
-        sequence.emitted += 1
-        sequence.emit(token)
-        if sequence.emitted >= sequence.max_tokens:
-            self._finish(slot)
+        run.last = token
+        run.emitted += 1
+        run.sequence.emit(token)
+        if run.guard.caught(token) or run.emitted >= run.sequence.max_tokens:
+            self.on_cut()
+            self._finish(row)
 
-    def _finish(self, slot: int) -> None:
-        sequence = self.running[slot]
-        self._release(slot)
+    def _finish(self, row: int) -> None:
+        sequence = self.running[row].sequence
+        self._release(row)
         sequence.emit(None)
 
-    def _release(self, slot: int) -> None:
+    def _release(self, row: int) -> None:
+        """Empty a row and close the gap."""
+        self.decoder.erase(row)
         last = self.running.pop()
-        if slot < len(self.running):
-            self._cache.move(len(self.running), slot, last.position)
-            self.running[slot] = last
+        rows = len(self.running)
+        if row < rows:
+            self._move(rows, row, last)
+            self.running[row] = last
+        if self.joining:
+            self._move(rows + 1, rows, self.joining)
+
+    def _move(self, source: int, target: int, run: Run) -> None:
+        self.decoder.move(source, target, run.position)
+        self.decoder.erase(source)

@@ -22,6 +22,7 @@ class SlotCache:
 
     def __init__(self, layers: int, rows: int, heads: int, dim: int) -> None:
         self.capacity = GRANULE
+        self._lengths = np.zeros(rows, np.int64)
         self._k = [np.zeros((rows, heads, GRANULE, dim), np.float32) for _ in range(layers)]
         self._v = [np.zeros((rows, heads, GRANULE, dim), np.float32) for _ in range(layers)]
 
@@ -33,40 +34,43 @@ class SlotCache:
         """Value arrays of these rows, without copying."""
         return [v[rows] for v in self._v]
 
-    def fit(self, length: int, rows: int) -> None:
-        """Make room for `length` positions, and give back room of long sequences that have left.
-
-        Args:
-            length: positions that the longest of the sequences in use will have.
-            rows: rows in use, from the first; only they keep what they hold.
-        """
+    def fit(self, length: int) -> None:
+        """Make room for `length` positions in a row, and give back room of long sequences that have left."""
+        length = max(length, int(self._lengths.max()))
         if self.capacity < length or self.capacity > 4 * (length + GRANULE):
             # A quarter to spare, so that copying stays a small share.
             capacity = -(-(length + length // 4) // GRANULE) * GRANULE
-            self._k = [_resized(k, capacity, rows) for k in self._k]
-            self._v = [_resized(v, capacity, rows) for v in self._v]
+            self._k, self._v = ([self._resized(a, capacity) for a in arrays] for arrays in (self._k, self._v))
             self.capacity = capacity
 
     def write(self, rows: slice, start: int, new_k: Sequence[Float], new_v: Sequence[Float]) -> None:
         """Put ``[rows, heads, n, dim]`` keys and values at positions ``start..start+n``, for which `fit` made room."""
         stop = start + new_k[0].shape[2]
-        for layer, (k, v) in enumerate(zip(new_k, new_v, strict=True)):
-            self._k[layer][rows, :, start:stop] = k
-            self._v[layer][rows, :, start:stop] = v
+        self._lengths[rows] = stop
+        for array, new in zip((*self._k, *self._v), (*new_k, *new_v), strict=True):
+            array[rows, :, start:stop] = new
+
+    def append(self, lengths: NDArray[np.int64], new_k: Sequence[Float], new_v: Sequence[Float]) -> None:
+        """Put ``[n, heads, 1, dim]`` keys and values into rows 0..n-1, each at its own position `lengths` [n]."""
+        rows = np.arange(len(lengths))
+        self._lengths[rows] = lengths + 1
+        for array, new in zip((*self._k, *self._v), (*new_k, *new_v), strict=True):
+            array[rows, :, lengths] = new[:, :, 0]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of row `source` over row `target`."""
+        self._lengths[target] = length
         for array in (*self._k, *self._v):
             array[target, :, :length] = array[source, :, :length]
 
     def erase(self, row: int) -> None:
         """Zero a row."""
         for array in (*self._k, *self._v):
-            array[row] = 0
+            array[row, :, : self._lengths[row]] = 0
+        self._lengths[row] = 0
 
-
-def _resized(array: Float, capacity: int, rows: int) -> Float:
-    other = np.zeros((*array.shape[:2], capacity, array.shape[3]), np.float32)
-    kept = min(capacity, array.shape[2])
-    other[:rows, :, :kept] = array[:rows, :, :kept]
-    return other
+    def _resized(self, array: Float, capacity: int) -> Float:
+        other = np.zeros((*array.shape[:2], capacity, array.shape[3]), np.float32)
+        for row, length in enumerate(self._lengths):
+            other[row, :, :length] = array[row, :, :length]
+        return other

@@ -15,8 +15,8 @@ import numpy as np
 from cosyserve.contracts import LLM, Tensors
 from cosyserve.errors import InvalidInput
 from cosyserve.llm.engine import Engine, Sequence
-from cosyserve.load import load_llm_networks
-from cosyserve.metrics import LLM_SEQUENCES, SPEECH_TOKENS
+from cosyserve.load import load_decoder
+from cosyserve.metrics import LLM_CUT, LLM_SEQUENCES, SPEECH_TOKENS
 from cosyserve.triton.adapter import FINAL, Instrument, failure, read_inputs, read_settings, response
 
 GROUP = 5
@@ -29,7 +29,9 @@ class Llm:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by Triton once, before any request."""
         settings = read_settings(args)
-        self._engine = Engine(load_llm_networks(settings), settings.llm_slots)
+        config, decoder = load_decoder(settings)
+        cut = Instrument(LLM_CUT)
+        self._engine = Engine(decoder, config, settings.llm_slots, on_cut=lambda: cut.add(1))
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._answers: dict[int, Answer] = {}
         # A stop may overtake the start it belongs to.

@@ -1,0 +1,95 @@
+"""What the engine asks of a language model, whichever runtime holds its weights and its keys and values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosyserve.config import LlmConfig
+from cosyserve.errors import InvalidInput
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Numbering:
+    """One numbering for all that a model can be fed: text ids, then speech ids, then the two special rows.
+
+    Args:
+        config: its `vocab` and `speech_vocab` are the lengths of the first two parts.
+    """
+
+    config: LlmConfig
+
+    @property
+    def speech(self) -> int:
+        """Number of speech id 0."""
+        return self.config.vocab
+
+    @property
+    def start(self) -> int:
+        """Number of the row that opens a sequence."""
+        return self.config.vocab + self.config.speech_vocab
+
+    @property
+    def task(self) -> int:
+        """Number of the row between text and speech."""
+        return self.start + 1
+
+    def prompt(self, prompt_text: NDArray[np.int32], text: NDArray[np.int32], prompt_speech: NDArray[np.int32]) -> Ids:
+        """A sequence up to its first new token: start, prompt text and text, task, prompt speech (facts: Qwen2LM).
+
+        Raises:
+            InvalidInput: an id lies outside its vocabulary.
+        """
+        for name, ids, size in (
+            ("prompt_text_tokens", prompt_text, self.config.vocab),
+            ("text_tokens", text, self.config.vocab),
+            ("llm_prompt_tokens", prompt_speech, self.config.speech_tokens),
+        ):
+            if np.any((ids < 0) | (ids >= size)):
+                raise InvalidInput(name, f"holds an id outside 0..{size - 1}")
+        parts = [[self.start], prompt_text, text, [self.task], prompt_speech.astype(np.int64) + self.speech]
+        return np.concatenate(parts, dtype=np.int64)
+
+
+class Scores(Protocol):
+    """Scores of the next speech token of n sequences."""
+
+    def top(self, k: int, held: NDArray[np.bool_]) -> tuple[Ids, NDArray[np.float64]]:
+        """The k likeliest speech ids of each row and their probabilities, both [n, min(k, V)].
+
+        Descending, ties by lower id. Probabilities are a softmax over the ids that the row allows: where `held` [n]
+        is set, ids that end a sequence are not. A row without finite scores has NaN probabilities.
+        """
+        ...
+
+    def row(self, index: int) -> NDArray[np.float32]:
+        """Logits [V] of one row, on the host; nothing is held back."""
+        ...
+
+
+class Decoder(Protocol):
+    """A causal model with one sequence of positions in each of a fixed number of rows, all of them empty at first.
+
+    Ids are those of `Numbering`. The scores of a row depend on the ids at its positions only, never on other rows.
+    """
+
+    def prefill(self, row: int, start: int, ids: Ids) -> Scores:
+        """Append ids [t >= 1] to a row that holds `start` positions; scores of this one row."""
+        ...
+
+    def step(self, ids: Ids, lengths: Ids) -> Scores:
+        """Append one id to each of rows 0..n-1, which hold `lengths` [n] positions; scores of the n rows."""
+        ...
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` positions of row `source`, which are all it holds, into the empty row `target`."""
+        ...
+
+    def erase(self, row: int) -> None:
+        """Empty a row; nothing of what it held may reach its next sequence, not even a NaN."""
+        ...

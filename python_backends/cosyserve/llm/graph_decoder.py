@@ -1,0 +1,89 @@
+"""The decoder behind a graph with explicit keys and values, which onnxruntime runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosyserve.config import LlmConfig
+from cosyserve.llm.decoder import Ids, Numbering
+from cosyserve.llm.scores import LogitScores
+from cosyserve.llm.slots import SlotCache
+from cosyserve.runtimes.graph import Graph, Outputs
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LlmNetworks:
+    """The decoder graph ``llm`` and its embedding tables ``[ids, hidden]`` (memory-mapped where large).
+
+    Attributes:
+        special: row 0 starts a sequence, row 1 starts the speech (upstream llm_embedding).
+    """
+
+    config: LlmConfig
+    graph: Graph
+    text: Float
+    speech: Float
+    special: Float
+
+    def embed(self, ids: Ids) -> Float:
+        """Input embeddings ``[n, hidden]`` of ids in the numbering of `Numbering`."""
+        numbering = Numbering(self.config)
+        out = np.empty((len(ids), self.config.hidden), np.float32)
+        for first, table in ((0, self.text), (numbering.speech, self.speech), (numbering.start, self.special)):
+            mine = (ids >= first) & (ids < first + len(table))
+            out[mine] = table[ids[mine] - first]
+        return out
+
+
+class GraphDecoder:
+    """`Decoder` over a graph: looks embeddings up and keeps the keys and values in host memory.
+
+    Args:
+        networks: the graph and its tables.
+        rows: sequences at once.
+    """
+
+    def __init__(self, networks: LlmNetworks, rows: int) -> None:
+        config = networks.config
+        self._networks = networks
+        self._cache = SlotCache(config.layers, rows, config.kv_heads, config.head_dim)
+
+    def prefill(self, row: int, start: int, ids: Ids) -> LogitScores:
+        """See `Decoder`."""
+        rows = slice(row, row + 1)
+        self._cache.fit(start + len(ids))
+        out = self._run(rows, self._networks.embed(ids)[None], np.asarray([start], np.int64))
+        self._cache.write(rows, start, *_new(out))
+        return self._scores(out)
+
+    def step(self, ids: Ids, lengths: Ids) -> LogitScores:
+        """See `Decoder`."""
+        self._cache.fit(int(lengths.max()) + 1)
+        out = self._run(slice(0, len(ids)), self._networks.embed(ids)[:, None], lengths)
+        self._cache.append(lengths, *_new(out))
+        return self._scores(out)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """See `Decoder`."""
+        self._cache.move(source, target, length)
+
+    def erase(self, row: int) -> None:
+        """See `Decoder`."""
+        self._cache.erase(row)
+
+    def _run(self, rows: slice, embeds: Float, lengths: Ids) -> Outputs:
+        past = {"past_k": self._cache.keys(rows), "past_v": self._cache.values(rows)}
+        return self._networks.graph({"embeds": embeds, "lengths": lengths, **past})
+
+    def _scores(self, out: Outputs) -> LogitScores:
+        return LogitScores(out["logits"], self._networks.config.end)
+
+
+def _new(out: Outputs) -> tuple[Sequence[Float], Sequence[Float]]:
+    return out.many("new_k"), out.many("new_v")
