@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cosyserve.flow.stream import FlowNetworks, FlowVoice
 from cosyserve.hift.stream import HiftNetworks
-from cosyserve.llm.engine import LlmNetworks
+from cosyserve.llm.graph_decoder import LlmNetworks
 from cosyserve.load import load_flow_networks, load_hift_networks, load_llm_networks
 from cosyserve.settings import Settings
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -27,9 +26,9 @@ from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import HarmonicSource
 from cosyserve.hift.stream import HiftNetworks, HiftStream
 from cosyserve.limits import MAX_TOKENS_PER_TEXT_TOKEN, MIN_TOKENS_PER_TEXT_TOKEN
-from cosyserve.llm.engine import LlmNetworks
+from cosyserve.llm.decoder import Numbering
+from cosyserve.llm.graph_decoder import LlmNetworks
 from cosyserve.llm.qwen2 import SpeechLM
-from cosyserve.llm.sampling import RasSampler, stop_ids
 from cosyserve.llm.slots import SlotCache
 from cosyserve.runtimes.graph import Arrays, Graph, Outputs, flat
 from cosyserve_build.prepare import flow_noise
@@ -90,8 +89,8 @@ class LlmProbe:
     def prompt(self, text: Sequence[int], speech: Sequence[int]) -> Array:
         """Input embeddings [n, hidden]; `text` is prompt text and text."""
         none = np.zeros(0, np.int32)
-        embeds: Array = self.networks.prompt(none, np.asarray(text, np.int32), np.asarray(speech, np.int32))[0]
-        return embeds
+        ids = Numbering(self.config).prompt(none, np.asarray(text, np.int32), np.asarray(speech, np.int32))
+        return self.networks.embed(ids)
 
     def embed_text(self, ids: Sequence[int]) -> Array:
         """[n, hidden]."""
@@ -112,7 +111,7 @@ class LlmProbe:
 
     def forward(self, embeds: Array) -> Array:
         """Append positions [n, hidden] and return the logits [V] of the last one."""
-        self._cache.fit(self._length + len(embeds), 1)
+        self._cache.fit(self._length + len(embeds))
         out = self._graph(
             {
                 "embeds": embeds[None],
@@ -126,11 +125,12 @@ class LlmProbe:
         logits: Array = out["logits"][0]
         return logits
 
-    def argmax(self, logits: Array, history: Sequence[int], hold: bool) -> int:
+    def argmax(self, logits: Array, *, hold: bool) -> int:
         """The likeliest id; `hold` forbids the end id alone, as upstream does."""
-        config = self.config
-        sampler = RasSampler(config.top_p, 1, config.win_size, math.inf, seed=0, held=(config.end,))
-        return sampler.draw(logits, history, hold=hold)
+        allowed = logits.copy()
+        if hold:
+            allowed[self.config.end] = -np.inf
+        return int(allowed.argmax())
 
     def greedy(self, embeds: Array, texts: int, limit: int | None = None) -> tuple[list[int], list[Array]]:
         """Tokens without the end, and the raw logits of every step; the length rules count `texts` text ids."""
@@ -140,8 +140,8 @@ class LlmProbe:
         most = MAX_TOKENS_PER_TEXT_TOKEN * texts if limit is None else limit
         while len(tokens) < most:
             logits.append(self.forward(embeds))
-            token = self.argmax(logits[-1], tokens, hold=len(tokens) < MIN_TOKENS_PER_TEXT_TOKEN * texts)
-            if token in stop_ids(self.config):
+            token = self.argmax(logits[-1], hold=len(tokens) < MIN_TOKENS_PER_TEXT_TOKEN * texts)
+            if token >= self.config.end:
                 break
             tokens.append(token)
             embeds = self.embed_speech([token])

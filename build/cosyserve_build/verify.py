@@ -32,7 +32,8 @@ from cosyserve.errors import BundleError
 from cosyserve.flow.solver import time_grid
 from cosyserve.flow.stream import FlowVoice
 from cosyserve.llm.bistream import Interleaver
-from cosyserve.llm.sampling import draw_inverse_cdf, draw_race, nucleus, ras, softmax
+from cosyserve.llm.sampling import draw_inverse_cdf, draw_race, nucleus, ras
+from cosyserve.llm.scores import top
 from cosyserve.runtimes.onnx import OnnxGraph
 from cosyserve.text.normalize import normalize
 from cosyserve.text.split import segments
@@ -403,7 +404,7 @@ _Sample = Callable[["Array", Sequence[int], bool], int]
 
 
 def _greedy(model: LlmProbe) -> _Sample:
-    return lambda logits, history, hold: model.argmax(logits, history, hold)
+    return lambda logits, history, hold: model.argmax(logits, hold=hold)
 
 
 def _scripted(script: str, model: LlmProbe) -> _Sample:
@@ -428,19 +429,22 @@ def _scripted(script: str, model: LlmProbe) -> _Sample:
 
 def _ras(data: _Set) -> Produced:
     config, recorded = data.bundle.config.llm, data.vectors["ras"]
-    rule = {"top_p": config.top_p, "top_k": config.top_k, "win_size": config.win_size, "tau_r": config.tau_r}
     count, width = recorded["nucleus_ids"].shape
     ids = np.full((count, width), -1, np.int32)
     probs = np.full((count, width), np.nan, np.float32)
     race, fallback, inverse = np.zeros(count, np.int32), np.zeros(count, np.bool_), np.zeros(count, np.int32)
     lengths = (recorded["history"] >= 0).sum(axis=1).astype(np.int32)
     for row in range(count):
-        logits = recorded["logp"][row].astype(np.float64)
+        logits = recorded["logp"][row].copy()
         if recorded["ignore_eos"][row]:
             logits[config.end] = -np.inf
-        history = [int(token) for token in recorded["history"][row, : lengths[row]]]
-        kept, mass = nucleus(softmax(logits), config.top_p, config.top_k)
-        ids[row, : len(kept)], probs[row, : len(kept)] = kept, mass
+        history = recorded["history"][row, max(0, lengths[row] - config.win_size) : lengths[row]].tolist()
+        (likeliest,), (mass,) = top(logits[None], config.top_k)
+        kept = nucleus(mass, config.top_p)
+        ids[row, :kept], probs[row, :kept] = likeliest[:kept], mass[:kept]
+
+        def full(logits: Array = logits) -> Array:
+            return logits
 
         def draw_by_race(p: Array, again: bool, row: int = row) -> int:
             fallback[row] |= again
@@ -449,8 +453,8 @@ def _ras(data: _Set) -> Produced:
         def draw_by_inverse(p: Array, again: bool, row: int = row) -> int:
             return draw_inverse_cdf(p, float(recorded["cdf_u"][row, int(again)]))
 
-        race[row] = ras(logits, history, draw_by_race, **rule)  # type: ignore[arg-type]
-        inverse[row] = ras(logits, history, draw_by_inverse, **rule)  # type: ignore[arg-type]
+        race[row] = ras(likeliest, mass, full, history, draw_by_race, config)
+        inverse[row] = ras(likeliest, mass, full, history, draw_by_inverse, config)
     yield "history_len", lengths
     yield "nucleus_ids", ids
     yield "nucleus_probs", probs

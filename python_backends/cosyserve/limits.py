@@ -42,8 +42,8 @@ MAX_TOKENS_PER_TEXT_TOKEN = 20
 """Speech tokens per text token after which generation is cut (upstream llm.py :: inference)."""
 
 PREFILL_CHUNK = 64
-"""Prompt ids that the language model takes between two steps of those who speak: at full size on 2 CPU cores 64 cost 9.1
-ms each, 128 cost 8.0 and hold the others up twice as long, 16 cost 13.6."""
+"""Prompt ids that the language model takes between two steps of those who speak: at full size on 2 CPU cores an id
+costs 9.1 ms, 8.0 among 128, which hold the others up twice as long, and 13.6 among 16."""
 
 MAX_CYCLE = 4
 """Longest cycle of speech tokens that counts as going in circles."""

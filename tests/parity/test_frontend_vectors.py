@@ -15,7 +15,8 @@ import soundfile
 from cosyserve.audio.features import fbank, log_mel_128, prompt_mel, resample, subtract_mean
 from cosyserve.config import FlowConfig, HiftConfig, LlmConfig, MelConfig, ModelConfig
 from cosyserve.frontend import Frontend, Request
-from cosyserve.llm.sampling import draw_inverse_cdf, draw_race, nucleus, ras, softmax
+from cosyserve.llm.sampling import draw_inverse_cdf, draw_race, nucleus, ras
+from cosyserve.llm.scores import top
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve.voices import VoiceStore
 
@@ -33,7 +34,6 @@ CONFIG = ModelConfig(
     ),
     mel=V2_MEL,
 )
-RULE = {"top_p": 0.8, "top_k": 25, "win_size": 10, "tau_r": 0.1}
 
 # A float64 evaluation of the filter bank is 1.7e-4 from the recorded float32 one: quiet bins are rounding noise.
 FBANK = 3e-4
@@ -131,11 +131,12 @@ def test_repetition_aware_sampling(i: int) -> None:
     logits = case["logp"].copy()
     if case["ignore_eos"]:
         logits[6561] = -np.inf
-    history = case["history"][: case["history_len"]].tolist()
+    history = case["history"][: case["history_len"]].tolist()[-CONFIG.llm.win_size :]
     wanted = case["nucleus_ids"][case["nucleus_ids"] >= 0]
-    ids, probs = nucleus(softmax(logits), RULE["top_p"], 25)
-    assert ids.tolist() == wanted.tolist()
-    np.testing.assert_allclose(probs, case["nucleus_probs"][: len(wanted)], rtol=0, atol=1e-5)
+    (ids,), (probs,) = top(logits[None], CONFIG.llm.top_k)
+    kept = nucleus(probs, CONFIG.llm.top_p)
+    assert ids[:kept].tolist() == wanted.tolist()
+    np.testing.assert_allclose(probs[:kept], case["nucleus_probs"][: len(wanted)], rtol=0, atol=1e-5)
 
     draws = []
 
@@ -143,7 +144,10 @@ def test_repetition_aware_sampling(i: int) -> None:
         draws.append(again)
         return draw_race(p, case["race_q_full"] if again else case["race_q_nucleus"][: len(p)])
 
-    assert ras(logits, history, race, **RULE) == case["race_token"]
+    assert ras(ids, probs, lambda: logits, history, race, CONFIG.llm) == case["race_token"]
     assert draws == [False, True] if case["fallback_used"] else draws == [False]
-    inverse_cdf = ras(logits, history, lambda p, again: draw_inverse_cdf(p, case["cdf_u"][int(again)]), **RULE)
-    assert inverse_cdf == case["cdf_token"]
+
+    def inverse_cdf(p: np.ndarray, again: bool) -> int:
+        return draw_inverse_cdf(p, case["cdf_u"][int(again)])
+
+    assert ras(ids, probs, lambda: logits, history, inverse_cdf, CONFIG.llm) == case["cdf_token"]

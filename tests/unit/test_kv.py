@@ -37,7 +37,7 @@ def test_growing_keeps_what_was_written() -> None:
     for start in range(0, 5 * GRANULE, 10):
         written_k.append(block(2, 10, start))
         written_v.append(block(2, 10, start + 1))
-        cache.fit(start + 10, 2)
+        cache.fit(start + 10)
         cache.write(ALL, start, written_k[-1], written_v[-1])
     for layer in range(2):
         k = np.concatenate([part[layer] for part in written_k], axis=2)
@@ -50,19 +50,43 @@ def test_growing_keeps_what_was_written() -> None:
 def test_room_of_a_long_sequence_is_given_back_and_rows_in_use_are_kept() -> None:
     cache = SlotCache(2, 3, 3, 4)
     k, v = block(1, 5, 0), block(1, 5, 1)
-    cache.fit(40 * GRANULE, 2)
+    cache.fit(40 * GRANULE)
+    cache.write(slice(1, 2), 0, *(block(1, 40 * GRANULE, seed) for seed in (2, 3)))
     cache.write(slice(0, 1), 0, k, v)
-    cache.fit(6, 1)
+    cache.fit(6)
+    assert cache.capacity >= 40 * GRANULE
+    cache.erase(1)
+    cache.fit(6)
     assert cache.capacity == GRANULE
     for found, written in zip([*cache.keys(), *cache.values()], [*k, *v], strict=True):
         np.testing.assert_array_equal(found[:1, :, :5], written)
+
+
+def test_appending_puts_each_row_at_its_own_position() -> None:
+    cache = SlotCache(2, 3, 3, 4)
+    k, v = block(2, 1, 0), block(2, 1, 1)
+    cache.append(np.array([4, 7]), k, v)
+    for found, written in zip([*cache.keys(), *cache.values()], [*k, *v], strict=True):
+        np.testing.assert_array_equal(found[0, :, 4], written[0, :, 0])
+        np.testing.assert_array_equal(found[1, :, 7], written[1, :, 0])
+        assert np.count_nonzero(found) == written.size
+
+
+def test_an_erased_row_is_zero_and_the_others_are_not() -> None:
+    cache = SlotCache(2, 3, 3, 4)
+    cache.write(ALL, 0, block(3, 5, 0), [np.full_like(part, np.nan) for part in block(3, 5, 1)])
+    cache.append(np.array([5, 5]), block(2, 1, 2), block(2, 1, 3))
+    cache.erase(1)
+    for array in (*cache.keys(), *cache.values()):
+        assert not array[1].any()
+        assert array[[0, 2], :, :5].any()
 
 
 def test_capacity_is_a_multiple_of_the_granule_and_grows_seldom() -> None:
     cache = SlotCache(1, 1, 1, 1)
     capacities = set()
     for length in range(1, 40 * GRANULE):
-        cache.fit(length, 1)
+        cache.fit(length)
         assert cache.capacity >= length
         assert cache.capacity % GRANULE == 0
         assert cache.keys()[0].shape[2] == cache.capacity
@@ -74,7 +98,7 @@ def test_capacity_is_a_multiple_of_the_granule_and_grows_seldom() -> None:
 def test_reserving_less_changes_nothing() -> None:
     cache = SlotCache(1, 1, 1, 1)
     before = cache.keys()[0]
-    cache.fit(GRANULE, 1)
+    cache.fit(GRANULE)
     assert cache.keys()[0] is not before
     assert np.shares_memory(cache.keys()[0], before)
 

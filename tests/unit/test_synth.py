@@ -12,7 +12,8 @@ import torch
 from cosyserve.bundle import Bundle, read
 from cosyserve.errors import Unsupported
 from cosyserve.flow.stream import FlowVoice
-from cosyserve.llm.sampling import RasSampler
+from cosyserve.llm.engine import Engine, Sequence
+from cosyserve.llm.graph_decoder import GraphDecoder
 from cosyserve.recipe import read_config
 from cosyserve.shapes import expected_shapes
 from cosyserve.text.tokenizer import Tokenizer
@@ -71,24 +72,20 @@ def test_every_byte_has_a_token_and_merges_are_used(bundle: Bundle) -> None:
 
 def test_utterances_end_and_vary(bundle: Bundle) -> None:
     config = bundle.config.llm
-    model = LlmProbe(config, bundle.llm())
-    texts, lengths, used = 20, [], set()
+    cut: list[None] = []
+    decoder = GraphDecoder(LlmProbe(config, bundle.llm()).networks, rows=10)
+    engine = Engine(decoder, config, slots=10, on_cut=lambda: cut.append(None))
+    texts, spoken, none = 20, [], np.zeros(0, np.int32)
     for seed in range(10):
-        sampler = RasSampler.of(config, seed)
-        model.reset()
-        embeds, count = model.prompt(list(range(seed, seed + texts)), []), 0
-        while count < 20 * texts:
-            token = sampler(model.forward(embeds), hold=count < 2 * texts)
-            if token >= config.end:
-                assert token == config.end
-                break
-            used.add(token)
-            count += 1
-            embeds = model.embed_speech([token])
-        lengths.append(count)
-    assert 5 < np.mean(lengths) / texts < 14
-    assert sum(length < 20 * texts for length in lengths) >= 7
-    assert len(used) > 800
+        emitted: list[int | None] = []
+        text = np.arange(seed, seed + texts, dtype=np.int32)
+        engine.admit(Sequence(seed, text, none, none, seed, emitted.append, pytest.fail))
+        spoken.append(emitted)
+    while engine.busy:
+        engine.step()
+    assert 5 < np.mean([len(emitted) - 1 for emitted in spoken]) / texts < 14
+    assert len(cut) <= 3
+    assert len({token for emitted in spoken for token in emitted}) > 800
 
 
 def test_the_sound_is_voiced_and_neither_silent_nor_clipped(bundle: Bundle) -> None:

@@ -48,10 +48,7 @@ def ras(
     logits: Callable[[], Floats],
     recent: Sequence[int],
     draw: Draw,
-    *,
-    top_p: float,
-    tau_r: float,
-    win_size: int,
+    config: LlmConfig,
 ) -> int:
     """One token: drawn from the nucleus, or, if the draw is too frequent in the recent history, from all the rest.
 
@@ -59,14 +56,12 @@ def ras(
         ids: [k] the likeliest ids, descending.
         probs: [k] their probabilities.
         logits: gives all logits [V], forbidden ids as -inf; asked for the fallback alone, which is rare.
-        recent: the last tokens, at most `win_size` of them.
+        recent: the last tokens, at most `config.win_size` of them.
         draw: source of randomness, called once or twice.
-        top_p: mass of the nucleus.
-        tau_r: part of the window from which a token counts as repeated.
-        win_size: tokens in the window.
+        config: the rule: `top_p` is the mass of the nucleus, a token that makes up `tau_r` of the window is repeated.
     """
-    token = int(ids[draw(probs[: nucleus(probs, top_p)], False)])
-    if recent.count(token) < win_size * tau_r:
+    token = int(ids[draw(probs[: nucleus(probs, config.top_p)], False)])
+    if recent.count(token) < config.win_size * config.tau_r:
         return token
     rest = logits().copy()
     rest[token] = -np.inf
@@ -91,9 +86,7 @@ class RasSampler:
         self._random = np.random.Generator(np.random.Philox(seed & (2**64 - 1)))
         self._recent: deque[int] = deque(maxlen=config.win_size)
 
-    def __call__(
-        self, ids: NDArray[np.int64], probs: Floats, logits: Callable[[], Floats], *, hold: bool
-    ) -> int:
+    def __call__(self, ids: NDArray[np.int64], probs: Floats, logits: Callable[[], Floats], *, hold: bool) -> int:
         """The next token; it joins the history.
 
         Args:
@@ -121,9 +114,7 @@ class RasSampler:
             allowed,
             self._recent,
             lambda items, again: draw_inverse_cdf(items, float(uniforms[int(again)])),
-            top_p=self._config.top_p,
-            tau_r=self._config.tau_r,
-            win_size=self._config.win_size,
+            self._config,
         )
         self._recent.append(token)
         return token
