@@ -126,5 +126,5 @@ def test_the_engine_feeds_its_graph(llm_networks: LlmNetworks, manifest: dict[st
         engine.admit(Sequence(id, tokens[:4], tokens[4:], tokens[4:], id, lambda token: None, lambda error: None))
     for _ in range(12):
         engine.step()
-    # The first prompt is one chunk, the second one too, the third two; each step but those in which none runs decodes.
-    assert graph.calls == 4 + 12
+    # The prompts have 6, 66 and 126 ids: 5 chunks. Every step decodes.
+    assert graph.calls == 5 + 12
