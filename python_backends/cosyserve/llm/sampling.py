@@ -25,16 +25,16 @@ def nucleus(probs: Floats, top_p: float) -> int:
         probs: [k] in descending order; no more than these are taken.
         top_p: mass wanted; the item that crosses it is in.
     """
-    return 1 + int(np.searchsorted(np.cumsum(probs)[:-1], top_p, side="left"))
+    return 1 + int(probs.cumsum()[:-1].searchsorted(top_p, side="left"))
 
 
 def draw_inverse_cdf(probs: Floats, u: float) -> int:
     """First index whose cumulative probability exceeds `u` in [0, 1). `probs` [n] need not be normalised."""
-    cumulative = np.cumsum(probs, dtype=np.float64)
+    cumulative = probs.cumsum(dtype=np.float64)
     total = cumulative[-1]
     # Rounding may lift u * total to the total itself: the last index with mass is the limit.
-    last = np.searchsorted(cumulative, total, side="left")
-    return int(min(np.searchsorted(cumulative, u * total, side="right"), last))
+    last = cumulative.searchsorted(total, side="left")
+    return int(min(cumulative.searchsorted(u * total, side="right"), last))
 
 
 def draw_race(probs: Floats, q: Floats) -> int:

@@ -13,12 +13,19 @@ BLOCK = 64
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Probabilities over the last axis, in float64; NaN where its maximum is not finite."""
-    wide = logits.astype(np.float64)
+    mass, total = _mass(logits)
+    mass /= total
+    return mass
+
+
+def _mass(logits: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Unnormalised probabilities [..., V] and their sum [..., 1]."""
+    mass = logits.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        wide -= wide.max(axis=-1, keepdims=True)
-    np.exp(wide, out=wide)
-    wide /= wide.sum(axis=-1, keepdims=True)
-    return wide
+        mass -= logits.max(axis=-1, keepdims=True)
+    np.exp(mass, out=mass)
+    # Not in one pass with a conversion from float32: its buffers would group the terms of a row by where it lies.
+    return mass, mass.sum(axis=-1, keepdims=True)
 
 
 def top(logits: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -33,8 +40,8 @@ def top(logits: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray
     """
     rows, size = logits.shape
     k = min(k, size)
-    probs = softmax(logits)
-    broken = np.isnan(probs[:, :1])
+    mass, total = _mass(logits)
+    broken = np.isnan(total)
     if broken.any():
         logits = np.where(broken, np.float32(0), logits)
     flat = np.flatnonzero(logits >= _floor(logits, k))
@@ -43,7 +50,7 @@ def top(logits: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray
     order = np.lexsort((-logits.ravel()[flat], row))
     first = np.searchsorted(row, np.arange(rows))
     ids = found[order[first[:, None] + np.arange(k)]]
-    return ids, np.take_along_axis(probs, ids, axis=1)
+    return ids, np.take_along_axis(mass, ids, axis=1) / total
 
 
 def _floor(logits: NDArray[np.float32], k: int) -> NDArray[np.float32]:
