@@ -52,8 +52,8 @@ class Numbering:
         ):
             if np.any((ids < 0) | (ids >= size)):
                 raise InvalidInput(name, f"holds an id outside 0..{size - 1}")
-        parts = [[self.start], prompt_text, text, [self.task], prompt_speech.astype(np.int64) + self.speech]
-        return np.concatenate(parts, dtype=np.int64)
+        start, task = np.asarray([[self.start], [self.task]], np.int64)
+        return np.concatenate([start, prompt_text, text, task, prompt_speech + np.int64(self.speech)], dtype=np.int64)
 
 
 class Scores(Protocol):

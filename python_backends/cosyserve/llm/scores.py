@@ -85,4 +85,5 @@ class LogitScores:
 
     def row(self, index: int) -> NDArray[np.float32]:
         """See `Scores`."""
-        return self._logits[index]
+        logits: NDArray[np.float32] = self._logits[index]
+        return logits

@@ -124,7 +124,8 @@ class Llm:
 
     def _fail_all(self, error: Exception) -> None:
         """A step serves every sequence at once, so what breaks it ends them all; later ones start afresh."""
-        self._engine.clear()
+        with suppress(Exception):  # a decoder that cannot be emptied fails the next step too
+            self._engine.clear()
         for answer in self._answers.values():
             with suppress(Exception):  # a client that cannot be told is gone
                 answer.fail(error)
