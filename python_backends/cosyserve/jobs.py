@@ -8,7 +8,7 @@ what is ready runs, nothing waits for a batch to fill.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 In = TypeVar("In", contravariant=True)
@@ -68,6 +68,25 @@ class Task:
     done: Callable[[Any], None]
     failed: Callable[[Exception], None]
     job: Job | None = None
+    called: bool = False  # its job is in a call
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """Jobs of several tasks for one network."""
+
+    network: Network[Any, Any]
+    tasks: list[Task]
+    batch: list[Any]
+    results: list[Any] = field(default_factory=list)
+    error: Exception | None = None
+
+    def run(self) -> None:
+        """Compute; any thread may do it."""
+        try:
+            self.results = self.network(self.batch)
+        except Exception as error:
+            self.error = error
 
 
 class Rounds:
@@ -81,9 +100,6 @@ class Rounds:
         self._batch = batch
         self._tasks: list[Task] = []
 
-    def __bool__(self) -> bool:
-        return bool(self._tasks)
-
     def add(self, task: Task) -> None:
         """Start a task."""
         self._tasks.append(task)
@@ -95,28 +111,34 @@ class Rounds:
             self._end(task)
             task.failed(reason)
 
-    def turn(self) -> None:
-        """One call, for the most urgent job and those that may join it; then who waited looks again."""
-        ready = sorted((task for task in self._tasks if task.job), key=lambda task: task.urgency)
-        if ready:
-            self._call(ready)
+    def call(self) -> Call | None:
+        """The next call, to be given to `finish` when it has run: for the most urgent job and who may join it."""
+        ready = sorted((t for t in self._tasks if t.job and not t.called), key=lambda task: task.urgency)
+        if not ready:
+            return None
+        call = Call(_job(ready[0]).network, [], [])
+        for task in ready:
+            job = _job(task)
+            if job.network is call.network and (not call.batch or self._joins(call, job)):
+                task.called = True
+                call.tasks.append(task)
+                call.batch.append(job.inputs)
+        return call
+
+    def finish(self, call: Call) -> None:
+        """Go on with the tasks of a call that has run; then who waited for others looks again."""
+        live = [task for task in call.tasks if task in self._tasks]
+        for task in live:
+            task.called = False
+            if call.error is not None:
+                self.drop(task, call.error)
+            else:
+                self._go_on(task, call.results[call.tasks.index(task)])
         for task in [task for task in self._tasks if task.job is None]:
             self._go_on(task, None)
 
-    def _call(self, ready: list[Task]) -> None:
-        network, tasks, batch = _job(ready[0]).network, ready[:1], [_job(ready[0]).inputs]
-        for task in ready[1:]:
-            if len(batch) < self._batch and _job(task).network is network and network.joins(batch, _job(task).inputs):
-                tasks.append(task)
-                batch.append(_job(task).inputs)
-        try:
-            results = network(batch)
-        except Exception as error:
-            for task in tasks:
-                self.drop(task, error)
-            return
-        for task, result in zip(tasks, results, strict=True):
-            self._go_on(task, result)
+    def _joins(self, call: Call, job: Job) -> bool:
+        return len(call.batch) < self._batch and call.network.joins(call.batch, job.inputs)
 
     def _go_on(self, task: Task, result: Any) -> None:
         try:

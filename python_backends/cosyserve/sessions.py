@@ -9,7 +9,7 @@ from typing import Protocol
 
 from cosyserve.contracts import Tensors
 from cosyserve.errors import Cancelled, StageFailed
-from cosyserve.jobs import Rounds, Steps, Task
+from cosyserve.jobs import Call, Rounds, Steps, Task
 
 
 class Session(Protocol):
@@ -87,14 +87,13 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._live)
 
-    @property
-    def busy(self) -> bool:
-        """Whether `turn` has something to do."""
-        return bool(self._rounds)
+    def call(self) -> Call | None:
+        """The next call to run, for what is most urgent; None when nothing is ready."""
+        return self._rounds.call()
 
-    def turn(self) -> None:
-        """One shared call for what is most urgent."""
-        self._rounds.turn()
+    def finish(self, call: Call) -> None:
+        """Go on with what a call has computed."""
+        self._rounds.finish(call)
 
     def submit(self, step: Step) -> None:
         """Take up a step. A step that fails ends its sequence; ending one that is gone does nothing.

@@ -28,6 +28,7 @@ class Settings:
         first_hop: fewest speech tokens in a segment's first audio chunk.
         max_hop: most speech tokens in one audio chunk.
         max_batch: streams in one call of flow or hift.
+        lanes: calls of flow or hift at once, each with `threads` cores.
         flow_cache_mib: bound on the flow's states of streams and recent voices, in MiB.
         flow_window: mel frames of its own that a stream attends to besides the prompt, for bounded memory and step
             time; 0 is all of them, which alone is exact.
@@ -42,6 +43,7 @@ class Settings:
     first_hop: int = 25
     max_hop: int = 100
     max_batch: int = 8
+    lanes: int = 1
     flow_cache_mib: int = 8192
     flow_window: int = 0
     sample_rate: int = 24_000
@@ -49,7 +51,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.device not in DEVICES:
             raise WeightsError(f"setting device: {self.device!r} is none of {', '.join(DEVICES)}")
-        for name in ("threads", "max_streams", "llm_slots", "first_hop", "max_hop", "max_batch"):
+        for name in ("threads", "max_streams", "llm_slots", "first_hop", "max_hop", "max_batch", "lanes"):
             if getattr(self, name) < 1:
                 raise WeightsError(f"setting {name}: must be at least 1")
 

@@ -1,15 +1,17 @@
-"""The sequence-batched models `flow` and `hift`: one thread that steps every sequence in shared calls."""
+"""The sequence-batched models `flow` and `hift`: one thread that plans the calls of every sequence."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cosyserve.contracts import FLOW, HIFT, Model, Tensors
 from cosyserve.flow.sessions import FlowSessions
 from cosyserve.hift.sessions import HiftSessions
+from cosyserve.jobs import Call
 from cosyserve.limits import SEQUENCE_IDLE_SECONDS
 from cosyserve.load import load_flow_networks, load_hift_networks
 from cosyserve.metrics import FLOW_CACHE, FLOW_FRAMES, FLOW_SEQUENCES, HIFT_SEQUENCES, Metric
@@ -49,7 +51,9 @@ class SequenceModel:
         settings = read_settings(args)
         self._sessions = Sessions(self.load(settings), SEQUENCE_IDLE_SECONDS, settings.max_batch)
         self._held = Instrument(self.held)
-        self._steps: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
+        self._lanes = settings.lanes
+        self._pool = ThreadPoolExecutor(settings.lanes, thread_name_prefix=f"{self.model.name}-call")
+        self._events: queue.SimpleQueue[Step | Call | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=self.model.name, daemon=True)
         self._thread.start()
 
@@ -58,13 +62,13 @@ class SequenceModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                self._steps.put(self._step(request, sender))
+                self._events.put(self._step(request, sender))
             except Exception as error:
                 sender.send(failure(error), flags=FINAL)
 
     def finalize(self) -> None:
         """Called by Triton at shutdown."""
-        self._steps.put(None)
+        self._events.put(None)
         self._thread.join(timeout=5)
 
     def _step(self, request: Any, sender: Any) -> Step:
@@ -87,15 +91,21 @@ class SequenceModel:
         )
 
     def _run(self) -> None:
-        while True:
-            while not self._sessions.busy or not self._steps.empty():
-                step = self._steps.get()
-                if step is None:
-                    return
-                self._sessions.submit(step)
-                self._show()
-            self._sessions.turn()
+        running = 0
+        while (event := self._events.get()) is not None:
+            if isinstance(event, Call):
+                running -= 1
+                self._sessions.finish(event)
+            else:
+                self._sessions.submit(event)
+            while running < self._lanes and self._events.empty() and (call := self._sessions.call()):
+                running += 1
+                self._pool.submit(self._compute, call)
             self._show()
+
+    def _compute(self, call: Call) -> None:
+        call.run()
+        self._events.put(call)
 
     def _show(self) -> None:
         self._held.set(len(self._sessions))
