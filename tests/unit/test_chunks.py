@@ -34,13 +34,18 @@ def pieces(made: ChunkPlan, arrivals: list[int]) -> list[Piece]:
 
 def test_chunks_grow_from_25_to_100() -> None:
     found = pieces(plan(), [400])
-    assert [(p.start, p.stop) for p in found] == [(0, 28), (28, 78), (78, 178), (178, 278), (278, 378), (378, 400)]
+    assert [p.stop for p in found] == [28, 53, 103, 203, 303, 400]
     assert [p.final for p in found] == [False] * 5 + [True]
+
+
+@pytest.mark.parametrize(("first_hop", "stops"), [(1, [28, 53, 103]), (40, [53, 103, 203]), (75, [78, 153, 253])])
+def test_the_second_hop_is_no_longer_than_it_must_be(first_hop: int, stops: list[int]) -> None:
+    assert [p.stop for p in pieces(plan(first_hop=first_hop), [400])][:3] == stops
 
 
 def test_boundaries_count_from_the_first_prompt_token() -> None:
     # 93 prompt tokens and 25 new ones end at 118, so the first boundary is 125: 32 new tokens, and 3 ahead.
-    assert [p.stop for p in pieces(plan(prompt=93), [200])] == [35, 85, 185, 200]
+    assert [p.stop for p in pieces(plan(prompt=93), [200])] == [35, 60, 110, 200]
 
 
 def test_nothing_before_boundary_and_look_ahead() -> None:
@@ -62,8 +67,8 @@ def test_an_end_at_the_boundary_still_sends_a_final_piece() -> None:
 def test_an_end_does_not_merge_chunks_that_are_ready() -> None:
     made = plan()
     assert made.next(90, ended=True) == Piece(0, 28, False)
-    assert made.next(90, ended=True) == Piece(28, 78, False)
-    assert made.next(90, ended=True) == Piece(78, 90, True)
+    assert made.next(90, ended=True) == Piece(28, 53, False)
+    assert made.next(90, ended=True) == Piece(53, 90, True)
 
 
 def test_plans_share_nothing() -> None:
@@ -91,14 +96,15 @@ def test_no_token_is_lost_or_repeated(prompt: int, first_hop: int, max_hop: int,
 
 
 @given(prompt=st.integers(0, 120), first_hop=st.integers(1, 60), factor=st.integers(1, 5), groups=arrivals)
-def test_boundaries_lie_on_the_grid_and_hops_double(
+def test_boundaries_lie_on_the_grid_and_hops_grow(
     prompt: int, first_hop: int, factor: int, groups: list[int]
 ) -> None:
     max_hop = first_hop * factor
     boundaries = [p.stop - LOOKAHEAD for p in pieces(plan(prompt, first_hop, max_hop), groups) if not p.final]
     assert all((prompt + boundary) % CHUNK == 0 for boundary in boundaries)
     for index, (last, boundary) in enumerate(pairwise([0, *boundaries])):
-        least = min(first_hop * 2**index, max_hop)
+        grown = max(first_hop, CHUNK) * 2 ** (index - 1)
+        least = min(grown, max_hop) if index else first_hop
         assert least <= boundary - last < least + CHUNK
 
 

@@ -20,7 +20,8 @@ class ChunkPlan:
 
     A piece reaches to a boundary plus the look-ahead that the boundary's last tokens need. Boundaries lie on the chunk
     grid counted from the first prompt token, because only whole chunks are final. The first piece holds at least
-    `first_hop` new tokens; each later hop is twice as long, up to `max_hop`
+    `first_hop` new tokens; the next hop is a chunk or again as much, so that it is there before the first has been
+    heard, and each later one is twice as long, up to `max_hop`
     (upstream cli/model.py :: CosyVoice2Model, whose hop grows on a shared object and is never reset).
 
     Attributes:
@@ -39,6 +40,7 @@ class ChunkPlan:
 
     def __post_init__(self) -> None:
         self._hop = self.first_hop
+        self._next_hop = max(self.chunk, self.first_hop)
         self._boundary = 0
         self._sent = 0
 
@@ -55,7 +57,8 @@ class ChunkPlan:
         if available < stop:
             return self._piece(available, True) if ended else None
         self._boundary = boundary
-        self._hop = min(2 * self._hop, self.max_hop)
+        self._hop = min(self._next_hop, self.max_hop)
+        self._next_hop = 2 * self._hop
         return self._piece(stop, False)
 
     def _piece(self, stop: int, final: bool) -> Piece:
