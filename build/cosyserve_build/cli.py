@@ -49,6 +49,16 @@ class Precision(StrEnum):
     fp32 = "fp32"
 
 
+class Runtime(StrEnum):
+    """What runs the networks."""
+
+    onnx = "onnx"
+    torch = "torch"
+
+
+ONNX_ALONE = [Runtime.onnx]
+
+
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     try:
@@ -62,13 +72,17 @@ def _one_line_errors() -> Iterator[None]:
 def prepare(
     bundle: Annotated[Path, typer.Argument(help="CosyVoice bundle in the official layout")],
     out: Annotated[Path, typer.Argument(help="new folder for the prepared weights")],
+    runtime: Annotated[
+        list[Runtime], typer.Option(help="what will run the networks; give it twice for both")
+    ] = ONNX_ALONE,
 ) -> None:
     """Turn a bundle into weights that the server loads."""
     from cosyserve_build.prepare import prepare as run
 
     with _one_line_errors():
-        run(bundle, out, report=print)
-    print(f"{out}: ready; try: cosyserve serve --weights {out}")
+        run(bundle, out, report=print, runtimes=[one.value for one in runtime])
+    setting = "" if Runtime.onnx in runtime else "COSYSERVE_RUNTIME=torch "
+    print(f"{out}: ready; try: {setting}cosyserve serve --weights {out}")
 
 
 @app.command()

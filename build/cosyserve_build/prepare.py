@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from cosyserve import bundle
+from cosyserve.config import ModelConfig
 from cosyserve.errors import BundleError
-from cosyserve.flow.unet import tail_channels
+from cosyserve.flow.encoder import FlowEncoder
+from cosyserve.flow.unet import GuidedFlow, tail_channels
+from cosyserve.hift.generator import Decoder, F0Predictor
+from cosyserve.hift.source import HarmonicSource
 from cosyserve.limits import MAX_NOISE_FRAMES
+from cosyserve.llm.qwen2 import SpeechLM
+from cosyserve.runtimes.torch_modules import weights_file
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve.voices import VoiceStore, voices_from_spk2info
 from cosyserve.weights import FORMAT, MANIFEST, sha256
@@ -26,7 +33,15 @@ from cosyserve_build import export
 TOOLS = ("cosyserve", "torch", "onnx", "onnxscript", "onnxruntime")
 
 
-def prepare(source: Path, out: Path, report: Callable[[str], None] = lambda line: None) -> None:
+RUNTIMES = ("onnx", "torch")
+
+
+def prepare(
+    source: Path,
+    out: Path,
+    report: Callable[[str], None] = lambda line: None,
+    runtimes: Collection[str] = RUNTIMES[:1],
+) -> None:
     """Write prepared weights for the bundle in `source` to the new folder `out`.
 
     Everything is written beside `out` first and moved there when it is complete, so `out` is never half a result.
@@ -35,6 +50,7 @@ def prepare(source: Path, out: Path, report: Callable[[str], None] = lambda line
         source: a CosyVoice2 bundle in the official layout.
         out: must not exist, or hold earlier prepared weights, which are replaced.
         report: called with a line for each part that is done.
+        runtimes: which of `RUNTIMES` will run the networks; each takes them in a form of its own, of the same size.
 
     Raises:
         BundleError: the bundle is unusable, or `out` holds something else.
@@ -46,18 +62,23 @@ def prepare(source: Path, out: Path, report: Callable[[str], None] = lambda line
     with tempfile.TemporaryDirectory(prefix=".prepare-", dir=out.parent) as scratch:
         folder = Path(scratch) / "weights"
         folder.mkdir()
-        _write(opened, folder, report)
+        _write(opened, folder, report, runtimes)
         shutil.rmtree(out, ignore_errors=True)
         folder.rename(out)
 
 
-def _write(opened: bundle.Bundle, folder: Path, report: Callable[[str], None]) -> None:
+def _write(opened: bundle.Bundle, folder: Path, report: Callable[[str], None], runtimes: Collection[str]) -> None:
     config = opened.config
-    llm, flow = opened.llm(), opened.flow()
+    llm, flow, hift = opened.llm(), opened.flow(), opened.hift()
     graphs: dict[str, Any] = {}
-    for spec in export.graphs(config, llm, flow, opened.hift()):
-        graphs[spec.name] = export.export(spec, folder)
-        report(f"{spec.name}.onnx: checked, equals torch in onnxruntime")
+    if "onnx" in runtimes:
+        for spec in export.graphs(config, llm, flow, hift):
+            graphs[spec.name] = export.export(spec, folder)
+            report(f"{spec.name}.onnx: checked, equals torch in onnxruntime")
+    if "torch" in runtimes:
+        for network, state in {"llm": llm, "flow": flow, "hift": hift}.items():
+            save_file({name: state[name] for name in _parameters(config, network)}, folder / weights_file(network))
+            report(f"{weights_file(network)}: written")
     tables = {
         "text": llm["llm.model.model.embed_tokens.weight"],
         "speech": llm["speech_embedding.weight"],
@@ -94,6 +115,17 @@ def _write(opened: bundle.Bundle, folder: Path, report: Callable[[str], None]) -
         },
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _parameters(config: ModelConfig, network: str) -> set[str]:
+    """What the modules of a network have in the checkpoint that holds it and others."""
+    with torch.device("meta"):
+        modules: dict[str, list[nn.Module]] = {
+            "llm": [SpeechLM(config.llm)],
+            "flow": [FlowEncoder(config.flow), GuidedFlow(config.flow)],
+            "hift": [F0Predictor(config.hift), HarmonicSource(config.hift), Decoder(config.hift)],
+        }
+    return {name for module in modules[network] for name in module.state_dict()}
 
 
 def _random(folder: Path) -> bool:

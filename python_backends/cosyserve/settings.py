@@ -11,6 +11,8 @@ from cosyserve import limits
 from cosyserve.errors import WeightsError
 
 DEVICES = ("cpu", "cuda")
+RUNTIMES = ("onnx", "torch")
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,8 @@ class Settings:
     Attributes:
         weights: folder of prepared weights.
         device: ``cpu`` or ``cuda``.
+        runtime: what runs llm, flow and hift: ``onnx``, or ``torch`` (weights prepared with ``--runtime torch``).
+        precision: ``fp32``, ``bf16`` or ``fp16``: of the layers of llm and flow and of what they keep; torch only.
         threads: cores that one network call may use.
         max_streams: utterances in progress at once.
         llm_slots: sequences in one LLM step.
@@ -37,6 +41,8 @@ class Settings:
 
     weights: str = ""
     device: str = "cpu"
+    runtime: str = "onnx"
+    precision: str = "fp32"
     threads: int = 1
     max_streams: int = limits.MAX_STREAMS
     llm_slots: int = limits.MAX_LLM_SLOTS
@@ -49,8 +55,11 @@ class Settings:
     sample_rate: int = 24_000
 
     def __post_init__(self) -> None:
-        if self.device not in DEVICES:
-            raise WeightsError(f"setting device: {self.device!r} is none of {', '.join(DEVICES)}")
+        for name, choices in (("device", DEVICES), ("runtime", RUNTIMES), ("precision", PRECISIONS)):
+            if (value := getattr(self, name)) not in choices:
+                raise WeightsError(f"setting {name}: {value!r} is none of {', '.join(choices)}")
+        if self.precision != "fp32" and self.runtime != "torch":
+            raise WeightsError(f"setting precision: {self.precision} needs runtime torch; ONNX graphs are fp32")
         for name in ("threads", "max_streams", "llm_slots", "first_hop", "max_hop", "max_batch", "lanes"):
             if getattr(self, name) < 1:
                 raise WeightsError(f"setting {name}: must be at least 1")

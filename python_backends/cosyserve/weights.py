@@ -70,7 +70,13 @@ class Weights:
         return path
 
     def graph(self, name: str) -> Path:
-        """The ``.onnx`` file of a graph, it and its external data checked."""
+        """The ``.onnx`` file of a graph, it and its external data checked.
+
+        Raises:
+            WeightsError: as for `file`, or the weights were prepared for another runtime alone.
+        """
+        if name not in self.manifest["graphs"]:
+            raise WeightsError(f"{name}.onnx is not in the weights folder: prepare the bundle with `--runtime onnx`")
         paths = [self.file(part) for part in self.manifest["graphs"][name]["files"]]
         return paths[0]
 

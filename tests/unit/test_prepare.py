@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from cosyserve.bundle import read
 from cosyserve.config import ModelConfig
-from cosyserve.errors import BundleError
+from cosyserve.errors import BundleError, WeightsError
 from cosyserve.limits import MAX_NOISE_FRAMES
 from cosyserve.voices import VoiceStore
 from cosyserve.weights import Weights, map_tensors, sha256
@@ -152,3 +152,17 @@ def test_random_bundles_make_random_weights(said: bool, tmp_path: Path) -> None:
     (tmp_path / "bundle" / "configuration.json").write_text(json.dumps({"random_weights": said}))
     prepare(tmp_path / "bundle", tmp_path / "out")
     assert Weights(tmp_path / "out").random is said
+
+
+def test_weights_for_torch_hold_the_networks_and_no_graph(torch_weights: Weights) -> None:
+    assert torch_weights.manifest["graphs"] == {}
+    assert not list(torch_weights.folder.glob("*.onnx.data"))
+    found = {name: load_file(torch_weights.file(f"{name}.torch.safetensors")) for name in ("llm", "flow", "hift")}
+    bundle = read(BUNDLE)
+    for name, state in {"llm": bundle.llm(), "flow": bundle.flow(), "hift": bundle.hift()}.items():
+        for key, value in found[name].items():
+            np.testing.assert_array_equal(value, state[key].numpy())
+    # The embedding tables lie in a file of their own, for every runtime.
+    assert not any("embed" in name for name in found["llm"])
+    with pytest.raises(WeightsError, match=r"^hift_f0\.onnx is not .*--runtime onnx`$"):
+        torch_weights.graph("hift_f0")

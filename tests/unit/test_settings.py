@@ -27,8 +27,10 @@ def test_parameters_set_fields() -> None:
 
 @pytest.mark.parametrize("name", [f.name for f in fields(Settings)])
 def test_the_environment_overrides_every_parameter(name: str) -> None:
-    parameter, override = ("cpu", "cuda") if name == "device" else ("7", "8")
-    settings = Settings.read({name: parameter}, {f"COSYSERVE_{name.upper()}": override})
+    words = {"device": ("cpu", "cuda"), "runtime": ("onnx", "torch"), "precision": ("bf16", "fp16")}
+    parameter, override = words.get(name, ("7", "8"))
+    needed = {"runtime": "torch"} if name == "precision" else {}
+    settings = Settings.read({**needed, name: parameter}, {f"COSYSERVE_{name.upper()}": override})
     assert str(getattr(settings, name)) == override
 
 
@@ -64,3 +66,17 @@ def test_an_unknown_device_is_refused() -> None:
 def test_without_weights_the_way_to_get_them_is_told() -> None:
     with pytest.raises(WeightsError, match="COSYSERVE_WEIGHTS.*cosyserve-build prepare"):
         _ = Settings().folder
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "choices"), [("runtime", "jax", "onnx, torch"), ("precision", "int8", "fp32, bf16, fp16")]
+)
+def test_an_unknown_runtime_or_precision_is_refused(name: str, value: str, choices: str) -> None:
+    with pytest.raises(WeightsError, match=f"^setting {name}: '{value}' is none of {choices}$"):
+        Settings.read({name: value}, {})
+
+
+def test_a_precision_that_the_graphs_do_not_have_is_refused() -> None:
+    assert Settings(runtime="torch", precision="bf16").precision == "bf16"
+    with pytest.raises(WeightsError, match="^setting precision: bf16 needs runtime torch; ONNX graphs are fp32$"):
+        Settings(precision="bf16")

@@ -1,0 +1,330 @@
+"""What the torch runtime does on this machine: is it right, how fast is each network, where does the time go, and what
+do listeners of a real Triton hear.
+
+    python loadtest/gpu_report.py --out report            # a full-size random bundle on the GPU
+    python loadtest/gpu_report.py --out report --size tiny --device cpu
+
+Writes ``report.md`` and ``report.json``. Needs no network. A part that cannot run here is skipped, and the report says
+why; one that broke makes the exit code 1. Not run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.profiler import ProfilerActivity, profile
+
+from cosyserve.errors import CosyServeError
+from cosyserve.flow.networks import SolveJob
+from cosyserve.flow.stream import FlowStream, FlowVoice
+from cosyserve.hift.stream import HiftNetworks, HiftStream
+from cosyserve.runtimes.torch_flow import TorchFlow, load_flow
+from cosyserve.runtimes.torch_hift import load_hift
+from cosyserve.runtimes.torch_llm import TorchDecoder, load_decoder
+from cosyserve.serve import Server
+from cosyserve.settings import PRECISIONS, Settings
+from cosyserve.voices import VoiceStore
+from cosyserve.weights import Weights
+
+Row = dict[str, Any]
+Float = NDArray[np.float32]
+SPEECH = 100  # tokens that are compared: 4 s
+CHUNKS = 12  # of a stream whose solver is timed: about a long sentence and its prompt
+POSITIONS = 200  # of a sequence whose steps are timed
+WINDOW = 96  # mel frames in a timed call of the vocoder
+KERNELS = 12  # rows of a profile
+FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The three networks of a weights folder as the settings load them; each is loaded when it is first asked for."""
+
+    settings: Settings
+
+    @cached_property
+    def weights(self) -> Weights:
+        return Weights(self.settings.folder)
+
+    @cached_property
+    def flow(self) -> TorchFlow:
+        return load_flow(self.weights, self.settings)
+
+    @cached_property
+    def hift(self) -> HiftNetworks:
+        return load_hift(self.weights, self.settings)
+
+    @cached_property
+    def llm(self) -> TorchDecoder:
+        return load_decoder(self.weights, self.settings)
+
+    @cached_property
+    def voice(self) -> FlowVoice:
+        store = VoiceStore(self.weights.folder / "voices")
+        stored = store.get(store.list()[0])
+        return FlowVoice(stored.flow_prompt_tokens, stored.prompt_mel, stored.speaker_embedding)
+
+    def mel(self) -> Float:
+        tokens = np.random.default_rng(0).integers(0, self.flow.config.tokens, SPEECH).astype(np.int32)
+        return FlowStream(self.flow, self.voice).step(tokens, final=True)
+
+    def audio(self, mel: Float) -> Float:
+        return HiftStream(self.hift, seed=0).step(mel, final=True)
+
+    def logits(self) -> Float:
+        config = self.weights.config.llm
+        ids = config.vocab + np.random.default_rng(0).integers(0, config.speech_tokens, 40)
+        found = [self.llm.prefill(0, 0, ids[:30]).row(0)]
+        found += [self.llm.step(ids[at : at + 1], np.asarray([at])).row(0) for at in range(30, 40)]
+        return np.stack(found)
+
+
+def errors(found: Networks, expected: Networks) -> Iterator[Row]:
+    """Difference from the CPU in float32, over its size (Euclidean norms)."""
+    mel = expected.mel()
+    pairs = (
+        ("flow: mel", found.mel(), mel),
+        ("hift: audio", found.audio(mel), expected.audio(mel)),
+        ("llm: logits", found.logits(), expected.logits()),
+    )
+    for name, value, reference in pairs:
+        difference = np.linalg.norm(value - reference) / np.linalg.norm(reference)
+        yield {"output": name, "relative error": float(difference), "finite": bool(np.isfinite(value).all())}
+
+
+def calls(networks: Networks, streams: int) -> dict[str, Callable[[], object]]:
+    """One call of each network for this many streams; all end with a copy to the host."""
+    flow, hift, llm = networks.flow, networks.hift, networks.llm
+    random = np.random.default_rng(0)
+    chunk = random.standard_normal((flow.config.mels, flow.config.unet_chunk), dtype=np.float32)
+    jobs = [SolveJob(flow.open(), chunk, chunk, networks.voice.embedding, chunk) for _ in range(streams)]
+    for _ in range(CHUNKS):
+        flow.solve(jobs)
+
+    def solve() -> None:
+        late = [SolveJob(job.cache.fork(), chunk, chunk, job.embedding, chunk) for job in jobs]
+        flow.solve(late)
+
+    config, frame = networks.weights.config, networks.weights.config.hift.frame
+    ids, lengths = np.full(streams, config.llm.vocab), np.full(streams, POSITIONS)
+    mel = random.standard_normal((streams, config.hift.mels, WINDOW), dtype=np.float32)
+    source = 0.1 * random.standard_normal((streams, 1, WINDOW * frame), dtype=np.float32)
+    return {
+        f"flow solve, chunk {CHUNKS + 1}": solve,
+        "hift f0": lambda: hift.f0({"mel": mel}),
+        f"hift decoder, {WINDOW} frames": lambda: hift.decoder({"mel": mel, "source": source}),
+        "llm step": lambda: llm.step(ids, lengths).top(config.llm.top_k, np.zeros(streams, np.bool_)),
+    }
+
+
+def times(networks: Networks, streams: Sequence[int], runs: int) -> Iterator[Row]:
+    """Median milliseconds of each call, by number of streams."""
+    measured: dict[str, Row] = {}
+    for count in streams:
+        for name, call in calls(networks, count).items():
+            measured.setdefault(name, {"call": name})[f"{count} streams, ms"] = _milliseconds(call, runs)
+    yield from measured.values()
+
+
+def kernels(networks: Networks, streams: int) -> Iterator[Row]:
+    """Where each call's time goes on the device."""
+    on_gpu = networks.settings.device == "cuda"
+    for name, call in calls(networks, streams).items():
+        call()
+        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as recorded:
+            call()
+        spent = {
+            event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count)
+            for event in recorded.key_averages()
+        }
+        total = sum(microseconds for microseconds, _ in spent.values()) or 1
+        for kernel, (microseconds, count) in sorted(spent.items(), key=lambda item: -item[1][0])[:KERNELS]:
+            share = f"{microseconds / total:.0%}"
+            yield {"call": name, "kernel": kernel[:80], "launches": count, "ms": microseconds / 1000, "share": share}
+
+
+def heard(settings: Settings, streams: Sequence[int], requests: int) -> list[Row]:
+    """What `cosyserve bench` hears of a real server, a row for each number of streams.
+
+    Raises:
+        CosyServeError: the server or the bench cannot run here; the message says why.
+    """
+    for module in ("tritonclient", "soxr", "kaldi_native_fbank"):
+        if importlib.util.find_spec(module) is None:
+            raise CosyServeError(f"the Python package {module} is not installed")
+    given = {name: str(getattr(settings, name)) for name in ("device", "runtime", "precision", "flow_cache_mib")}
+    with tempfile.TemporaryDirectory() as scratch:
+        server = Server(
+            settings.folder,
+            profile="gpu" if settings.device == "cuda" else "cpu",
+            grpc_port=_free_port(),
+            metrics_port=_free_port(),
+            settings=given,
+            log=Path(scratch) / "triton.log",
+        )
+        with server.running():
+            url, levels = f"{server.host}:{server.grpc_port}", ",".join(map(str, streams))
+            command = ["bench", "--url", url, "--concurrency", levels, "--requests", str(requests), "--json"]
+            bench = subprocess.run(
+                [sys.executable, "-c", "from cosyserve.cli import app; app()", *command],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+    if not bench.stdout.startswith("{"):
+        raise CosyServeError(f"cosyserve bench: {(bench.stderr.strip().splitlines() or ['no output'])[-1]}")
+    return [_level(level) for level in json.loads(bench.stdout)["levels"]]
+
+
+def _level(level: Row) -> Row:
+    first = level["first_audio_ms"] or {"p50": None, "p95": None}
+    return {
+        "streams": level["concurrency"],
+        "first audio p50, ms": first["p50"],
+        "first audio p95, ms": first["p95"],
+        "audio-seconds/s": level["audio_seconds_per_second"],
+        "gapless": level["gapless"],
+        "errors": sum(level["errors"].values()),
+    }
+
+
+def machine(device: str) -> Row:
+    """What the figures belong to."""
+    gpu = torch.cuda.get_device_name() if device == "cuda" else "none"
+    return {"gpu": gpu, "processor": platform.machine(), "torch": torch.__version__, "cuda": torch.version.cuda}
+
+
+def make_weights(size: str, folder: Path) -> Path:
+    """Random weights of this size for the torch runtime."""
+    from cosyserve_build.prepare import prepare
+    from cosyserve_build.synth import synth_bundle
+
+    synth_bundle(folder / "bundle", 2, size, seed=0)  # type: ignore[arg-type]
+    prepare(folder / "bundle", folder / "weights", runtimes=["torch"])
+    shutil.rmtree(folder / "bundle")
+    return folder / "weights"
+
+
+def report(options: argparse.Namespace, weights: Path) -> dict[str, Any]:
+    """All parts; one that cannot run is a line that says why."""
+    streams = [int(count) for count in options.streams.split(",")]
+    common = {"weights": str(weights), "runtime": "torch", "threads": options.threads}
+    settings = Settings(
+        **common,
+        device=options.device,
+        precision=options.precision,
+        max_streams=max(streams),
+        llm_slots=max(streams),
+        flow_cache_mib=options.flow_cache_mib,
+    )
+    reference = Settings(**common, max_streams=1, llm_slots=1, flow_cache_mib=4096)
+    done: dict[str, Any] = {"machine": machine(options.device), "settings": vars(options)}
+    done |= in_this_process(Networks(settings), Networks(reference), streams, options.runs)
+    torch.cuda.empty_cache()  # the server needs the memory
+    done["What listeners hear"] = tried(lambda: heard(settings, streams, options.requests))
+    return done
+
+
+def in_this_process(networks: Networks, reference: Networks, streams: Sequence[int], runs: int) -> dict[str, Any]:
+    """The parts that need no server."""
+    busy = min(16, max(streams))
+    return {
+        "Difference from the CPU in float32": tried(lambda: list(errors(networks, reference))),
+        "Time of one call": tried(lambda: list(times(networks, streams, runs))),
+        f"Where it goes with {busy} streams": tried(lambda: list(kernels(networks, busy))),
+    }
+
+
+def tried(part: Callable[[], list[Row]]) -> list[Row] | str:
+    """The rows of a part, or why there are none."""
+    try:
+        return part()
+    except CosyServeError as error:
+        return f"skipped: {error}"
+    except RuntimeError as error:
+        return f"{FAILED}: {error}"
+
+
+def markdown(done: dict[str, Any]) -> str:
+    """The report as text."""
+    lines = ["# The torch runtime on this machine", ""]
+    for name, part in done.items():
+        lines += [f"## {name}", ""]
+        rows = [part] if isinstance(part, dict) else part
+        if isinstance(rows, str):
+            lines += [rows, ""]
+            continue
+        columns = list(rows[0])
+        lines += [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+        lines += [f"| {' | '.join(_cell(row[column]) for column in columns)} |" for row in rows] + [""]
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _milliseconds(call: Callable[[], object], runs: int) -> float:
+    call()
+    spent = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        call()
+        spent.append(1000 * (time.perf_counter() - began))
+    return statistics.median(spent)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for report.md and report.json")
+    parser.add_argument("--weights", type=Path, help="prepared with --runtime torch; random ones when absent")
+    parser.add_argument("--size", choices=("tiny", "small", "full"), default="full", help="of random weights")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
+    parser.add_argument("--streams", default="1,4,16,32")
+    parser.add_argument("--threads", type=int, default=8, help="cores for the comparison on the CPU")
+    parser.add_argument("--runs", type=int, default=10, help="of each timed call")
+    parser.add_argument("--requests", type=int, default=64, help="utterances of each level of the bench")
+    parser.add_argument("--flow-cache-mib", type=int, default=65536)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        began = time.perf_counter()
+        weights = options.weights or make_weights(options.size, Path(scratch))
+        print(f"weights: {time.perf_counter() - began:.0f} s", flush=True)
+        done = report(options, weights)
+    options.out.mkdir(parents=True, exist_ok=True)
+    plain = json.dumps(done, indent=1, default=str)
+    (options.out / "report.json").write_text(plain + "\n", "utf-8")
+    text = markdown(done)
+    (options.out / "report.md").write_text(text, "utf-8")
+    print(text)
+    if any(isinstance(part, str) and part.startswith(FAILED) for part in done.values()):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

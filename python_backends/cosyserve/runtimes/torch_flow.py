@@ -1,0 +1,122 @@
+"""The flow on the device: what crosses to the host are speech tokens, mu and mel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+from cosyserve.config import FlowConfig
+from cosyserve.errors import WeightsError
+from cosyserve.flow.encoder import FlowEncoder
+from cosyserve.flow.networks import EncodeJob, Float, SolveJob
+from cosyserve.flow.unet import GuidedFlow
+from cosyserve.runtimes.torch_encoder import PagedEncoder
+from cosyserve.runtimes.torch_modules import DTYPES, fitting, load_module, prepare_device
+from cosyserve.runtimes.torch_paged import PagedNetwork
+from cosyserve.runtimes.torch_pages import Chain, Pages
+from cosyserve.runtimes.torch_solver import PagedSolver
+from cosyserve.settings import Settings
+from cosyserve.weights import Weights
+
+
+@dataclass(eq=False)
+class TorchCache:
+    """`FlowCache` in pages: a fork shares its origin's, each of which is freed with its last holder."""
+
+    page_bytes: tuple[int, int]
+    tokens: Chain = field(default_factory=Chain)
+    frames: Chain = field(default_factory=Chain)
+
+    @property
+    def nbytes(self) -> int:
+        """See `FlowCache.nbytes`."""
+        tokens, frames = self.page_bytes
+        return self.tokens.own * tokens + self.frames.own * frames
+
+    def fork(self) -> TorchCache:
+        """See `FlowCache.fork`."""
+        return TorchCache(self.page_bytes, self.tokens.fork(), self.frames.fork())
+
+
+class TorchFlow:
+    """`FlowNetworks` in torch.
+
+    Args:
+        encoder: in float32, on `device`.
+        estimator: likewise; changed to `dtype`.
+        noise: fixed starting noise ``[mels, frames]``.
+        cache_bytes: memory for pages, all taken at once. Recorded calls need more besides: a tenth of the pages that
+            the largest one reads.
+        dtype: precision of the estimator and its pages.
+    """
+
+    def __init__(
+        self,
+        config: FlowConfig,
+        encoder: FlowEncoder,
+        estimator: GuidedFlow,
+        noise: Float,
+        cache_bytes: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.config, self.noise = config, noise
+        self._page_bytes = PagedEncoder.page_bytes(config), PagedSolver.page_bytes(config, dtype)
+        count = cache_bytes // sum(self._page_bytes)
+        if count < 1:
+            raise WeightsError(f"setting flow_cache_mib: one chunk takes {sum(self._page_bytes) / 2**20:.0f} MiB")
+        self.encode = PagedNetwork[EncodeJob](
+            PagedEncoder(encoder, config, count, device),
+            device,
+            Pages(count),
+            config.chunk,
+            lambda job: job.cache.tokens,
+            lambda job: (job.tokens, job.context, job.context_valid),
+        )
+        self.solve = PagedNetwork[SolveJob](
+            PagedSolver(estimator, config, count, dtype, device),
+            device,
+            Pages(count),
+            config.unet_chunk,
+            lambda job: job.cache.frames,
+            lambda job: (job.mu, job.cond, job.noise, job.embedding),
+        )
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of cache for each mel frame of a stream."""
+        tokens, frames = self._page_bytes
+        return -(-tokens // (self.config.ratio * self.config.chunk)) + -(-frames // self.config.unet_chunk)
+
+    def open(self) -> TorchCache:
+        """See `FlowNetworks.open`."""
+        return TorchCache(self._page_bytes)
+
+    def record(self, streams: int) -> None:
+        """Record the calls of up to this many streams."""
+        config, cache = self.config, self.open()
+        ahead = config.lookahead
+        tokens, context = np.zeros(config.chunk, np.int64), np.zeros(ahead, np.int64)
+        frames, speaker = np.zeros((config.mels, config.unet_chunk), np.float32), np.zeros(config.speaker, np.float32)
+        self.solve.record(SolveJob(cache, frames, frames, speaker, frames), streams)
+        self.encode.record(EncodeJob(cache, tokens, context, np.zeros(ahead, np.float32)), streams)
+
+
+@fitting()
+def load_flow(weights: Weights, settings: Settings) -> TorchFlow:
+    """The flow with its weights, recorded for all streams that the settings allow."""
+    config, device = weights.config.flow, prepare_device(settings)
+    flow = TorchFlow(
+        config,
+        load_module(lambda: FlowEncoder(config), weights, "flow", device),
+        load_module(lambda: GuidedFlow(config), weights, "flow", device),
+        load_file(weights.file("flow.safetensors"))["noise"],
+        settings.flow_cache_mib * 2**20,
+        DTYPES[settings.precision],
+        device,
+    )
+    flow.record(settings.max_streams)
+    return flow

@@ -1,0 +1,223 @@
+"""The flow over pages: what the recorded runs heard, with each page held as long as someone needs it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from cosyserve.errors import Overloaded, WeightsError
+from cosyserve.flow.networks import SolveJob
+from cosyserve.flow.stream import FlowState, FlowStream, FlowVoice
+from cosyserve.flow.unet import GuidedFlow
+from cosyserve.jobs import alone
+from cosyserve.load import load_flow_networks
+from cosyserve.runtimes.torch_flow import TorchFlow, load_flow
+from cosyserve.runtimes.torch_modules import load_module
+from cosyserve.runtimes.torch_pages import EMPTY, RESERVED
+from cosyserve.runtimes.torch_solver import PagedSolver
+from cosyserve.settings import Settings
+from cosyserve.weights import Weights
+
+Float = NDArray[np.float32]
+Ints = NDArray[np.int32]
+Vectors = dict[str, Float]
+PROMPT_CHUNKS = 3  # of the 93 prompt tokens, 18 wait for speech
+SPEECH_CHUNKS = 6  # 18 + 138 tokens; the last 6 are no whole chunk
+
+
+def load(weights: Weights, **settings: str | int) -> TorchFlow:
+    given = {"flow_cache_mib": 256} | settings
+    flow = load_flow_networks(Settings(weights=str(weights.folder), runtime="torch", **given))  # type: ignore[arg-type]
+    assert isinstance(flow, TorchFlow)
+    return flow
+
+
+@pytest.fixture(scope="module")
+def flow(torch_weights: Weights) -> TorchFlow:
+    return load(torch_weights)
+
+
+@pytest.fixture(scope="module")
+def tokens(flow_vectors: Vectors) -> Ints:
+    recorded: Ints = flow_vectors["token"][0].astype(np.int32)
+    return recorded
+
+
+def primed(flow: TorchFlow, voice: FlowVoice) -> FlowState:
+    return alone(FlowStream.prime(flow, voice))
+
+
+def free(flow: TorchFlow) -> tuple[int, int]:
+    return flow.encode.pages.free, flow.solve.pages.free
+
+
+@pytest.mark.parametrize(("full", "recorded"), [(False, "full_stream_mel"), (True, "full_offline_mel")])
+def test_the_recorded_mel_comes_out(
+    flow: TorchFlow, flow_voice: FlowVoice, tokens: Ints, flow_vectors: Vectors, full: bool, recorded: str
+) -> None:
+    mel = FlowStream(flow, flow_voice, full=full).step(tokens, final=True)
+    np.testing.assert_allclose(mel, flow_vectors[recorded][0], rtol=0, atol=1e-4)
+
+
+def test_a_fork_of_the_prompt_says_the_same_in_any_pieces(
+    flow: TorchFlow, flow_voice: FlowVoice, tokens: Ints, flow_vectors: Vectors
+) -> None:
+    state = primed(flow, flow_voice)
+    for cuts in ([], [10, 11, 60], [137]):
+        stream = FlowStream(flow, flow_voice, state=state.fork())
+        *pieces, last = np.split(tokens, cuts)
+        mels = [stream.step(piece, final=False) for piece in pieces] + [stream.step(last, final=True)]
+        np.testing.assert_allclose(np.concatenate(mels, axis=1), flow_vectors["full_stream_mel"][0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "error"), [("bf16", 0.2), ("fp16", 0.02)])
+def test_half_precision_stays_close_to_the_recorded_mel(
+    torch_weights: Weights,
+    flow_voice: FlowVoice,
+    tokens: Ints,
+    flow_vectors: Vectors,
+    precision: str,
+    error: float,
+) -> None:
+    half = load(torch_weights, precision=precision)
+    mel = FlowStream(half, flow_voice).step(tokens, final=True)
+    np.testing.assert_allclose(mel, flow_vectors["full_stream_mel"][0], rtol=0, atol=error)
+
+
+def test_half_precision_takes_about_half_the_memory(torch_weights: Weights, flow: TorchFlow) -> None:
+    # The encoder's small share stays in float32.
+    assert 0.5 < load(torch_weights, precision="bf16").frame_bytes / flow.frame_bytes < 0.6
+
+
+def test_streams_in_one_call_get_what_they_get_alone(flow: TorchFlow, flow_voice: FlowVoice, tokens: Ints) -> None:
+    state = primed(flow, flow_voice)
+
+    def jobs() -> list[SolveJob]:
+        """Three streams of one voice after 0, 1 and 2 chunks of speech."""
+        found = []
+        for chunks in range(3):
+            fork = state.fork()
+            FlowStream(flow, flow_voice, state=fork).step(tokens[: 10 + 25 * chunks], final=False)
+            random = np.random.default_rng(chunks)
+            mu, cond, noise = random.standard_normal((3, flow.config.mels, 50), dtype=np.float32)
+            found.append(SolveJob(fork.cache, mu, cond, flow_voice.embedding, noise))
+        return found
+
+    together, by_itself = jobs(), jobs()
+    assert flow.solve.joins(together[:2], together[2])
+    for _ in range(2):  # the second time they read what the first has left
+        mels = flow.solve(together)
+        for job, mel in zip(by_itself, mels, strict=True):
+            np.testing.assert_allclose(mel, flow.solve([job])[0], rtol=0, atol=1e-4)
+
+
+def test_rows_that_only_fill_up_a_batch_touch_nobody_s_page(torch_weights: Weights, flow: TorchFlow) -> None:
+    small = load(torch_weights, flow_cache_mib=-(-6 * 50 * flow.frame_bytes // 2**20))
+    random = np.random.default_rng(0)
+
+    def job() -> SolveJob:
+        mu, cond, noise = random.standard_normal((3, 80, 50), dtype=np.float32)
+        return SolveJob(small.open(), mu, cond, np.ones(192, np.float32), noise)
+
+    keepers = [job() for _ in range(small.solve.pages.free)]
+    for keeper in keepers:
+        small.solve([keeper])
+    # Whichever page was handed out first or last is held by one of these; the others make room for three streams.
+    keepers = [keepers[0], keepers[-1]]
+
+    def next_chunks() -> list[Float]:
+        return [small.solve([replace(keeper, cache=keeper.cache.fork())])[0] for keeper in keepers]
+
+    before = next_chunks()
+    small.solve([job() for _ in range(3)])
+    np.testing.assert_array_equal(next_chunks(), before)
+
+
+def test_chunks_of_different_length_run_apart(flow: TorchFlow) -> None:
+    whole, rest = (
+        SolveJob(flow.open(), chunk, chunk, np.ones(192, np.float32), chunk)
+        for chunk in (np.zeros((80, 50), np.float32), np.zeros((80, 12), np.float32))
+    )
+    assert flow.solve.joins([whole], whole)
+    assert not flow.solve.joins([whole], rest)
+
+
+def test_a_call_holds_no_more_streams_than_are_recorded(flow: TorchFlow) -> None:
+    chunk = np.zeros((80, 50), np.float32)
+    job = SolveJob(flow.open(), chunk, chunk, np.ones(192, np.float32), chunk)
+    assert flow.solve.joins([job] * 31, job)
+    assert not flow.solve.joins([job] * 32, job)
+
+
+def test_forks_share_the_prompt_and_every_page_comes_back(flow: TorchFlow, flow_voice: FlowVoice, tokens: Ints) -> None:
+    before = free(flow)
+    state = primed(flow, flow_voice)
+    after_prompt = tuple(pages - PROMPT_CHUNKS for pages in before)
+    assert free(flow) == after_prompt
+    streams = [FlowStream(flow, flow_voice, state=state.fork()) for _ in range(3)]
+    assert free(flow) == after_prompt
+    assert [stream.nbytes for stream in streams] == [0, 0, 0]
+    streams[0].step(tokens, final=True)
+    assert free(flow) == tuple(pages - SPEECH_CHUNKS for pages in after_prompt)
+    assert streams[0].nbytes == pytest.approx(SPEECH_CHUNKS * 50 * flow.frame_bytes, rel=0.01)
+    del streams
+    assert free(flow) == after_prompt
+    del state
+    assert free(flow) == before
+
+
+def test_without_a_free_page_a_step_is_refused_and_changes_nobody(
+    torch_weights: Weights, flow: TorchFlow, flow_voice: FlowVoice, tokens: Ints
+) -> None:
+    small = load(torch_weights, flow_cache_mib=-(-5 * 50 * flow.frame_bytes // 2**20))
+    speaks, waits = (FlowState(small.open(), []) for _ in range(2))
+    chunk = np.zeros((80, 50), np.float32)
+    job, other = (SolveJob(state.cache, chunk, chunk, flow_voice.embedding, chunk) for state in (speaks, waits))
+    while small.solve.pages.free > 1:
+        small.solve([job])
+    held = job.cache.nbytes
+    with pytest.raises(Overloaded):
+        small.solve([job, other])
+    assert (job.cache.nbytes, other.cache.nbytes, small.solve.pages.free) == (held, 0, 1)
+    small.solve([other])
+
+
+def test_a_call_may_run_several_times_as_recording_it_does(torch_weights: Weights) -> None:
+    config, cpu = torch_weights.config.flow, torch.device("cpu")
+    estimator = load_module(lambda: GuidedFlow(config), torch_weights, "flow", cpu)
+    solver = PagedSolver(estimator, config, 2, torch.float32, cpu)
+    chunk = torch.randn(3, 1, config.mels, config.unet_chunk, generator=torch.Generator().manual_seed(0))
+    first, second = RESERVED, RESERVED + 1
+
+    def solve(past: int, count: int, fresh: int) -> torch.Tensor:
+        places = (torch.tensor(place) for place in ([[past]], [count], [past], [fresh]))
+        (mel,) = solver(*places, *chunk, torch.ones(1, config.speaker))
+        return mel
+
+    once = solve(EMPTY, 0, first)
+    behind_once = solve(first, 1, second)
+    assert torch.equal(solve(EMPTY, 0, first), once)
+    assert torch.equal(solve(first, 1, second), behind_once)
+
+
+def test_too_little_memory_for_one_chunk_is_refused(torch_weights: Weights) -> None:
+    with pytest.raises(WeightsError, match="^setting flow_cache_mib: one chunk takes 5 MiB$"):
+        load(torch_weights, flow_cache_mib=1)
+
+
+def test_weights_for_another_runtime_name_the_command_that_makes_these(torch_weights: Weights) -> None:
+    other = Weights(torch_weights.folder)
+    other.manifest["files"].pop("flow.torch.safetensors")
+    with pytest.raises(WeightsError, match=r"^flow\.torch\.safetensors is not .*prepare BUNDLE OUT --runtime torch`$"):
+        load_flow(other, Settings(runtime="torch"))
+
+
+def test_a_device_that_torch_does_not_see_is_refused(torch_weights: Weights) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("here it does")
+    with pytest.raises(WeightsError, match="^device cuda needs a torch that sees a GPU$"):
+        load_flow_networks(replace(Settings(weights=str(torch_weights.folder), runtime="torch"), device="cuda"))

@@ -1,0 +1,65 @@
+"""The vocoder on a device."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cosyserve.hift.stream import HiftNetworks, HiftStream
+from cosyserve.load import load_hift_networks
+from cosyserve.settings import Settings
+from cosyserve.weights import Weights
+
+Float = NDArray[np.float32]
+LSB = 1 / 32768
+
+
+@pytest.fixture(scope="module")
+def networks(torch_weights: Weights) -> HiftNetworks:
+    return load_hift_networks(Settings(weights=str(torch_weights.folder), runtime="torch"))
+
+
+def run(networks: HiftNetworks, mel: Float, cuts: list[int]) -> Float:
+    stream = HiftStream(networks, seed=0, noise_gain=0.0)
+    *pieces, last = np.split(mel, cuts, axis=1)
+    return np.concatenate([*(stream.step(piece, final=False) for piece in pieces), stream.step(last, final=True)])
+
+
+def test_the_recorded_audio_comes_out_and_any_pieces_give_the_same(
+    networks: HiftNetworks, e2e_vectors: dict[str, Float]
+) -> None:
+    mel = e2e_vectors["offline_mel"][0]
+    whole = run(networks, mel, [])
+    # The recorded run added up its phases in float32.
+    np.testing.assert_allclose(whole, e2e_vectors["offline_pcm"][0], rtol=0, atol=5e-3)
+    for cuts in ([100], [7, 130, 131]):
+        np.testing.assert_allclose(run(networks, mel, cuts), whole, rtol=0, atol=LSB)
+
+
+@pytest.mark.parametrize("frames", [64, 65])
+def test_windows_in_one_call_get_what_they_get_alone(networks: HiftNetworks, frames: int) -> None:
+    random = np.random.default_rng(0)
+    mel = random.standard_normal((3, networks.config.mels, frames), dtype=np.float32)
+    source = 0.1 * random.standard_normal((3, 1, frames * networks.config.frame), dtype=np.float32)
+    together = networks.decoder({"mel": mel, "source": source})["audio"]
+    assert together.shape == (3, frames * networks.config.frame)
+    for row in range(3):
+        one = slice(row, row + 1)
+        alone = networks.decoder({"mel": mel[one], "source": source[one]})["audio"]
+        np.testing.assert_allclose(together[one], alone, rtol=0, atol=1e-5)
+
+
+def test_pitch_and_phase_keep_their_double_precision(networks: HiftNetworks) -> None:
+    f0 = networks.f0({"mel": np.zeros((1, networks.config.mels, 20), np.float32)})["f0"]
+    assert f0.dtype == np.float64
+    sines = networks.config.harmonics + 1
+    out = networks.source(
+        {
+            "f0": np.full((1, 20), 123.456),
+            "phase": np.zeros((1, sines)),
+            "start": np.ones(1, np.float32),
+            "noise": np.zeros((1, 20 * networks.config.frame, sines), np.float32),
+        }
+    )
+    assert out["phases"].dtype == np.float64
