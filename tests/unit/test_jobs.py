@@ -1,0 +1,245 @@
+"""Steps of many streams in shared calls: who goes first, who joins, and whom a failure takes along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from cosyserve.errors import Cancelled, StageFailed
+from cosyserve.jobs import Job, Rounds, Steps, Task, alone
+
+
+class Doubling:
+    """A network that doubles numbers and keeps its calls; numbers of one parity share a call, 13 breaks it."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+
+    def joins(self, batch: Sequence[int], job: int) -> bool:
+        return job % 2 == batch[0] % 2
+
+    def __call__(self, batch: Sequence[int]) -> list[int]:
+        self.calls.append(list(batch))
+        if 13 in batch:
+            raise StageFailed("an unlucky number")
+        return [2 * number for number in batch]
+
+
+class Stream:
+    """Numbers doubled one after another; `results` when done, `error` when not."""
+
+    def __init__(self, network: Doubling, *numbers: int) -> None:
+        self._network = network
+        self._numbers = numbers
+        self.results: list[int] | None = None
+        self.error: Exception | None = None
+        self.closed = False
+
+    def steps(self) -> Steps[list[int]]:
+        try:
+            results = []
+            for number in self._numbers:
+                results.append((yield Job(self._network, number)))
+            return results
+        finally:
+            self.closed = True
+
+    def task(self, urgency: int = 0) -> Task:
+        def done(results: list[int]) -> None:
+            self.results = results
+
+        def failed(error: Exception) -> None:
+            self.error = error
+
+        return Task(self.steps(), urgency, done, failed)
+
+
+def finish(rounds: Rounds) -> None:
+    while rounds:
+        rounds.turn()
+
+
+@pytest.fixture
+def network() -> Doubling:
+    return Doubling()
+
+
+def test_alone_carries_steps_out_one_by_one(network: Doubling) -> None:
+    assert alone(Stream(network, 1, 2, 3).steps()) == [2, 4, 6]
+    assert network.calls == [[1], [2], [3]]
+
+
+def test_alone_passes_a_failing_call_on(network: Doubling) -> None:
+    stream = Stream(network, 1, 13, 3)
+    with pytest.raises(StageFailed, match="unlucky"):
+        alone(stream.steps())
+    assert network.calls == [[1], [13]]
+
+
+def test_each_stream_gets_its_own_results(network: Doubling) -> None:
+    rounds = Rounds(8)
+    streams = [Stream(network, *range(first, first + length)) for first, length in ((20, 3), (40, 1), (60, 2))]
+    for stream in streams:
+        rounds.add(stream.task())
+    finish(rounds)
+    assert [stream.results for stream in streams] == [[40, 42, 44], [80], [120, 122]]
+    assert network.calls == [[20, 40, 60], [21, 61], [22]]
+
+
+def test_the_most_urgent_goes_first_and_brings_those_that_may_join(network: Doubling) -> None:
+    rounds = Rounds(8)
+    for urgency, number in ((5, 2), (1, 7), (9, 9), (3, 4)):
+        rounds.add(Stream(network, number).task(urgency))
+    rounds.turn()
+    assert network.calls == [[7, 9]]  # 9 is the least urgent, but what it needs is under way
+    rounds.turn()
+    assert network.calls == [[7, 9], [4, 2]]
+    assert not rounds
+
+
+def test_equally_urgent_steps_go_in_the_order_they_came(network: Doubling) -> None:
+    rounds = Rounds(1)
+    for number in (3, 1, 2):
+        rounds.add(Stream(network, number).task())
+    finish(rounds)
+    assert network.calls == [[3], [1], [2]]
+
+
+def test_a_call_holds_no_more_than_the_batch_and_leaves_the_least_urgent(network: Doubling) -> None:
+    rounds = Rounds(2)
+    for urgency in (4, 3, 2, 1, 0):
+        rounds.add(Stream(network, 2 * urgency).task(urgency))
+    finish(rounds)
+    assert network.calls == [[0, 2], [4, 6], [8]]
+
+
+def test_networks_do_not_share_calls(network: Doubling) -> None:
+    other, rounds = Doubling(), Rounds(8)
+    for user in (network, other, network):
+        rounds.add(Stream(user, 2).task())
+    rounds.turn()
+    assert (network.calls, other.calls) == ([[2, 2]], [])
+    rounds.turn()
+    assert (network.calls, other.calls) == ([[2, 2]], [[2]])
+
+
+def test_a_newcomer_joins_the_next_call_of_a_running_stream(network: Doubling) -> None:
+    rounds = Rounds(8)
+    running, newcomer = Stream(network, 2, 4, 6), Stream(network, 8)
+    rounds.add(running.task())
+    rounds.turn()
+    rounds.add(newcomer.task())
+    rounds.turn()
+    assert newcomer.results == [16]
+    assert network.calls == [[2], [4, 8]]
+    finish(rounds)
+    assert running.results == [4, 8, 12]
+
+
+def test_a_step_without_calls_is_done_at_once(network: Doubling) -> None:
+    rounds, stream = Rounds(8), Stream(network)
+    rounds.add(stream.task())
+    assert stream.results == []
+    assert not rounds
+
+
+def test_a_failing_call_fails_its_members_only(network: Doubling) -> None:
+    rounds = Rounds(8)
+    unlucky, member, other = Stream(network, 13, 1), Stream(network, 5, 7), Stream(network, 2, 4)
+    for stream in (unlucky, member, other):
+        rounds.add(stream.task())
+    finish(rounds)
+    for stream in (unlucky, member):
+        assert isinstance(stream.error, StageFailed)
+        assert stream.results is None
+        assert stream.closed
+    assert (other.results, other.error) == ([4, 8], None)
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+def test_steps_that_raise_fail_alone(network: Doubling, calls: int) -> None:
+    def raising() -> Steps[None]:
+        for _ in range(calls):
+            yield Job(network, 2)
+        raise ValueError("of its own")
+
+    errors: list[Exception] = []
+    rounds, other = Rounds(8), Stream(network, 2)
+    rounds.add(other.task())
+    rounds.add(Task(raising(), 0, lambda result: errors.append(AssertionError("done")), errors.append))
+    finish(rounds)
+    assert [str(error) for error in errors] == ["of its own"]
+    assert other.results == [4]
+
+
+def test_a_dropped_task_ends_where_it_is(network: Doubling) -> None:
+    rounds = Rounds(8)
+    dropped, other = Stream(network, 2, 4), Stream(network, 6)
+    task = dropped.task()
+    rounds.add(task)
+    rounds.add(other.task())
+    reason = Cancelled("enough")
+    rounds.drop(task, reason)
+    assert dropped.closed
+    assert dropped.error is reason
+    finish(rounds)
+    assert network.calls == [[6]]
+    assert dropped.results is None
+
+
+def test_dropping_what_has_ended_does_nothing(network: Doubling) -> None:
+    rounds, stream = Rounds(8), Stream(network, 2)
+    task = stream.task()
+    rounds.add(task)
+    finish(rounds)
+    rounds.drop(task, Cancelled("too late"))
+    assert (stream.results, stream.error) == ([4], None)
+
+
+class Shared:
+    """A number that whoever asks first computes and the others wait for."""
+
+    def __init__(self, network: Doubling) -> None:
+        self._network = network
+        self._busy = False
+        self._value: int | None = None
+
+    def steps(self) -> Steps[int]:
+        while self._busy:
+            yield None
+        if self._value is None:
+            self._busy = True
+            try:
+                self._value = yield Job(self._network, 10)
+            finally:
+                self._busy = False
+        return self._value
+
+
+def test_waiters_go_on_when_another_stream_is_ready(network: Doubling) -> None:
+    rounds, shared = Rounds(8), Shared(network)
+    got: list[int] = []
+    errors: list[Exception] = []
+    for _ in range(3):
+        rounds.add(Task(shared.steps(), 0, got.append, errors.append))
+    assert got == []
+    rounds.turn()
+    assert got == [20, 20, 20]
+    assert network.calls == [[10]]
+    assert not rounds
+    assert errors == []
+
+
+def test_a_waiter_takes_over_when_the_stream_it_waits_for_is_dropped(network: Doubling) -> None:
+    rounds, shared = Rounds(8), Shared(network)
+    got: list[int] = []
+    errors: list[Exception] = []
+    first, *others = [Task(shared.steps(), 0, got.append, errors.append) for _ in range(3)]
+    for task in (first, *others):
+        rounds.add(task)
+    rounds.drop(first, Cancelled("enough"))
+    finish(rounds)
+    assert got == [20, 20]
+    assert network.calls == [[10]]
+    assert [str(error) for error in errors] == ["enough"]
