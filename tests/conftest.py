@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cosyserve.flow.stream import FlowNetworks, FlowVoice
+from cosyserve.flow.networks import FlowNetworks
+from cosyserve.flow.stream import FlowVoice
 from cosyserve.hift.stream import HiftNetworks
 from cosyserve.llm.graph_decoder import LlmNetworks
 from cosyserve.load import load_flow_networks, load_hift_networks, load_llm_networks

@@ -60,10 +60,10 @@ class Settings:
                 raise WeightsError(f"setting {name}: {value!r} is none of {', '.join(choices)}")
         if self.precision != "fp32" and self.runtime != "torch":
             raise WeightsError(f"setting precision: {self.precision} needs runtime torch; ONNX graphs are fp32")
-        for name in ("threads", "max_streams", "llm_slots", "first_hop", "max_hop", "max_batch", "lanes"):
-            if getattr(self, name) < 1:
-                raise WeightsError(f"setting {name}: must be at least 1")
-
+        for name in (f.name for f in fields(self) if f.type == "int"):
+            least = 0 if name == "flow_window" else 1
+            if getattr(self, name) < least:
+                raise WeightsError(f"setting {name}: must be at least {least}")
         if self.max_streams > limits.MAX_STREAMS:
             raise WeightsError(f"setting max_streams: at most {limits.MAX_STREAMS}")
 

@@ -12,11 +12,15 @@ import numpy as np
 import onnx
 import pytest
 
-from cosyserve.flow.stream import FlowNetworks, FlowStream, FlowVoice
+from cosyserve.flow.graphs import GraphFlow
+from cosyserve.flow.networks import FlowNetworks
+from cosyserve.flow.stream import FlowStream, FlowVoice
 from cosyserve.hift.stream import HiftNetworks, HiftStream
+from cosyserve.jobs import Rounds, Task
 from cosyserve.llm.engine import Engine, Sequence
 from cosyserve.llm.graph_decoder import GraphDecoder, LlmNetworks
 from cosyserve.runtimes.graph import Arrays, Graph, Outputs, flat
+from cosyserve.runtimes.onnx import OnnxGraph
 
 GRAPHS = ["llm", "flow_encoder", "flow_estimator", "hift_f0", "hift_source", "hift_decoder"]
 TYPES = {"FLOAT": "float32", "DOUBLE": "float64", "INT64": "int64"}
@@ -36,15 +40,16 @@ class Recorder:
         self._graph = graph
         self._entry = entry
         self.calls = 0
+        self.batches: set[int] = set()
 
     def __call__(self, inputs: Arrays) -> Outputs:
         outputs = self._graph(inputs)
-        self._check(flat(inputs), self._entry["inputs"])
+        self.batches.add(self._check(flat(inputs), self._entry["inputs"])["batch"])
         self._check(outputs, self._entry["outputs"])
         self.calls += 1
         return outputs
 
-    def _check(self, found: dict[str, Any], specified: dict[str, Any]) -> None:
+    def _check(self, found: dict[str, Any], specified: dict[str, Any]) -> dict[str, int]:
         assert set(found) == set(specified)
         sizes: dict[str, int] = {}
         for name, array in found.items():
@@ -54,6 +59,7 @@ class Recorder:
                     assert size == wanted, name
                 elif wanted.isidentifier():  # not an expression of other axes
                     assert sizes.setdefault(wanted, size) == size, f"{name}: axis {wanted}"
+        return sizes
 
 
 def test_the_graphs_are_these(manifest: dict[str, Any]) -> None:
@@ -90,20 +96,33 @@ def test_variable_axes_have_readable_names(manifest: dict[str, Any], name: str) 
     axes = {axis for tensor in entry["inputs"].values() for axis in tensor["shape"] if isinstance(axis, str)}
     words = {word for axis in axes for word in re.findall(r"[a-z]\w*", axis)}
     assert words
-    assert words <= {"batch", "new", "past", "up_past", "capacity", "frames", "samples"}
+    assert words <= {"batch", "rows", "new", "prompt", "past", "up_past", "capacity", "frames", "samples"}
 
 
 def test_flow_streams_feed_their_graphs(
-    flow_networks: FlowNetworks, flow_voice: FlowVoice, manifest: dict[str, Any]
+    weights: Path, flow_networks: FlowNetworks, flow_voice: FlowVoice, manifest: dict[str, Any]
 ) -> None:
-    graphs = manifest["graphs"]
-    encoder = Recorder(flow_networks.encoder, graphs["flow_encoder"])
-    estimator = Recorder(flow_networks.estimator, graphs["flow_estimator"])
-    networks = replace(flow_networks, encoder=encoder, estimator=estimator)
-    for full in (False, True):
-        FlowStream(networks, flow_voice, full=full).step(flow_voice.tokens[:40], final=True)
-    assert encoder.calls >= 7
-    assert estimator.calls == 10 * encoder.calls
+    encoder, estimator = (
+        Recorder(OnnxGraph(weights / f"{name}.onnx"), manifest["graphs"][name])
+        for name in ("flow_encoder", "flow_estimator")
+    )
+    tails = manifest["tail_channels"]
+    networks = GraphFlow(flow_networks.config, encoder, estimator, flow_networks.noise, tails)
+    bare = FlowVoice(flow_voice.tokens[:0], flow_voice.mel[:0], flow_voice.embedding)
+
+    def failed(error: Exception) -> None:
+        raise error
+
+    rounds = Rounds(4)
+    for voice in (flow_voice, flow_voice, bare):
+        for full in (False, True):
+            steps = FlowStream(networks, voice, full=full).steps(flow_voice.tokens[:40], final=True)
+            rounds.add(Task(steps, 0, lambda mel: None, failed))
+    while rounds:
+        rounds.turn()
+    for graph in (encoder, estimator):
+        assert {1, 2} <= graph.batches
+    assert estimator.calls % 10 == 0
 
 
 def test_vocoder_streams_feed_their_graphs(hift_networks: HiftNetworks, manifest: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cosyserve.config import FlowConfig, HiftConfig, LlmConfig
 from cosyserve.flow.encoder import FlowEncoder
-from cosyserve.flow.unet import GuidedFlow, tail_channels
+from cosyserve.flow.unet import Cache, GuidedFlow, Part, tail_channels
 from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import HarmonicSource
 from cosyserve.llm.qwen2 import SpeechLM
@@ -211,20 +211,29 @@ def test_lm_rows_of_different_lengths_do_not_mix(lm: SpeechLM) -> None:
 # Flow
 
 
-def encode(encoder: FlowEncoder, tokens: Tensor, chunk: int, *, final: bool = True) -> tuple[Tensor, Tensor]:
-    """Hidden states and mu of tokens [1, M], chunk by chunk; without ``final`` the last tokens are only context."""
+def encode(
+    encoder: FlowEncoder, tokens: Tensor, chunk: int, *, final: bool = True, unused: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Hidden states and mu of tokens [1, M], chunk by chunk.
+
+    Args:
+        final: otherwise the last tokens are only context.
+        unused: positions of garbage before the past.
+    """
     ahead, dk = FLOW.lookahead, FLOW.width // FLOW.heads
-    layers = FLOW.blocks + FLOW.up_blocks
+    ratios = [1] * FLOW.blocks + [FLOW.ratio] * FLOW.up_blocks
     total = tokens.shape[1] if final else tokens.shape[1] - ahead
     padded = torch.cat([tokens, torch.full((1, ahead), -1)], dim=1)
     valid = (torch.arange(padded.shape[1])[None] < tokens.shape[1]).float()
     conv_tail, up_tail = torch.zeros(1, FLOW.width, 2), torch.zeros(1, FLOW.width, 2 * FLOW.ratio)
-    past_k = [torch.zeros(1, FLOW.heads, 0, dk)] * layers
-    past_v = past_k
+    past_k = [torch.full((1, FLOW.heads, ratio * unused, dk), 3e4) for ratio in ratios]
+    past_v = [-k for k in past_k]
     hidden, mu = [], []
     for start in range(0, total, chunk):
         end = min(start + chunk, total)
-        inputs = (padded[:, start:end], padded[:, end : end + ahead], valid[:, end : end + ahead], conv_tail, up_tail)
+        length = torch.tensor([start])
+        ids, context = padded[:, start:end], padded[:, end : end + ahead]
+        inputs = (ids, context, valid[:, end : end + ahead], length, conv_tail, up_tail)
         h, _, _, _, _ = encoder.hidden(*inputs, past_k, past_v)
         m, conv_tail, up_tail, new_k, new_v = encoder(*inputs, past_k, past_v)
         past_k = [torch.cat(pair, dim=2) for pair in zip(past_k, new_k, strict=True)]
@@ -242,9 +251,10 @@ def encode(encoder: FlowEncoder, tokens: Tensor, chunk: int, *, final: bool = Tr
         ("full_offline", 138, 10_000, True),
     ],
 )
-def test_encoder(encoder: FlowEncoder, case: str, tokens: int, chunk: int, final: bool) -> None:
+@pytest.mark.parametrize("unused", [0, 7])
+def test_encoder(encoder: FlowEncoder, case: str, tokens: int, chunk: int, final: bool, unused: int) -> None:
     ids = torch.cat([vector("flow", "prompt_token"), vector("flow", "token")[:, :tokens]], dim=1).long()
-    hidden, mu = encode(encoder, ids, chunk, final=final)
+    hidden, mu = encode(encoder, ids, chunk, final=final, unused=unused)
     close(hidden, vector("flow", f"{case}_encoder_out"), 1e-4)
     close(mu, vector("flow", f"{case}_mu"), 1e-4)
 
@@ -255,61 +265,118 @@ def test_encoder_reads_row_zero_for_negative_tokens(encoder: FlowEncoder) -> Non
     assert torch.equal(negative, zero)
 
 
-class FlowCache:
-    """The estimator's state for some rows, with room for ``capacity`` frames, the free part full of garbage."""
+def test_encoder_rows_of_different_lengths_do_not_mix(encoder: FlowEncoder) -> None:
+    """The longer past fills its room; the shorter one lies at the end of the same room, behind garbage."""
+    random = torch.Generator().manual_seed(0)
+    dk, room, lengths = FLOW.width // FLOW.heads, 10, torch.tensor([10, 4])
+    tokens, context = torch.arange(40).view(2, 20), torch.arange(6).view(2, 3)
+    valid = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    conv_tail = torch.randn(2, FLOW.width, 2, generator=random)
+    up_tail = torch.randn(2, FLOW.width, 2 * FLOW.ratio, generator=random)
+    ratios = [1] * FLOW.blocks + [FLOW.ratio] * FLOW.up_blocks
+    past_k, past_v = (
+        [torch.randn(2, FLOW.heads, ratio * room, dk, generator=random) for ratio in ratios] for _ in range(2)
+    )
+    together, *_ = encoder(tokens, context, valid, lengths, conv_tail, up_tail, past_k, past_v)
+    for row in range(2):
+        one, length = slice(row, row + 1), int(lengths[row])
+        own = [
+            [array[one, :, array.shape[2] - ratio * length :] for array, ratio in zip(past, ratios, strict=True)]
+            for past in (past_k, past_v)
+        ]
+        inputs = (tokens[one], context[one], valid[one], lengths[one], conv_tail[one], up_tail[one])
+        alone, *_ = encoder(*inputs, *own)
+        close(together[one], alone, 1e-5)
+
+
+class Room:
+    """Keys and values of some frames in room for ``capacity`` frames, the free part full of garbage."""
 
     def __init__(self, rows: int, capacity: int) -> None:
         shape = (capacity, rows, FLOW.unet_heads, FLOW.unet_head_dim)
         self.k = [torch.full(shape, 3e4) for _ in range(FLOW.attentions)]
         self.v = [torch.full(shape, -3e4) for _ in range(FLOW.attentions)]
-        self.tails = [torch.zeros(rows, channels, 2) for channels in tail_channels(FLOW)]
         self.length = 0
 
-    def add(self, tails: list[Tensor], new_k: list[Tensor], new_v: list[Tensor]) -> None:
+    def add(self, new_k: list[Tensor], new_v: list[Tensor]) -> None:
         end = self.length + new_k[0].shape[0]
         for kept, new in zip(self.k + self.v, new_k + new_v, strict=True):
             kept[self.length : end] = new
-        self.tails, self.length = tails, end
+        self.length = end
+
+    def part(self) -> Part:
+        return Part(self.k, self.v, torch.full((self.k[0].shape[1],), self.length))
 
 
-def estimate(flow: GuidedFlow, chunk: int, capacity: int) -> Tensor:
+def no_tails(rows: int) -> list[Tensor]:
+    return [torch.zeros(rows, channels, 2) for channels in tail_channels(FLOW)]
+
+
+def estimate(flow: GuidedFlow, chunk: int, prompt: Room, past: Room, prompt_frames: int = 0) -> Tensor:
+    """Velocity of the recorded utterance, chunk by chunk; the first frames go to `prompt`, the others to `past`."""
     estimator = flow.decoder["estimator"]
     x, mu, cond = (vector("flow", f"est_{name}") for name in ("x", "mu", "cond"))
     t, speaker = vector("flow", "est_t"), vector("flow", "est_spks")
-    cache = FlowCache(2, capacity)
+    tails = no_tails(2)
     out = []
     for start in range(0, x.shape[2], chunk):
         piece = slice(start, start + chunk)
-        length = torch.full((2,), cache.length)
-        inputs = (x[:, :, piece], mu[:, :, piece], t, speaker, cond[:, :, piece], length)
-        v, tails, new_k, new_v = estimator(*inputs, cache.tails, cache.k, cache.v)
-        out.append(v)
+        cache = Cache(prompt.part(), past.part(), tails)
+        out.append(estimator(x[:, :, piece], mu[:, :, piece], t, speaker, cond[:, :, piece], cache))
+        tails = cache.new_tails
         if start + chunk < x.shape[2]:
-            cache.add(tails, new_k, new_v)
+            (prompt if start < prompt_frames else past).add(cache.new_k, cache.new_v)
     return torch.cat(out, dim=2)
 
 
-@pytest.mark.parametrize("capacity", [0, 3])
+@pytest.mark.parametrize("capacity", [1, 3])
 def test_estimator_whole_utterance(flow: GuidedFlow, capacity: int) -> None:
-    close(estimate(flow, 250, capacity), vector("flow", "est_out_offline"), 1e-4)
+    velocity = estimate(flow, 250, Room(2, capacity), Room(2, capacity))
+    close(velocity, vector("flow", "est_out_offline"), 1e-4)
 
 
-def test_estimator_chunk_by_chunk(flow: GuidedFlow) -> None:
-    close(estimate(flow, FLOW.unet_chunk, 210), vector("flow", "est_out_streaming"), 1e-4)
+@pytest.mark.parametrize("prompt_frames", [0, 50, 150, 250])
+def test_estimator_chunk_by_chunk_wherever_the_prompt_ends(flow: GuidedFlow, prompt_frames: int) -> None:
+    velocity = estimate(flow, FLOW.unet_chunk, Room(2, 210), Room(2, 203), prompt_frames)
+    close(velocity, vector("flow", "est_out_streaming"), 1e-4)
 
 
 def test_guided_velocity_mixes_the_two_rows(flow: GuidedFlow) -> None:
     """Two identical streams: guidance must pair row b with row B + b."""
     x, mu, cond = (vector("flow", f"est_{name}")[:1].expand(2, -1, -1) for name in ("x", "mu", "cond"))
     t, embedding = vector("flow", "est_t"), vector("flow", "spk_raw").expand(2, -1)
-    cache = FlowCache(4, 0)
-    length = torch.zeros(2, dtype=torch.int64)
-    velocity, tails, new_k, _ = flow(x, mu, cond, embedding, t, length, cache.tails, cache.k, cache.v)
+    prompt, past = Room(4, 2), Room(4, 1)
+    nothing = torch.zeros(2, dtype=torch.int64)
+    velocity, tails, new_k, _ = flow(
+        x, mu, cond, embedding, t, nothing, nothing, no_tails(4), prompt.k, prompt.v, past.k, past.v
+    )
     conditional, unconditional = vector("flow", "est_out_offline")
     expected = 1.7 * conditional - 0.7 * unconditional
     close(velocity, torch.stack([expected, expected]), 2e-4)
     assert new_k[0].shape == (250, 4, FLOW.unet_heads, FLOW.unet_head_dim)
     assert [tuple(tail.shape) for tail in tails] == [(4, channels, 2) for channels in tail_channels(FLOW)]
+
+
+def test_streams_of_different_pasts_do_not_mix(flow: GuidedFlow) -> None:
+    """Each of two streams in one call: its own lengths, in both parts of the past, and both of its rows."""
+    random = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random)
+
+    lengths = torch.tensor([[5, 0], [2, 9]])  # of the prompt and of the past behind it
+    x, mu, cond, embedding, t = noise(2, 80, 6), noise(2, 80, 6), noise(2, 80, 6), noise(2, 192), torch.rand(2)
+    tails = [noise(4, channels, 2) for channels in tail_channels(FLOW)]
+    kept = [
+        [noise(room, 4, FLOW.unet_heads, FLOW.unet_head_dim) for _ in range(FLOW.attentions)] for room in (5, 5, 9, 9)
+    ]
+    together, _, _, _ = flow(x, mu, cond, embedding, t, lengths[:, 0], lengths[:, 1], tails, *kept)
+    for stream in range(2):
+        one, rows = slice(stream, stream + 1), slice(stream, None, 2)
+        own = [[array[:, rows] for array in layers] for layers in kept]
+        inputs = (x[one], mu[one], cond[one], embedding[one], t[one], lengths[one, 0], lengths[one, 1])
+        alone, _, _, _ = flow(*inputs, [tail[rows] for tail in tails], *own)
+        close(together[one], alone, 1e-5)
 
 
 # Vocoder

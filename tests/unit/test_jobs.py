@@ -40,7 +40,8 @@ class Stream:
         try:
             results = []
             for number in self._numbers:
-                results.append((yield Job(self._network, number)))
+                doubled: int = yield Job(self._network, number)
+                results.append(doubled)
             return results
         finally:
             self.closed = True

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cosyserve.flow.past import RESERVED, Past
+from cosyserve.flow.past import GRANULE as FRAMES
+from cosyserve.flow.past import RESERVED, Past, gathered
 from cosyserve.llm.slots import GRANULE, SlotCache
 
 Float = NDArray[np.float32]
@@ -127,61 +128,100 @@ def test_moving_a_row_copies_its_first_positions_only(length: int) -> None:
 
 
 def frames(count: int, seed: int) -> list[Float]:
-    """Keys or values of `count` frames for 2 layers, 2 rows, 3 heads and 4 channels."""
+    """Keys, then values, of `count` frames for 2 layers, 2 rows, 3 heads and 4 channels."""
     random = np.random.default_rng(seed)
-    return [random.standard_normal((count, 2, 3, 4)).astype(np.float32) for _ in range(2)]
+    return [random.standard_normal((count, 2, 3, 4)).astype(np.float32) for _ in range(4)]
 
 
-def test_an_empty_past_shows_one_frame_of_zeros() -> None:
-    past = Past(2, 2, 3, 4)
-    assert past.length == 0
-    assert past.nbytes == 0
-    for array in (*past.keys(), *past.values()):
-        assert array.shape == (1, 2, 3, 4)
-        assert not array.any()
+def grown(*parts: list[Float], window: int = 0) -> Past:
+    past = Past(2, 3, 4, window)
+    for part in parts:
+        past.append(part)
+    return past
+
+
+def joined(parts: list[list[Float]]) -> Float:
+    return np.stack([np.concatenate(layer) for layer in zip(*parts, strict=True)])
+
+
+def test_an_empty_past_shows_one_granule_of_zeros() -> None:
+    past = Past(2, 3, 4)
+    assert (past.length, past.room, past.nbytes) == (0, FRAMES, 0)
+    assert past.layers().shape == (4, FRAMES, 2, 3, 4)
+    assert not past.layers().any()
+
+
+@pytest.mark.parametrize(("length", "granules"), [(1, 1), (FRAMES, 1), (FRAMES + 1, 2), (RESERVED, RESERVED // FRAMES)])
+def test_graphs_read_whole_granules_with_zeros_at_the_end(length: int, granules: int) -> None:
+    new = frames(length, 0)
+    past = grown(new)
+    assert past.room == granules * FRAMES
+    assert past.layers().shape == (4, past.room, 2, 3, 4)
+    np.testing.assert_array_equal(past.layers()[:, :length], new)
+    assert not past.layers()[:, length:].any()
+    assert past.nbytes == sum(array.nbytes for array in new)
 
 
 def test_frames_are_read_as_they_were_added_also_beyond_what_was_reserved() -> None:
-    past = Past(2, 2, 3, 4)
-    keys: list[list[Float]] = []
-    values: list[list[Float]] = []
+    past, parts = Past(2, 3, 4), []
     for start in range(0, 3 * RESERVED, 150):
-        keys.append(frames(150, start))
-        values.append(frames(150, start + 1))
-        past.append(keys[-1], values[-1])
+        parts.append(frames(150, start))
+        past.append(parts[-1])
         assert past.length == start + 150
-    for layer in range(2):
-        np.testing.assert_array_equal(past.keys()[layer], np.concatenate([part[layer] for part in keys]))
-        np.testing.assert_array_equal(past.values()[layer], np.concatenate([part[layer] for part in values]))
-    assert past.nbytes == sum(array.nbytes for array in (*past.keys(), *past.values()))
+    np.testing.assert_array_equal(past.layers()[:, : past.length], joined(parts))
+    assert not past.layers()[:, past.length :].any()
+    assert past.nbytes == joined(parts).nbytes
 
 
-def test_the_past_is_read_in_one_piece_without_copying() -> None:
-    past = Past(2, 2, 3, 4)
-    past.append(frames(5, 0), frames(5, 1))
-    for first, second in zip([*past.keys(), *past.values()], [*past.keys(), *past.values()], strict=True):
-        assert np.shares_memory(first, second)
-        assert first.flags.c_contiguous
+def test_more_frames_at_once_than_reserved_fit() -> None:
+    parts = [frames(5, 0), frames(3 * RESERVED + 1, 1)]
+    past = grown(*parts)
+    np.testing.assert_array_equal(past.layers()[:, : past.length], joined(parts))
 
 
-def test_adding_does_not_move_what_lies_within_the_reserve() -> None:
-    past = Past(2, 2, 3, 4)
-    past.append(frames(5, 0), frames(5, 1))
-    before = past.keys()[0]
-    past.append(frames(RESERVED - 5, 2), frames(RESERVED - 5, 3))
-    assert np.shares_memory(before, past.keys()[0])
+def test_the_past_is_read_without_copying_and_does_not_move_within_the_reserve() -> None:
+    past = grown(frames(5, 0))
+    before = past.layers()
+    assert before[0].flags.c_contiguous
+    past.append(frames(RESERVED - 5, 1))
+    assert np.shares_memory(before, past.layers())
 
 
-def test_a_copy_of_a_past_is_independent() -> None:
-    past = Past(2, 2, 3, 4)
-    keys, values = frames(5, 0), frames(5, 1)
-    past.append(keys, values)
-    twin = past.copy()
-    past.append(frames(3, 2), frames(3, 3))
-    twin.append(frames(1, 4), frames(1, 5))
-    assert (past.length, twin.length) == (8, 6)
-    for layer in range(2):
-        np.testing.assert_array_equal(twin.keys()[layer][:5], keys[layer])
-        np.testing.assert_array_equal(twin.values()[layer][:5], values[layer])
-        np.testing.assert_array_equal(past.keys()[layer][5:], frames(3, 2)[layer])
-        np.testing.assert_array_equal(twin.keys()[layer][5:], frames(1, 4)[layer])
+def test_a_window_keeps_the_newest_frames() -> None:
+    parts = [frames(10, seed) for seed in range(7)]
+    past = Past(2, 3, 4, window=33)
+    for count, part in enumerate(parts, 1):
+        past.append(part)
+        kept = min(10 * count, 33)
+        assert past.length == kept
+        np.testing.assert_array_equal(past.layers()[:, :kept], joined(parts[:count])[:, -kept:])
+        assert not past.layers()[:, kept:].any()
+        assert past.nbytes == joined(parts[:count])[:, -kept:].nbytes
+
+
+def test_streams_are_gathered_with_their_conditional_rows_first() -> None:
+    pasts = [grown(frames(length, length)) for length in (5, FRAMES + 1, 2)]
+    batch, memory = gathered(pasts, None)
+    assert batch.shape == (4, 2 * FRAMES, 6, 3, 4)
+    for stream, past in enumerate(pasts):
+        for row in range(2):
+            found = batch[:, :, 3 * row + stream]
+            np.testing.assert_array_equal(found[:, : past.room], past.layers()[:, :, row])
+            assert not found[:, past.room :].any()
+    assert np.shares_memory(batch, memory)
+
+
+def test_the_memory_of_a_gathering_is_used_again() -> None:
+    first = [grown(frames(length, length)) for length in (5, FRAMES + 1)]
+    second = [grown(frames(length, 9 * length)) for length in (5, FRAMES + 1)]
+    _, memory = gathered(first, None)
+    batch, again = gathered(second, memory)
+    assert again is memory
+    np.testing.assert_array_equal(batch, gathered(second, None)[0])
+
+
+def test_a_stream_alone_is_not_copied() -> None:
+    past = grown(frames(5, 0))
+    batch, _ = gathered([past], None)
+    assert np.shares_memory(batch, past.layers())
+    np.testing.assert_array_equal(batch, past.layers())

@@ -51,11 +51,24 @@ def test_a_number_that_is_none_is_named(text: str) -> None:
         Settings.read({}, {"COSYSERVE_THREADS": text})
 
 
-@pytest.mark.parametrize("name", ["threads", "max_streams", "llm_slots", "first_hop", "max_hop"])
+@pytest.mark.parametrize(
+    "name", ["threads", "max_streams", "llm_slots", "first_hop", "max_hop", "max_batch", "flow_cache_mib"]
+)
 @pytest.mark.parametrize("value", ["0", "-1"])
 def test_a_count_below_one_is_refused(name: str, value: str) -> None:
     with pytest.raises(WeightsError, match=f"^setting {name}: must be at least 1$"):
         Settings.read({name: value}, {})
+
+
+def test_a_window_of_zero_is_no_window_and_below_it_is_none() -> None:
+    assert Settings.read({"flow_window": "0"}, {}).flow_window == 0
+    with pytest.raises(WeightsError, match="^setting flow_window: must be at least 0$"):
+        Settings.read({"flow_window": "-1"}, {})
+
+
+def test_more_streams_than_sequences_are_refused() -> None:
+    with pytest.raises(WeightsError, match=f"^setting max_streams: at most {limits.MAX_STREAMS}$"):
+        Settings.read({"max_streams": str(limits.MAX_STREAMS + 1)}, {})
 
 
 def test_an_unknown_device_is_refused() -> None:

@@ -170,7 +170,8 @@ class GraphFlow:
         """Bytes of cache for each mel frame of a stream."""
         config = self.config
         estimator = config.steps * config.attentions * 2 * 2 * config.unet_heads * config.unet_head_dim
-        return 4 * (estimator + 2 * config.width * (config.up_blocks + config.blocks // config.ratio))
+        encoder = 2 * config.width * (config.ratio * config.up_blocks + config.blocks) // config.ratio
+        return 4 * (estimator + encoder)
 
     def open(self) -> GraphCache:
         """See `FlowNetworks.open`."""
