@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import aclosing
 
 import numpy as np
@@ -91,35 +92,83 @@ async def test_segments_are_generated_ahead_of_the_audio() -> None:
     while "llm 2.6" not in stages.points:
         await asyncio.wait_for(asyncio.sleep(0), 5)
         assert not task.done()
+    # Nor do they wait for the voice.
     assert [point for point in stages.points if point.startswith("token2wav")] == ["token2wav 1.0"]
     hold.set()
     assert said(await task) == [*range(30), *range(1000, 1030), *range(2000, 2030)]
 
 
-async def test_the_voice_comes_with_the_first_step_only() -> None:
+async def test_an_utterance_opens_with_its_voice_and_goes_on_without() -> None:
     stages = FakeStages([60, 60], prompt=10)
     await speak(stages)
-    opening = {"stream", "seed", "flow_prompt_tokens", "prompt_mel", "speaker_embedding"}
-    step = {"speech_tokens", "final"}
-    for _, inputs, start, _ in stages.steps:
-        assert set(inputs) == (step | opening if start else step)
-    assert [(s, start, end) for s, _, start, end in stages.steps] == [
-        (1, True, False),
-        (1, False, True),
-        (2, True, False),
-        (2, False, True),
+    step = {"speech_tokens", "final", "seed", "deadline"}
+    (_, opening, start, end), *steps = stages.steps
+    assert set(opening) == step | {"stream", "flow_prompt_tokens", "prompt_mel", "speaker_embedding"}
+    assert (start, end) == (True, False)
+    assert len(opening["speech_tokens"]) == 0
+    assert not opening["final"][0]
+    for _, inputs, start, _ in steps:
+        assert set(inputs) == step
+        assert not start
+
+
+async def test_one_sequence_speaks_all_segments_and_ends_with_the_very_last_piece() -> None:
+    stages = FakeStages([60, 30, 60])
+    await speak(stages)
+    assert {sequence for sequence, _, _, _ in stages.steps} == {1}
+    assert [bool(inputs["final"][0]) for _, inputs, _, _ in stages.steps] == [
+        *(False, False, True),
+        *(False, True),
+        *(False, True),
     ]
-    assert all(bool(inputs["final"][0]) is end for _, inputs, _, end in stages.steps)
+    assert [end for _, _, _, end in stages.steps] == [False] * 6 + [True]
 
 
-async def test_each_utterance_gets_sequences_of_its_own() -> None:
+async def test_each_utterance_gets_a_sequence_of_its_own() -> None:
     stages = FakeStages([60, 30])
     speaker, _ = synthesizer(stages)
     results = await asyncio.gather(*(consume(speaker) for _ in range(3)))
     assert [said(chunks) for chunks in results] == [[*range(60), *range(1000, 1030)]] * 3
-    opened = [sequence for sequence, _, start, _ in stages.steps if start]
-    assert sorted(set(opened)) == sorted(opened)
-    assert len(opened) == 6
+    assert sorted(sequence for sequence, _, start, _ in stages.steps if start) == [1, 2, 3]
+
+
+async def test_a_refused_opening_surfaces_at_once() -> None:
+    """Whatever the language model is doing."""
+    stages = FakeStages([60])
+    speaker, admission = synthesizer(stages)
+    refusal = Overloaded("the cache memory is in use")
+
+    async def hook(point: str) -> None:
+        if point == "token2wav 1.0":
+            raise refusal
+        if point == "llm 0.0":
+            await asyncio.Event().wait()
+
+    stages.hook = hook
+    with pytest.raises(Overloaded) as caught:
+        await asyncio.wait_for(anext(speaker.speak(REQUEST)), 5)
+    assert caught.value is refusal
+    assert stages.idle
+    assert admission.active == 0
+
+
+async def test_deadlines_are_when_a_listener_runs_out_of_audio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock stands at 7 s until the first audio comes, at 9 s; GRID speaks 100 samples a second."""
+    now = [7.0]
+    monkeypatch.setattr(time, "monotonic_ns", lambda: int(now[0] * 1e9))
+    stages = FakeStages([160, 30])
+
+    async def hook(point: str) -> None:
+        if point.startswith("token2wav 1."):
+            now[0] += 1.0
+
+    stages.hook = hook
+    chunks = await speak(stages)
+    deadlines = [int(inputs["deadline"][0]) / 1e9 for _, inputs, _, _ in stages.steps]
+    heard = np.cumsum([len(chunk.audio) for chunk in chunks]) / GRID.sample_rate
+    assert deadlines[:2] == [7.0, 7.0]  # nothing was heard yet: first come, first served
+    np.testing.assert_allclose(deadlines[2:], 9.0 + heard[: len(deadlines) - 2])
+    assert all(inputs["deadline"].dtype == np.int64 for _, inputs, _, _ in stages.steps)
 
 
 async def test_the_language_model_gets_each_segment_s_text_and_the_prompt() -> None:
@@ -144,8 +193,8 @@ async def test_without_streaming_a_segment_is_one_piece() -> None:
     stages = FakeStages([260, 60])
     chunks = await speak(stages, REQUEST | {"stream": np.array([False])})
     assert [len(chunk.audio) for chunk in chunks] == [260 * SPT, 60 * SPT, 0]
-    assert [(start, end) for _, _, start, end in stages.steps] == [(True, True)] * 2
-    assert [inputs["stream"].tolist() for _, inputs, _, _ in stages.steps] == [[False]] * 2
+    assert [(start, end) for _, _, start, end in stages.steps] == [(True, False), (False, False), (False, True)]
+    assert stages.steps[0][1]["stream"].tolist() == [False]
 
 
 async def test_streaming_is_the_default() -> None:
@@ -155,10 +204,11 @@ async def test_streaming_is_the_default() -> None:
 
 
 def seeds(stages: FakeStages) -> list[int]:
-    opened = [inputs["seed"] for _, inputs, start, _ in stages.steps if start]
+    ends = [inputs["seed"] for _, inputs, _, _ in stages.steps if inputs["final"][0]]
     given = [inputs["seed"] for inputs in stages.llm_inputs]
     assert all(seed.dtype == np.int64 and seed.shape == (1,) for seed in given)
-    np.testing.assert_array_equal(opened, given)
+    np.testing.assert_array_equal(ends, given)
+    assert stages.steps[0][1]["seed"] == given[0]
     return [int(seed[0]) for seed in given]
 
 
@@ -183,7 +233,7 @@ async def test_other_seeds_and_no_seed_give_other_inputs() -> None:
 
 
 @pytest.mark.parametrize(
-    "point", ["frontend", "llm 0.0", "llm 0.4", "llm 1.2", "token2wav 1.0", "token2wav 1.1", "token2wav 2.0"]
+    "point", ["frontend", "llm 0.0", "llm 0.4", "llm 1.2", "token2wav 1.0", "token2wav 1.1", "token2wav 1.4"]
 )
 @pytest.mark.parametrize("error", [InvalidInput("text", "is too odd"), StageFailed("out of order")])
 async def test_the_error_of_a_stage_surfaces_and_ends_the_others(point: str, error: CosyServeError) -> None:
