@@ -1,22 +1,27 @@
-"""Flow streams: every frame once, however the tokens arrive; and the states of recent voices."""
+"""Flow streams: every frame once, however the tokens arrive and whoever shares the calls."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cosyserve.contracts import Tensors
 from cosyserve.errors import InvalidInput
-from cosyserve.flow.sessions import FlowSession, FlowSessions
+from cosyserve.flow import graphs
+from cosyserve.flow.graphs import GraphCache
+from cosyserve.flow.networks import EncodeJob, FlowNetworks
 from cosyserve.flow.solver import solve, time_grid
-from cosyserve.flow.stream import FlowNetworks, FlowState, FlowStream, FlowVoice
-from cosyserve.runtimes.graph import Arrays, Outputs
+from cosyserve.flow.stream import FlowState, FlowStream, FlowVoice
+from cosyserve.jobs import Network, Rounds, Task, alone
+from cosyserve.load import load_flow_networks
+from cosyserve.settings import Settings
 
 Float = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -33,24 +38,68 @@ def tokens(flow_vectors: Vectors) -> Ints:
 
 
 @pytest.fixture(scope="module")
-def after_prompt(flow_networks: FlowNetworks, flow_voice: FlowVoice) -> FlowState:
-    return FlowStream(flow_networks, flow_voice).snapshot()
+def primed(flow_networks: FlowNetworks, flow_voice: FlowVoice) -> FlowState:
+    """The state after the recorded prompt."""
+    return alone(FlowStream.prime(flow_networks, flow_voice))
 
 
 @pytest.fixture(scope="module")
-def whole(flow_networks: FlowNetworks, flow_voice: FlowVoice, tokens: Ints) -> Float:
+def bare(flow_voice: FlowVoice) -> FlowVoice:
+    """A voice without prompt."""
+    return FlowVoice(flow_voice.tokens[:0], flow_voice.mel[:0], flow_voice.embedding)
+
+
+@pytest.fixture(scope="module")
+def whole(flow_networks: FlowNetworks, flow_voice: FlowVoice, primed: FlowState, tokens: Ints) -> Float:
     """The streamed mel of one call."""
-    return FlowStream(flow_networks, flow_voice).step(tokens, final=True)
+    return FlowStream(flow_networks, flow_voice, state=primed.fork()).step(tokens, final=True)
+
+
+class Spy:
+    """A network that keeps the batches of its calls."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.batches: list[Sequence] = []
+
+    def joins(self, batch: Sequence, job: object) -> bool:
+        return self._network.joins(batch, job)
+
+    def __call__(self, batch: Sequence) -> list[Float]:
+        self.batches.append(batch)
+        return self._network(batch)
+
+    @property
+    def widest(self) -> int:
+        return max(map(len, self.batches))
+
+
+def spied(networks: FlowNetworks) -> tuple[FlowNetworks, Spy, Spy]:
+    """The networks, and what tells how their encoder and solver are called."""
+    twin = copy.copy(networks)
+    twin.encode, twin.solve = Spy(networks.encode), Spy(networks.solve)
+    return twin, twin.encode, twin.solve
+
+
+def pieces(tokens: Ints, at: Sequence[int]) -> Iterator[tuple[Ints, bool]]:
+    """Tokens cut at some places, and whether they are the last."""
+    parts = np.split(tokens, sorted(at))
+    return zip(parts, [False] * (len(parts) - 1) + [True], strict=True)
 
 
 def run(stream: FlowStream, tokens: Ints, at: Sequence[int] = ()) -> Float:
-    pieces = np.split(tokens, sorted(at))
-    mels = [stream.step(piece, final=False) for piece in pieces[:-1]]
-    return np.concatenate([*mels, stream.step(pieces[-1], final=True)], axis=1)
+    return np.concatenate([stream.step(piece, final) for piece, final in pieces(tokens, at)], axis=1)
 
 
 def test_one_call_gives_the_recorded_streaming_mel(whole: Float, flow_vectors: Vectors) -> None:
     np.testing.assert_allclose(whole, flow_vectors["full_stream_mel"][0], rtol=0, atol=1e-4)
+
+
+def test_a_stream_that_computes_its_prompt_itself_gives_the_same(
+    flow_networks: FlowNetworks, flow_voice: FlowVoice, tokens: Ints, whole: Float
+) -> None:
+    mel = run(FlowStream(flow_networks, flow_voice), tokens, at=[20])
+    np.testing.assert_allclose(mel, whole, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -71,7 +120,7 @@ def test_full_attention_sends_nothing_before_the_last_token(
     assert stream.step(tokens[100:], final=True).shape == (80, 2 * SPEECH)
 
 
-@settings(max_examples=12, deadline=None)
+@hypothesis_settings(max_examples=12, deadline=None)
 @given(at=cuts)
 @example(at=list(range(1, SPEECH)))
 @example(at=[0, SPEECH])
@@ -79,12 +128,12 @@ def test_full_attention_sends_nothing_before_the_last_token(
 def test_any_split_gives_the_same_bits(
     flow_networks: FlowNetworks,
     flow_voice: FlowVoice,
-    after_prompt: FlowState,
+    primed: FlowState,
     tokens: Ints,
     whole: Float,
     at: list[int],
 ) -> None:
-    stream = FlowStream(flow_networks, flow_voice, state=after_prompt)
+    stream = FlowStream(flow_networks, flow_voice, state=primed.fork())
     np.testing.assert_array_equal(run(stream, tokens, at), whole)
     assert stream.frames == 2 * (PROMPT + SPEECH)
 
@@ -112,67 +161,202 @@ def test_a_chunk_waits_for_its_look_ahead(flow_networks: FlowNetworks, flow_voic
 
 @pytest.mark.parametrize("length", [0, 1, 6, 7, 8, 10])
 def test_short_speech_is_spoken_whole(
-    flow_networks: FlowNetworks, flow_voice: FlowVoice, after_prompt: FlowState, tokens: Ints, length: int
+    flow_networks: FlowNetworks, flow_voice: FlowVoice, primed: FlowState, tokens: Ints, length: int
 ) -> None:
-    stream = FlowStream(flow_networks, flow_voice, state=after_prompt)
+    stream = FlowStream(flow_networks, flow_voice, state=primed.fork())
     assert stream.step(tokens[:length], final=True).shape == (80, 2 * length)
     assert stream.frames == 2 * (PROMPT + length)
 
 
 @pytest.mark.parametrize("length", [31, 32, 33, 34, 35])
 def test_an_end_within_the_look_ahead_does_not_widen_a_chunk(
-    flow_networks: FlowNetworks, flow_voice: FlowVoice, after_prompt: FlowState, tokens: Ints, length: int
+    flow_networks: FlowNetworks, flow_voice: FlowVoice, primed: FlowState, tokens: Ints, length: int
 ) -> None:
     """The prompt leaves 18 tokens waiting, so a boundary lies after 7 and 32 tokens of speech."""
-    chunks: list[int] = []
-
-    def encoder(inputs: Arrays) -> Outputs:
-        chunks.append(np.shape(inputs["tokens"])[1])
-        return flow_networks.encoder(inputs)
-
-    stream = FlowStream(replace(flow_networks, encoder=encoder), flow_voice, state=after_prompt)
+    networks, encoder, _ = spied(flow_networks)
+    stream = FlowStream(networks, flow_voice, state=primed.fork())
     assert stream.step(tokens[:length], final=True).shape == (80, 2 * length)
+    chunks = [len(job.tokens) for batch in encoder.batches for job in batch]
     assert chunks == [25, min(25, length - 7)] + [length - 32] * (length > 32)
 
 
-def test_no_prompt_works_at_any_split(flow_networks: FlowNetworks, flow_voice: FlowVoice, tokens: Ints) -> None:
-    bare = FlowVoice(np.zeros(0, np.int32), np.zeros((0, 80), np.float32), flow_voice.embedding)
+def test_no_prompt_works_at_any_split(flow_networks: FlowNetworks, bare: FlowVoice, tokens: Ints) -> None:
     once = run(FlowStream(flow_networks, bare), tokens[:60])
     assert once.shape == (80, 120)
     np.testing.assert_array_equal(run(FlowStream(flow_networks, bare), tokens[:60], at=[27, 28, 53]), once)
 
 
-@settings(max_examples=4, deadline=None)
-@given(at=st.integers(0, SPEECH))
-@example(at=60)
-def test_a_snapshot_goes_on_alike_twice(
-    flow_networks: FlowNetworks, flow_voice: FlowVoice, after_prompt: FlowState, tokens: Ints, whole: Float, at: int
-) -> None:
-    stream = FlowStream(flow_networks, flow_voice, state=after_prompt)
-    head = stream.step(tokens[:at], final=False)
-    saved = stream.snapshot()
-    for _ in range(2):
-        tail = stream.step(tokens[at:], final=True)
-        np.testing.assert_array_equal(np.concatenate([head, tail], axis=1), whole)
-        stream.restore(saved)
+def state_of(cache: GraphCache) -> list[Float]:
+    """All arrays of a stream's cache, its own and those that it shares."""
+    pasts = [past.layers() for past in (*cache.prompt, *cache.past)]
+    tails = [tail for step in cache.tails for tail in step]
+    return [cache.conv_tail, cache.up_tail, *cache.layers, *tails, *pasts]
 
 
-def test_two_streams_of_one_state_do_not_touch_each_other(
-    flow_networks: FlowNetworks, flow_voice: FlowVoice, after_prompt: FlowState, tokens: Ints, whole: Float
+def test_forks_share_the_prompt_and_never_write_it(
+    flow_networks: FlowNetworks, flow_voice: FlowVoice, tokens: Ints, whole: Float
 ) -> None:
-    one, other = (FlowStream(flow_networks, flow_voice, state=after_prompt) for _ in range(2))
-    head = one.step(tokens[:70], final=False)
-    run(other, tokens[::-1])
-    tail = one.step(tokens[70:], final=True)
+    primed = alone(FlowStream.prime(flow_networks, flow_voice))
+    before = copy.deepcopy(state_of(primed.cache))
+    one, other = primed.fork(), primed.fork()
+    for fork in (one, other):
+        assert fork.cache.nbytes < primed.cache.nbytes / 4  # the encoder's keys and values alone are its own
+        for shared, past in zip(fork.cache.prompt, primed.cache.past, strict=True):
+            assert shared.length == past.length == 150
+            assert np.shares_memory(shared.layers(), past.layers())
+    streams = [FlowStream(flow_networks, flow_voice, state=fork) for fork in (one, other)]
+    head = streams[0].step(tokens[:70], final=False)
+    run(streams[1], tokens[::-1])
+    tail = streams[0].step(tokens[70:], final=True)
     np.testing.assert_array_equal(np.concatenate([head, tail], axis=1), whole)
+    for now, then in zip(state_of(primed.cache), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+    for mine, its in zip(one.cache.past, other.cache.past, strict=True):
+        assert not np.shares_memory(mine.layers(), its.layers())
+
+
+def test_a_stream_holds_its_bytes_for_each_frame(
+    flow_networks: FlowNetworks, bare: FlowVoice, flow_voice: FlowVoice, primed: FlowState, tokens: Ints
+) -> None:
+    stream = FlowStream(flow_networks, bare)
+    assert stream.nbytes == 0
+    stream.step(tokens[:60], final=True)
+    assert stream.nbytes == 120 * flow_networks.frame_bytes
+    with_prompt = FlowStream(flow_networks, flow_voice, state=primed.fork())
+    with_prompt.step(tokens[:60], final=True)
+    assert with_prompt.nbytes < 2 * (PROMPT + 60) * flow_networks.frame_bytes
+
+
+# --- streams in shared calls ---
+
+AT = {60: [53], 110: [30, 90], 33: [], 77: [10, 11, 40], 128: [100], 138: [53, 106]}
+"""Lengths of some streams, and where their tokens are cut."""
+
+
+def run_together(networks: FlowNetworks, streams: Sequence[FlowStream], tokens: Ints) -> list[Float]:
+    """The mels of streams of different lengths, the later ones the more urgent."""
+    rounds = Rounds(8)
+    heard: list[list[Float]] = [[] for _ in streams]
+
+    def failed(error: Exception) -> None:
+        raise error
+
+    def go_on(index: int, rest: Iterator[tuple[Ints, bool]]) -> None:
+        def done(mel: Float) -> None:
+            heard[index].append(mel)
+            go_on(index, rest)
+
+        for piece, final in rest:
+            rounds.add(Task(streams[index].steps(piece, final), -index, done, failed))
+            return
+
+    for index, (length, at) in enumerate(AT.items()):
+        go_on(index, pieces(tokens[:length], at))
+        rounds.turn()  # so that each begins at another position of the others
+    while rounds:
+        rounds.turn()
+    return [np.concatenate(mels, axis=1) for mels in heard]
+
+
+@pytest.fixture(scope="module")
+def streams_alone(
+    flow_networks: FlowNetworks, flow_voice: FlowVoice, bare: FlowVoice, primed: FlowState, tokens: Ints
+) -> list[Float]:
+    streams = forked(flow_networks, flow_voice, bare, primed)
+    return [run(stream, tokens[:length], at) for stream, (length, at) in zip(streams, AT.items(), strict=True)]
+
+
+def forked(networks: FlowNetworks, voice: FlowVoice, bare: FlowVoice, primed: FlowState) -> list[FlowStream]:
+    """A stream for each of `AT`; every third has no prompt."""
+    without = alone(FlowStream.prime(networks, bare))
+    return [
+        FlowStream(networks, voice if index % 3 else bare, state=(primed if index % 3 else without).fork())
+        for index in range(len(AT))
+    ]
+
+
+def test_streams_in_shared_calls_give_the_same_bits_as_alone(
+    flow_networks: FlowNetworks,
+    flow_voice: FlowVoice,
+    bare: FlowVoice,
+    primed: FlowState,
+    tokens: Ints,
+    streams_alone: list[Float],
+) -> None:
+    networks, encoder, solver = spied(flow_networks)
+    together = run_together(networks, forked(networks, flow_voice, bare, primed), tokens)
+    for found, expected in zip(together, streams_alone, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert encoder.widest >= 2
+    assert solver.widest >= 3
+    assert any(len({job.cache.past[0].length for job in batch}) > 1 for batch in solver.batches)
+
+
+def test_pasts_too_large_to_copy_are_solved_one_by_one(
+    flow_networks: FlowNetworks,
+    flow_voice: FlowVoice,
+    bare: FlowVoice,
+    primed: FlowState,
+    tokens: Ints,
+    streams_alone: list[Float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(graphs, "GATHER_BYTES", 1)
+    networks, encoder, solver = spied(flow_networks)
+    together = run_together(networks, forked(networks, flow_voice, bare, primed), tokens)
+    for found, expected in zip(together, streams_alone, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert encoder.widest >= 2
+    assert solver.widest == 1
+
+
+def test_chunks_of_different_lengths_or_distant_positions_do_not_share_an_encoder_call(
+    flow_networks: FlowNetworks, tokens: Ints
+) -> None:
+    """There the rounding would differ from that of the stream alone."""
+
+    def job(past: int, new: int) -> EncodeJob:
+        cache = flow_networks.open()
+        cache.layers = [np.zeros((layer.shape[0], past, layer.shape[2]), np.float32) for layer in cache.layers]
+        return EncodeJob(cache, tokens[:new].astype(np.int64), np.zeros(3, np.int64), np.zeros(3, np.float32))
+
+    first = [job(17, 25)]
+    assert flow_networks.encode.joins(first, job(30, 25))
+    assert not flow_networks.encode.joins(first, job(33, 25))
+    assert not flow_networks.encode.joins(first, job(0, 25))
+    assert not flow_networks.encode.joins(first, job(17, 24))
+
+
+# --- a bounded window ---
+
+
+@pytest.mark.parametrize("window", [1000, 100])
+def test_a_window_bounds_the_past_and_changes_nothing_while_it_is_longer(
+    settings: Settings, flow_voice: FlowVoice, tokens: Ints, whole: Float, window: int
+) -> None:
+    networks = load_flow_networks(replace(settings, flow_window=window))
+    state = alone(FlowStream.prime(networks, flow_voice)).fork()
+    stream = FlowStream(networks, flow_voice, state=state)
+    mels = []
+    for piece, final in pieces(tokens, range(10, SPEECH, 10)):
+        mels.append(stream.step(piece, final))
+        assert all(past.length <= window for past in state.cache.past)
+        assert sum(past.nbytes for past in state.cache.past) <= window * networks.frame_bytes
+    assert {past.length for past in state.cache.prompt} == {150}
+    mel = np.concatenate(mels, axis=1)
+    assert np.array_equal(mel, whole) is (window > 2 * (PROMPT + SPEECH))
+
+
+# --- the noise and the solver ---
 
 
 def test_a_segment_longer_than_the_noise_is_refused(
-    flow_networks: FlowNetworks, flow_voice: FlowVoice, after_prompt: FlowState, tokens: Ints
+    flow_networks: FlowNetworks, flow_voice: FlowVoice, primed: FlowState, tokens: Ints
 ) -> None:
     def stream(frames: int) -> FlowStream:
-        short = replace(flow_networks, noise=flow_networks.noise[:, :frames])
-        return FlowStream(short, flow_voice, state=after_prompt)
+        short = copy.copy(flow_networks)
+        short.noise = flow_networks.noise[:, :frames]
+        return FlowStream(short, flow_voice, state=primed.fork())
 
     needed = 2 * (PROMPT + 40)
     assert stream(needed).step(tokens[:40], final=True).shape == (80, 80)
@@ -195,124 +379,3 @@ def test_solver_integrates_a_constant_velocity_exactly_to_time_one() -> None:
 
     np.testing.assert_allclose(solve(velocity, noise, 10), noise + 3, atol=1e-5)
     assert steps == list(range(10))
-
-
-# --- sessions and the voice cache ---
-
-
-def opening(voice: FlowVoice, tokens: Ints, *, final: bool = True) -> Tensors:
-    return {
-        "speech_tokens": tokens,
-        "final": np.array([final]),
-        "flow_prompt_tokens": voice.tokens,
-        "prompt_mel": voice.mel,
-        "speaker_embedding": voice.embedding,
-    }
-
-
-def short_voice(voice: FlowVoice, *, mel: float = 0.0, embedding: float = 0.0) -> FlowVoice:
-    """The first 30 tokens of a voice, with another mel or speaker vector."""
-    return FlowVoice(voice.tokens[:30], voice.mel[:60] + np.float32(mel), voice.embedding + np.float32(embedding))
-
-
-class Counter:
-    """Mel frames that a step computed."""
-
-    def __init__(self) -> None:
-        self.frames = 0
-
-    def __call__(self, frames: int) -> None:
-        self.frames += frames
-
-    def take(self) -> int:
-        taken, self.frames = self.frames, 0
-        return taken
-
-
-def speak(sessions: FlowSessions, inputs: Tensors) -> Float:
-    session: FlowSession = sessions.open(inputs)
-    out = session.step(inputs)
-    assert out["mel_final"].tolist() == inputs["final"].tolist()
-    return out["mel"].astype(np.float32)
-
-
-def test_a_known_voice_speaks_the_same_without_its_prompt(
-    flow_networks: FlowNetworks, flow_voice: FlowVoice, tokens: Ints, whole: Float
-) -> None:
-    counter = Counter()
-    sessions = FlowSessions(flow_networks, 2**30, counter)
-    for computed in (2 * (PROMPT + SPEECH), 2 * (PROMPT + SPEECH) - 150, 2 * (PROMPT + SPEECH) - 150):
-        np.testing.assert_array_equal(speak(sessions, opening(flow_voice, tokens)), whole)
-        assert counter.take() == computed  # 150 prompt frames lie before the last settled boundary
-
-
-@pytest.mark.parametrize("other", [{"mel": 0.5}, {"embedding": 0.5}])
-def test_voices_with_equal_tokens_never_share(
-    flow_networks: FlowNetworks, flow_voice: FlowVoice, tokens: Ints, other: dict[str, float]
-) -> None:
-    first, second = short_voice(flow_voice), short_voice(flow_voice, **other)
-    sessions = FlowSessions(flow_networks, 2**30, Counter())
-    heard = [speak(sessions, opening(voice, tokens[:30])) for voice in (first, second, first)]
-    fresh = [run(FlowStream(flow_networks, voice), tokens[:30]) for voice in (first, second)]
-    np.testing.assert_array_equal(heard[0], fresh[0])
-    np.testing.assert_array_equal(heard[1], fresh[1])
-    np.testing.assert_array_equal(heard[2], fresh[0])
-    assert np.abs(heard[0] - heard[1]).max() > 1e-3
-
-
-def test_the_least_recently_used_voice_goes_when_the_bytes_are_spent(
-    flow_networks: FlowNetworks, flow_voice: FlowVoice, tokens: Ints
-) -> None:
-    counter = Counter()
-    a, b, c = (short_voice(flow_voice, mel=i) for i in range(3))
-    room = 2 * FlowStream(flow_networks, a).snapshot().nbytes
-    sessions = FlowSessions(flow_networks, room, counter)
-
-    def touches_prompt(voice: FlowVoice) -> bool:
-        speak(sessions, opening(voice, tokens[:0], final=False))
-        return counter.take() > 0
-
-    assert touches_prompt(a)
-    assert touches_prompt(b)
-    assert not touches_prompt(a)
-    assert touches_prompt(c)  # b is dropped: a was used since
-    assert not touches_prompt(a)
-    assert touches_prompt(b)
-
-
-def test_a_voice_larger_than_the_cache_is_still_spoken(
-    flow_networks: FlowNetworks, flow_voice: FlowVoice, tokens: Ints
-) -> None:
-    voice = short_voice(flow_voice)
-    sessions = FlowSessions(flow_networks, 0, Counter())
-    expected = run(FlowStream(flow_networks, voice), tokens[:30])
-    for _ in range(2):
-        np.testing.assert_array_equal(speak(sessions, opening(voice, tokens[:30])), expected)
-
-
-def test_quality_mode_uses_full_attention(
-    flow_networks: FlowNetworks, flow_voice: FlowVoice, tokens: Ints, flow_vectors: Vectors
-) -> None:
-    counter = Counter()
-    sessions = FlowSessions(flow_networks, 2**30, counter)
-    speak(sessions, opening(flow_voice, tokens[:0], final=False))
-    assert counter.take() == 150
-    mel = speak(sessions, opening(flow_voice, tokens) | {"stream": np.array([False])})
-    np.testing.assert_allclose(mel, flow_vectors["full_offline_mel"][0], rtol=0, atol=1e-4)
-    assert counter.take() == 2 * (PROMPT + SPEECH)
-
-
-def test_a_session_needs_a_speaker(flow_networks: FlowNetworks, tokens: Ints) -> None:
-    sessions = FlowSessions(flow_networks, 2**30, Counter())
-    with pytest.raises(InvalidInput, match=r"^speaker_embedding: "):
-        sessions.open({"speech_tokens": tokens, "final": np.array([True])})
-
-
-def test_a_session_without_prompt_speaks(flow_networks: FlowNetworks, flow_voice: FlowVoice, tokens: Ints) -> None:
-    sessions = FlowSessions(flow_networks, 2**30, Counter())
-    inputs: Tensors = {
-        "speech_tokens": tokens[:30],
-        "final": np.array([True]),
-        "speaker_embedding": flow_voice.embedding,
-    }
-    assert speak(sessions, inputs).shape == (80, 60)

@@ -1,8 +1,9 @@
-"""Vocoder streams: the same samples however the frames arrive."""
+"""Vocoder streams: the same samples however the frames arrive and whoever shares the calls."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cosyserve.audio.pcm import to_pcm16
-from cosyserve.hift.sessions import HiftSessions
+from cosyserve.contracts import Tensors
+from cosyserve.hift.sessions import HiftSession, HiftSessions
 from cosyserve.hift.stream import F0_RADIUS, HiftNetworks, HiftStream, decoder_radius
+from cosyserve.jobs import Rounds, Task, alone
+from cosyserve.runtimes.graph import Arrays, Graph, Outputs
 
 Float = NDArray[np.float32]
 Pcm = NDArray[np.int16]
@@ -85,27 +89,12 @@ def test_seeds_decide_the_noise(hift_networks: HiftNetworks, mel: Float, whole: 
     assert np.abs(other.astype(np.int64) - whole).max() > 10
 
 
-@settings(max_examples=4, deadline=None)
-@given(at=st.integers(0, FRAMES))
-@example(at=100)
-def test_a_snapshot_goes_on_alike_twice(hift_networks: HiftNetworks, mel: Float, whole: Pcm, at: int) -> None:
-    stream = HiftStream(hift_networks, SEED)
-    head = stream.step(mel[:, :at], final=False)
-    saved = stream.snapshot()
-    tails = []
-    for _ in range(2):
-        tails.append(stream.step(mel[:, at:], final=True))
-        stream.restore(saved)
-    np.testing.assert_array_equal(tails[0], tails[1])
-    assert_same_sound(to_pcm16(np.concatenate([head, tails[0]])), whole)
-
-
 def test_a_stream_keeps_a_bounded_past(hift_networks: HiftNetworks, mel: Float) -> None:
     stream = HiftStream(hift_networks, SEED)
     held = []
     for _ in range(6):
         stream.step(mel, final=False)
-        held.append(stream.snapshot().mel.shape[1])
+        held.append(stream.frames_kept)
     assert held == [held[0]] * 6
     assert held[0] <= 64
 
@@ -135,15 +124,82 @@ def test_the_f0_predictor_sees_no_further_than_its_radius(hift_networks: HiftNet
     np.testing.assert_array_equal(np.flatnonzero(f0 != clean), np.arange(50 - F0_RADIUS, 50 + F0_RADIUS + 1))
 
 
-def test_sessions_speak_pcm_with_the_seed_of_the_opening(hift_networks: HiftNetworks, mel: Float, whole: Pcm) -> None:
-    sessions = HiftSessions(hift_networks)
+# --- streams in shared calls ---
 
-    def speak(*seed: int) -> Pcm:
-        inputs = {"mel": mel[:, :150], "mel_final": np.array([False])} | ({"seed": np.array(seed)} if seed else {})
-        session = sessions.open(inputs)
-        head = session.step(inputs)["audio"]
-        tail = session.step({"mel": mel[:, 150:], "mel_final": np.array([True])})["audio"]
-        return np.concatenate([head, tail]).astype(np.int16)
+CUTS = {120: [50], 150: [60, 100], 220: range(50, 220, 50), 64: [10], 90: [89], 256: [], 70: [40, 41], 10: [5]}
+"""Lengths of some streams, and where their frames are cut."""
+
+
+def run_together(networks: HiftNetworks, mel: Float) -> list[Float]:
+    """The samples of all streams of `CUTS`, each with its own frames and seed."""
+    rounds = Rounds(8)
+    heard: list[list[Float]] = [[] for _ in CUTS]
+
+    def failed(error: Exception) -> None:
+        raise error
+
+    def go_on(index: int, stream: HiftStream, rest: list[Float]) -> None:
+        def done(audio: Float) -> None:
+            heard[index].append(audio)
+            if rest[1:]:
+                go_on(index, stream, rest[1:])
+
+        rounds.add(Task(stream.steps(rest[0], final=len(rest) == 1), 0, done, failed))
+
+    for index, (length, at) in enumerate(CUTS.items()):
+        go_on(index, HiftStream(networks, index), np.split(mel[:, -length:], at, axis=1))
+    while rounds:
+        rounds.turn()
+    return [np.concatenate(pieces) for pieces in heard]
+
+
+def test_streams_in_shared_calls_give_the_same_bits_as_alone(hift_networks: HiftNetworks, mel: Float) -> None:
+    batches: list[int] = []
+
+    def counted(graph: Graph) -> Graph:
+        def call(inputs: Arrays) -> Outputs:
+            out = graph(inputs)
+            batches.append(len(next(iter(out.values()))))
+            return out
+
+        return call
+
+    f0, source, decoder = (counted(graph) for graph in (hift_networks.f0, hift_networks.source, hift_networks.decoder))
+    networks = replace(hift_networks, f0=f0, source=source, decoder=decoder)
+    together = run_together(networks, mel)
+    assert max(batches) >= 3
+    for index, (length, at) in enumerate(CUTS.items()):
+        stream, pieces = HiftStream(hift_networks, index), np.split(mel[:, -length:], at, axis=1)
+        alone = [stream.step(piece, final=piece is pieces[-1]) for piece in pieces]
+        assert len(together[index]) == 480 * length
+        np.testing.assert_array_equal(together[index], np.concatenate(alone))
+
+
+# --- sessions ---
+
+
+def go_on(session: HiftSession, mel: Float, *, final: bool, seed: int | None = None) -> Pcm:
+    inputs: Tensors = {"mel": mel, "mel_final": np.array([final])}
+    if seed is not None:
+        inputs["seed"] = np.array([seed])
+    return alone(session.steps(inputs))["audio"].astype(np.int16)
+
+
+def test_sessions_speak_pcm_with_the_seed_of_the_opening(hift_networks: HiftNetworks, mel: Float, whole: Pcm) -> None:
+    def speak(seed: int | None) -> Pcm:
+        session = HiftSessions(hift_networks).open({})
+        opening = go_on(session, mel[:, :0], final=False, seed=seed)
+        head = go_on(session, mel[:, :150], final=False)
+        tail = go_on(session, mel[:, 150:], final=True)
+        return np.concatenate([opening, head, tail])
 
     assert_same_sound(speak(SEED), whole)
-    np.testing.assert_array_equal(speak(), speak(0))
+    np.testing.assert_array_equal(speak(None), speak(0))
+
+
+def test_each_segment_of_a_session_begins_anew_with_its_seed(
+    hift_networks: HiftNetworks, mel: Float, whole: Pcm
+) -> None:
+    session = HiftSessions(hift_networks).open({})
+    go_on(session, mel[:, :60], final=True, seed=SEED + 1)
+    np.testing.assert_array_equal(go_on(session, mel, final=True, seed=SEED), whole)

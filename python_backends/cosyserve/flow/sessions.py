@@ -26,16 +26,17 @@ class _Voice:
     priming: bool = False
     sessions: list[FlowSession] = field(default_factory=list)
 
-    def primed(self, networks: FlowNetworks) -> Steps[FlowState]:
+    def primed(self, owner: FlowSessions) -> Steps[FlowState]:
         """The state after the prompt, computed by whoever asks first."""
         while self.priming:
             yield None
         if self.state is None:
             self.priming = True
             try:
-                self.state = yield from FlowStream.prime(networks, self.voice)
+                self.state = yield from FlowStream.prime(owner.networks, self.voice)
             finally:
                 self.priming = False
+            owner.computed(self.state.frames)
         return self.state
 
 
@@ -76,9 +77,8 @@ class FlowSession:
         self._counted = 0
         if self._full:
             return FlowStream(networks, voice.voice, full=True)
-        known = voice.state is not None
-        state = yield from voice.primed(networks)
-        self._counted = state.frames if known else 0
+        state = yield from voice.primed(self._owner)
+        self._counted = state.frames
         return FlowStream(networks, voice.voice, state=state.fork())
 
 
@@ -152,13 +152,13 @@ class FlowSessions:
         idle = [(key, other) for key, other in self._voices.items() if not other.sessions and other is not voice]
         used = {id(v): v for v in (*self._voices.values(), voice)}
         held = streams + sum(map(self._prompt, used.values()))
+        if held - sum(self._prompt(other) for _, other in idle) > self._limit:
+            raise Overloaded("the flow's cache memory is in use; try again shortly")
         for count, (key, other) in enumerate(idle):
             if held <= self._limit and len(used) - count <= CACHED_VOICES:
                 return
             held -= self._prompt(other)
             del self._voices[key]
-        if held > self._limit:
-            raise Overloaded("the flow's cache memory is in use; try again shortly")
 
     @property
     def _reserved(self) -> int:
