@@ -110,6 +110,7 @@ class Rounds:
         if task in self._tasks:
             self._end(task)
             task.failed(reason)
+            self._wake()
 
     def call(self) -> Call | None:
         """The next call, to be given to `finish` when it has run: for the most urgent job and who may join it."""
@@ -131,14 +132,19 @@ class Rounds:
         for task in live:
             task.called = False
             if call.error is not None:
-                self.drop(task, call.error)
+                self._end(task)
+                task.failed(call.error)
             else:
                 self._go_on(task, call.results[call.tasks.index(task)])
-        for task in [task for task in self._tasks if task.job is None]:
-            self._go_on(task, None)
+        self._wake()
 
     def _joins(self, call: Call, job: Job) -> bool:
         return len(call.batch) < self._batch and call.network.joins(call.batch, job.inputs)
+
+    def _wake(self) -> None:
+        for task in [task for task in self._tasks if task.job is None]:
+            if task in self._tasks:  # what another one's end set off may have ended this one
+                self._go_on(task, None)
 
     def _go_on(self, task: Task, result: Any) -> None:
         try:

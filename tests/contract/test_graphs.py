@@ -118,8 +118,9 @@ def test_flow_streams_feed_their_graphs(
         for full in (False, True):
             steps = FlowStream(networks, voice, full=full).steps(flow_voice.tokens[:40], final=True)
             rounds.add(Task(steps, 0, lambda mel: None, failed))
-    while rounds:
-        rounds.turn()
+    while call := rounds.call():
+        call.run()
+        rounds.finish(call)
     for graph in (encoder, estimator):
         assert {1, 2} <= graph.batches
     assert estimator.calls % 10 == 0

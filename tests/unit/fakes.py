@@ -9,10 +9,22 @@ from numpy.typing import NDArray
 
 from cosyserve.contracts import Tensors
 from cosyserve.errors import CosyServeError, StageFailed
+from cosyserve.jobs import Rounds
 from cosyserve.pipeline.orchestrate import Grid
+from cosyserve.sessions import Sessions
 
 GRID = Grid(chunk=25, lookahead=3, samples_per_token=4, sample_rate=100, first_hop=25, max_hop=100)
 GROUP = 5
+
+
+def turn(rounds: Rounds | Sessions) -> bool:
+    """Run the next call in this thread; False when there is none."""
+    call = rounds.call()
+    if call is None:
+        return False
+    call.run()
+    rounds.finish(call)
+    return True
 
 
 async def nothing(point: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fakes import turn
 from numpy.typing import NDArray
 
 from cosyserve.contracts import Tensors
@@ -155,13 +156,13 @@ def test_sessions_of_a_new_voice_compute_its_prompt_once(
     tasks = [Task(session.steps(inputs), 0, heard.append, errors.append) for session in opened]
     for task in tasks:
         rounds.add(task)
-    rounds.turn()
+    turn(rounds)
     assert not counter.frames
     if first_leaves:
         rounds.drop(tasks[0], Cancelled("gone"))
         opened[0].close()
-    while rounds:
-        rounds.turn()
+    while turn(rounds):
+        pass
     stayed = 3 - first_leaves
     assert len(heard) == stayed
     assert len(errors) == first_leaves

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fakes import turn
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -252,9 +253,9 @@ def run_together(networks: FlowNetworks, streams: Sequence[FlowStream], tokens: 
 
     for index, (length, at) in enumerate(AT.items()):
         go_on(index, pieces(tokens[:length], at))
-        rounds.turn()  # so that each begins at another position of the others
-    while rounds:
-        rounds.turn()
+        turn(rounds)  # so that each begins at another position of the others
+    while turn(rounds):
+        pass
     return [np.concatenate(mels, axis=1) for mels in heard]
 
 

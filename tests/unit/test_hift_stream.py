@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fakes import turn
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -148,8 +149,8 @@ def run_together(networks: HiftNetworks, mel: Float) -> list[Float]:
 
     for index, (length, at) in enumerate(CUTS.items()):
         go_on(index, HiftStream(networks, index), np.split(mel[:, -length:], at, axis=1))
-    while rounds:
-        rounds.turn()
+    while turn(rounds):
+        pass
     return [np.concatenate(pieces) for pieces in heard]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from fakes import turn
 
 from cosyserve.errors import Cancelled, StageFailed
 from cosyserve.jobs import Job, Rounds, Steps, Task, alone
@@ -57,8 +58,8 @@ class Stream:
 
 
 def finish(rounds: Rounds) -> None:
-    while rounds:
-        rounds.turn()
+    while turn(rounds):
+        pass
 
 
 @pytest.fixture
@@ -92,11 +93,11 @@ def test_the_most_urgent_goes_first_and_brings_those_that_may_join(network: Doub
     rounds = Rounds(8)
     for urgency, number in ((5, 2), (1, 7), (9, 9), (3, 4)):
         rounds.add(Stream(network, number).task(urgency))
-    rounds.turn()
+    turn(rounds)
     assert network.calls == [[7, 9]]  # 9 is the least urgent, but what it needs is under way
-    rounds.turn()
+    turn(rounds)
     assert network.calls == [[7, 9], [4, 2]]
-    assert not rounds
+    assert rounds.call() is None
 
 
 def test_equally_urgent_steps_go_in_the_order_they_came(network: Doubling) -> None:
@@ -119,9 +120,9 @@ def test_networks_do_not_share_calls(network: Doubling) -> None:
     other, rounds = Doubling(), Rounds(8)
     for user in (network, other, network):
         rounds.add(Stream(user, 2).task())
-    rounds.turn()
+    turn(rounds)
     assert (network.calls, other.calls) == ([[2, 2]], [])
-    rounds.turn()
+    turn(rounds)
     assert (network.calls, other.calls) == ([[2, 2]], [[2]])
 
 
@@ -129,9 +130,9 @@ def test_a_newcomer_joins_the_next_call_of_a_running_stream(network: Doubling) -
     rounds = Rounds(8)
     running, newcomer = Stream(network, 2, 4, 6), Stream(network, 8)
     rounds.add(running.task())
-    rounds.turn()
+    turn(rounds)
     rounds.add(newcomer.task())
-    rounds.turn()
+    turn(rounds)
     assert newcomer.results == [16]
     assert network.calls == [[2], [4, 8]]
     finish(rounds)
@@ -142,7 +143,7 @@ def test_a_step_without_calls_is_done_at_once(network: Doubling) -> None:
     rounds, stream = Rounds(8), Stream(network)
     rounds.add(stream.task())
     assert stream.results == []
-    assert not rounds
+    assert rounds.call() is None
 
 
 def test_a_failing_call_fails_its_members_only(network: Doubling) -> None:
@@ -225,10 +226,10 @@ def test_waiters_go_on_when_another_stream_is_ready(network: Doubling) -> None:
     for _ in range(3):
         rounds.add(Task(shared.steps(), 0, got.append, errors.append))
     assert got == []
-    rounds.turn()
+    turn(rounds)
     assert got == [20, 20, 20]
     assert network.calls == [[10]]
-    assert not rounds
+    assert rounds.call() is None
     assert errors == []
 
 
@@ -244,3 +245,33 @@ def test_a_waiter_takes_over_when_the_stream_it_waits_for_is_dropped(network: Do
     assert got == [20, 20]
     assert network.calls == [[10]]
     assert [str(error) for error in errors] == ["enough"]
+
+
+def test_calls_side_by_side_never_share_a_stream(network: Doubling) -> None:
+    rounds = Rounds(1)
+    streams = [Stream(network, 2, 4), Stream(network, 20, 40)]
+    for stream in streams:
+        rounds.add(stream.task())
+    calls = [rounds.call(), rounds.call()]
+    assert rounds.call() is None
+    for call in reversed(calls):  # the second is done first
+        assert call is not None
+        call.run()
+        rounds.finish(call)
+    finish(rounds)
+    assert [stream.results for stream in streams] == [[4, 8], [40, 80]]
+
+
+def test_a_stream_dropped_while_its_call_runs_gets_nothing_and_its_companions_theirs(network: Doubling) -> None:
+    rounds = Rounds(8)
+    streams = [Stream(network, 2), Stream(network, 4)]
+    tasks = [stream.task() for stream in streams]
+    for task in tasks:
+        rounds.add(task)
+    call = rounds.call()
+    assert call is not None
+    rounds.drop(tasks[0], StageFailed("gone"))
+    call.run()
+    rounds.finish(call)
+    assert [stream.results for stream in streams] == [None, [8]]
+    assert str(streams[0].error) == "gone"

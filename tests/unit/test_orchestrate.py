@@ -52,8 +52,8 @@ async def test_offsets_count_what_was_sent_before() -> None:
     chunks = await speak(FakeStages([60, 10]))
     sent = np.cumsum([0, *(len(chunk.audio) for chunk in chunks)]).tolist()
     assert [chunk.sample_offset for chunk in chunks] == sent[:-1]
-    assert [(chunk.segment, chunk.token_offset) for chunk in chunks[:-1]] == [(0, 0), (0, 25), (1, 0)]
-    assert [len(chunk.audio) for chunk in chunks] == [25 * SPT, 35 * SPT, 10 * SPT, 0]
+    assert [(chunk.segment, chunk.token_offset) for chunk in chunks[:-1]] == [(0, 0), (0, 25), (0, 50), (1, 0)]
+    assert [len(chunk.audio) for chunk in chunks] == [25 * SPT, 25 * SPT, 10 * SPT, 10 * SPT, 0]
 
 
 async def test_only_the_last_chunk_is_final_and_it_has_no_audio() -> None:
@@ -117,11 +117,11 @@ async def test_one_sequence_speaks_all_segments_and_ends_with_the_very_last_piec
     await speak(stages)
     assert {sequence for sequence, _, _, _ in stages.steps} == {1}
     assert [bool(inputs["final"][0]) for _, inputs, _, _ in stages.steps] == [
+        *(False, False, False, True),
+        *(False, True),
         *(False, False, True),
-        *(False, True),
-        *(False, True),
     ]
-    assert [end for _, _, _, end in stages.steps] == [False] * 6 + [True]
+    assert [end for _, _, _, end in stages.steps] == [False] * 8 + [True]
 
 
 async def test_each_utterance_gets_a_sequence_of_its_own() -> None:
