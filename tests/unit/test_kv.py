@@ -199,6 +199,13 @@ def test_a_window_keeps_the_newest_frames() -> None:
         assert past.nbytes == joined(parts[:count])[:, -kept:].nbytes
 
 
+def test_a_window_shorter_than_what_is_added_keeps_just_that() -> None:
+    past = grown(frames(50, 0), frames(25, 1), window=20)
+    assert past.length == 25
+    np.testing.assert_array_equal(past.layers()[:, :25], frames(25, 1))
+    assert not past.layers()[:, 25:].any()
+
+
 def test_streams_are_gathered_with_their_conditional_rows_first() -> None:
     pasts = [grown(frames(length, length)) for length in (5, FRAMES + 1, 2)]
     batch, memory = gathered(pasts, None)

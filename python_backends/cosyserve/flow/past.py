@@ -27,7 +27,7 @@ class Past:
         layers: attention layers.
         heads: attention heads.
         dim: channels of a head.
-        window: most frames kept, the newest; 0 keeps all.
+        window: most frames kept, the newest, or as many as were added last if that is more; 0 keeps all.
     """
 
     def __init__(self, layers: int, heads: int, dim: int, window: int = 0) -> None:
