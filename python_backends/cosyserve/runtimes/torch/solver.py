@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cosyserve.config import FlowConfig
 from cosyserve.flow.solver import time_grid
 from cosyserve.flow.unet import Cache, GuidedFlow, UNet, tail_channels
-from cosyserve.runtimes.torch_pages import EMPTY, RESERVED
+from cosyserve.runtimes.torch.pages import EMPTY, RESERVED
 
 _ALIGNMENT = 16  # elements; fused attention copies a mask whose rows begin elsewhere, in every layer
 

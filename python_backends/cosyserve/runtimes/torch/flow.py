@@ -13,11 +13,11 @@ from cosyserve.errors import WeightsError
 from cosyserve.flow.encoder import FlowEncoder
 from cosyserve.flow.networks import EncodeJob, Float, SolveJob
 from cosyserve.flow.unet import GuidedFlow
-from cosyserve.runtimes.torch_encoder import PagedEncoder
-from cosyserve.runtimes.torch_modules import DTYPES, fitting, load_module, prepare_device
-from cosyserve.runtimes.torch_paged import PagedNetwork
-from cosyserve.runtimes.torch_pages import Chain, Pages
-from cosyserve.runtimes.torch_solver import PagedSolver
+from cosyserve.runtimes.torch.encoder import PagedEncoder
+from cosyserve.runtimes.torch.modules import DTYPES, fitting, load_module, prepare_device
+from cosyserve.runtimes.torch.network import PagedNetwork
+from cosyserve.runtimes.torch.pages import Chain, Pages
+from cosyserve.runtimes.torch.solver import PagedSolver
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
 
