@@ -54,27 +54,28 @@ def _block_radius(kernel: int, dilations: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True)
 class HiftNetworks:
-    """Graphs ``hift_f0``, ``hift_source`` and ``hift_decoder``, shared by all streams."""
+    """Graphs ``hift_f0``, ``hift_source`` and ``hift_decoder``, shared by all streams; `lengths`: see `Windowed`."""
 
     config: HiftConfig
     f0: Graph
     source: Graph
     decoder: Graph
+    lengths: tuple[int, ...] = ()
 
     @cached_property
     def predict(self) -> Windowed:
         """The f0 predictor."""
-        return Windowed(self.f0, {"mel": (1, 1)})
+        return Windowed(self.f0, {"mel": (1, 1)}, self.lengths)
 
     @cached_property
     def excite(self) -> Windowed:
         """The source."""
-        return Windowed(self.source, {"f0": (0, 1), "noise": (0, self.config.frame)})
+        return Windowed(self.source, {"f0": (0, 1), "noise": (0, self.config.frame)}, self.lengths)
 
     @cached_property
     def decode(self) -> Windowed:
         """The decoder."""
-        return Windowed(self.decoder, {"mel": (1, 1), "source": (1, self.config.frame)})
+        return Windowed(self.decoder, {"mel": (1, 1), "source": (1, self.config.frame)}, self.lengths)
 
 
 @dataclass

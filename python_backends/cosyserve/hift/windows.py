@@ -37,11 +37,13 @@ class Windowed:
     Args:
         graph: its inputs and outputs have the batch axis first.
         time: for each input that runs along time, that axis (without batch axis) and its positions for each frame.
+        lengths: frames, ascending, that the graph is prepared for; windows are made that long where they can be.
     """
 
-    def __init__(self, graph: Graph, time: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self, graph: Graph, time: Mapping[str, tuple[int, int]], lengths: Sequence[int] = ()) -> None:
         self._graph = graph
         self._time = time
+        self._lengths = lengths
 
     def joins(self, batch: Sequence[Window], window: Window) -> bool:
         """Windows of about one length; only those with more to come can be made longer."""
@@ -53,6 +55,8 @@ class Windowed:
     def __call__(self, batch: Sequence[Window]) -> list[dict[str, NDArray[Any]]]:
         """Run the windows together."""
         frames = max(window.frames for window in batch)
+        if not any(window.end for window in batch):
+            frames = next((length for length in self._lengths if length >= frames), frames)
         inputs = {name: np.stack([self._padded(name, w, frames) for w in batch]) for name in batch[0].inputs}
         outputs = self._graph(inputs)
         return [{name: array[row] for name, array in outputs.items()} for row in range(len(batch))]
