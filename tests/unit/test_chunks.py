@@ -96,9 +96,7 @@ def test_no_token_is_lost_or_repeated(prompt: int, first_hop: int, max_hop: int,
 
 
 @given(prompt=st.integers(0, 120), first_hop=st.integers(1, 60), factor=st.integers(1, 5), groups=arrivals)
-def test_boundaries_lie_on_the_grid_and_hops_grow(
-    prompt: int, first_hop: int, factor: int, groups: list[int]
-) -> None:
+def test_boundaries_lie_on_the_grid_and_hops_grow(prompt: int, first_hop: int, factor: int, groups: list[int]) -> None:
     max_hop = first_hop * factor
     boundaries = [p.stop - LOOKAHEAD for p in pieces(plan(prompt, first_hop, max_hop), groups) if not p.final]
     assert all((prompt + boundary) % CHUNK == 0 for boundary in boundaries)
