@@ -62,7 +62,7 @@ def load_llm_networks(settings: Settings) -> LlmNetworks:
 
 def load_decoder(settings: Settings) -> tuple[LlmConfig, Decoder]:
     """The language model with a row for each of `llm_slots` sequences, on the runtime that the settings ask for."""
-    if settings.runtime == "torch":
+    if settings.runtime != "onnx":
         from cosyserve.runtimes.torch.llm import load_decoder as load_torch  # serving from ONNX graphs needs no torch
 
         weights = Weights(settings.folder)
@@ -74,7 +74,7 @@ def load_decoder(settings: Settings) -> tuple[LlmConfig, Decoder]:
 def load_flow_networks(settings: Settings) -> FlowNetworks:
     """Encoder, estimator and noise."""
     weights = Weights(settings.folder)
-    if settings.runtime == "torch":
+    if settings.runtime != "onnx":
         from cosyserve.runtimes.torch.flow import load_flow
 
         return load_flow(weights, settings)
@@ -91,7 +91,7 @@ def load_flow_networks(settings: Settings) -> FlowNetworks:
 def load_hift_networks(settings: Settings) -> HiftNetworks:
     """The vocoder's three graphs."""
     weights = Weights(settings.folder)
-    if settings.runtime == "torch":
+    if settings.runtime != "onnx":
         from cosyserve.runtimes.torch.hift import load_hift
 
         return load_hift(weights, settings)

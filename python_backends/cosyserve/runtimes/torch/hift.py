@@ -16,6 +16,7 @@ from cosyserve.runtimes.graph import Arrays, Outputs, flat
 from cosyserve.runtimes.ladder import BATCH, FRAMES
 from cosyserve.runtimes.torch.capture import Captured, batches, rung
 from cosyserve.runtimes.torch.modules import fitting, load_module, prepare_device
+from cosyserve.runtimes.torch.planned import PlannedDecoder, load_plan
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
 
@@ -69,8 +70,12 @@ def load_hift(weights: Weights, settings: Settings) -> HiftNetworks:
     source = TorchGraph(
         load_module(lambda: HarmonicSource(config), weights, "hift", device), device, "source", "phases"
     )
-    decoder = TorchGraph(load_module(lambda: Decoder(config), weights, "hift", device), device, "audio")
-    decoder.record(lambda b, n: (torch.zeros(b, mels, n), torch.zeros(b, 1, frame * n)), streams)
+    module = load_module(lambda: Decoder(config), weights, "hift", device)
+    if plan := load_plan(weights, "hift_decoder", settings):
+        decoder = TorchGraph(PlannedDecoder(plan, module), device, "audio")
+    else:
+        decoder = TorchGraph(module, device, "audio")
+        decoder.record(lambda b, n: (torch.zeros(b, mels, n), torch.zeros(b, 1, frame * n)), streams)
     source.record(
         lambda b, n: (
             torch.zeros(b, n, dtype=torch.float64),
@@ -81,4 +86,4 @@ def load_hift(weights: Weights, settings: Settings) -> HiftNetworks:
         streams,
     )
     f0.record(lambda b, n: (torch.zeros(b, mels, n),), streams)
-    return HiftNetworks(config, f0, source, decoder)
+    return HiftNetworks(config, f0, source, decoder, FRAMES)
