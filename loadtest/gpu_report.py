@@ -36,9 +36,9 @@ from cosyserve.errors import CosyServeError
 from cosyserve.flow.networks import SolveJob
 from cosyserve.flow.stream import FlowStream, FlowVoice
 from cosyserve.hift.stream import HiftNetworks, HiftStream
-from cosyserve.runtimes.torch_flow import TorchFlow, load_flow
-from cosyserve.runtimes.torch_hift import load_hift
-from cosyserve.runtimes.torch_llm import TorchDecoder, load_decoder
+from cosyserve.runtimes.torch.flow import TorchFlow, load_flow
+from cosyserve.runtimes.torch.hift import load_hift
+from cosyserve.runtimes.torch.llm import TorchDecoder, load_decoder
 from cosyserve.serve import Server
 from cosyserve.settings import PRECISIONS, Settings
 from cosyserve.voices import VoiceStore

@@ -19,10 +19,27 @@ HEADER = "# Rendered from cosyserve/contracts.py by `make configs`; edit that.\n
 PARAMETERS: dict[str, dict[str, str]] = {
     "tts": {"max_streams": str(MAX_STREAMS), "first_hop": "25", "max_hop": "100", "sample_rate": "24000"},
     "frontend": {"threads": "1"},
-    "llm": {"threads": "2", "llm_slots": str(MAX_LLM_SLOTS)},
-    "flow": {"threads": "2", "max_batch": "8", "flow_cache_mib": "8192"},
-    "hift": {"threads": "2", "max_batch": "8"},
+    "llm": {"threads": "1", "llm_slots": str(MAX_LLM_SLOTS)},
+    "flow": {"threads": "1", "flow_cache_mib": "8192"},
+    "hift": {"threads": "1"},
 }
+
+ON_CPU: dict[str, dict[str, str]] = {
+    # Measured on two cores with loadtest/threads.py: two calls of one thread each give twice the audio of one call of
+    # two threads, and streams in one call take as long as one after another.
+    "flow": {"lanes": "2", "max_batch": "1"},
+    "hift": {"lanes": "1", "max_batch": "1"},
+}
+"""What the CPU's flavour has besides."""
+
+ON_GPU: dict[str, dict[str, str]] = {
+    # What a second chunk takes is far less than the shorter first one lasts.
+    "tts": {"first_hop": "16"},
+    "llm": {"runtime": "torch", "precision": "bf16"},
+    "flow": {"runtime": "torch", "precision": "bf16", "max_batch": "32"},
+    "hift": {"runtime": "torch", "max_batch": "32"},
+}
+"""What the GPU's flavour has besides or instead. The vocoder is always float32."""
 
 
 def render(model: Model, flavour: str) -> str:
@@ -48,7 +65,8 @@ def render(model: Model, flavour: str) -> str:
         config.sequence_batching.max_sequence_idle_microseconds = SEQUENCE_IDLE_SECONDS * 1_000_000
         config.sequence_batching.oldest.max_candidate_sequences = MAX_STREAMS
     config.model_transaction_policy.decoupled = model.scheduling is Scheduling.DECOUPLED
-    for name, value in PARAMETERS[model.name].items():
+    own = (ON_GPU if flavour == "gpu" else ON_CPU).get(model.name, {})
+    for name, value in (PARAMETERS[model.name] | own).items():
         config.parameters[name].string_value = value
     if model.computes:
         config.parameters["device"].string_value = "cuda" if on_gpu else "cpu"

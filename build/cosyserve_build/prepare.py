@@ -24,7 +24,7 @@ from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import HarmonicSource
 from cosyserve.limits import MAX_NOISE_FRAMES
 from cosyserve.llm.qwen2 import SpeechLM
-from cosyserve.runtimes.torch_modules import weights_file
+from cosyserve.runtimes.torch.modules import weights_file
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve.voices import VoiceStore, voices_from_spk2info
 from cosyserve.weights import FORMAT, MANIFEST, sha256

@@ -62,8 +62,8 @@ def load_llm_networks(settings: Settings) -> LlmNetworks:
 
 def load_decoder(settings: Settings) -> tuple[LlmConfig, Decoder]:
     """The language model with a row for each of `llm_slots` sequences, on the runtime that the settings ask for."""
-    if settings.runtime == "torch":
-        from cosyserve.runtimes.torch_llm import load_decoder as load_torch  # serving from ONNX graphs needs no torch
+    if settings.runtime != "onnx":
+        from cosyserve.runtimes.torch.llm import load_decoder as load_torch  # serving from ONNX graphs needs no torch
 
         weights = Weights(settings.folder)
         return weights.config.llm, load_torch(weights, settings)
@@ -74,8 +74,8 @@ def load_decoder(settings: Settings) -> tuple[LlmConfig, Decoder]:
 def load_flow_networks(settings: Settings) -> FlowNetworks:
     """Encoder, estimator and noise."""
     weights = Weights(settings.folder)
-    if settings.runtime == "torch":
-        from cosyserve.runtimes.torch_flow import load_flow
+    if settings.runtime != "onnx":
+        from cosyserve.runtimes.torch.flow import load_flow
 
         return load_flow(weights, settings)
     return GraphFlow(
@@ -91,8 +91,8 @@ def load_flow_networks(settings: Settings) -> FlowNetworks:
 def load_hift_networks(settings: Settings) -> HiftNetworks:
     """The vocoder's three graphs."""
     weights = Weights(settings.folder)
-    if settings.runtime == "torch":
-        from cosyserve.runtimes.torch_hift import load_hift
+    if settings.runtime != "onnx":
+        from cosyserve.runtimes.torch.hift import load_hift
 
         return load_hift(weights, settings)
     f0, source, decoder = (_graph(weights, name, settings) for name in ("hift_f0", "hift_source", "hift_decoder"))

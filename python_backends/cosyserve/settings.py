@@ -11,7 +11,7 @@ from cosyserve import limits
 from cosyserve.errors import WeightsError
 
 DEVICES = ("cpu", "cuda")
-RUNTIMES = ("onnx", "torch")
+RUNTIMES = ("onnx", "torch", "tensorrt")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -24,15 +24,17 @@ class Settings:
     Attributes:
         weights: folder of prepared weights.
         device: ``cpu`` or ``cuda``.
-        runtime: what runs llm, flow and hift: ``onnx``, or ``torch`` (weights prepared with ``--runtime torch``).
-        precision: ``fp32``, ``bf16`` or ``fp16``: of the layers of llm and flow and of what they keep; torch only.
+        runtime: what runs llm, flow and hift: ``onnx``, ``torch`` (weights prepared with ``--runtime torch``), or
+            ``tensorrt``: torch, with the flow's estimator and the vocoder's decoder in TensorRT where
+            ``cosyserve-build engines`` has built plans for this GPU and this precision.
+        precision: ``fp32``, ``bf16`` or ``fp16``: of the layers of llm and flow and of what they keep; not with onnx.
         threads: cores that one network call may use.
         max_streams: utterances in progress at once.
         llm_slots: sequences in one LLM step.
         first_hop: fewest speech tokens in a segment's first audio chunk.
         max_hop: most speech tokens in one audio chunk.
         max_batch: streams in one call of flow or hift.
-        lanes: calls of flow or hift at once, each with `threads` cores.
+        lanes: calls of flow or hift at once, each with `threads` cores; more than one only with onnx.
         flow_cache_mib: bound on the flow's states of streams and recent voices, in MiB.
         flow_window: mel frames of its own that a stream attends to besides the prompt, for bounded memory and step
             time; 0 is all of them, which alone is exact.
@@ -48,7 +50,7 @@ class Settings:
     llm_slots: int = limits.MAX_LLM_SLOTS
     first_hop: int = 25
     max_hop: int = 100
-    max_batch: int = 8
+    max_batch: int = 1
     lanes: int = 1
     flow_cache_mib: int = 8192
     flow_window: int = 0
@@ -58,8 +60,8 @@ class Settings:
         for name, choices in (("device", DEVICES), ("runtime", RUNTIMES), ("precision", PRECISIONS)):
             if (value := getattr(self, name)) not in choices:
                 raise WeightsError(f"setting {name}: {value!r} is none of {', '.join(choices)}")
-        if self.precision != "fp32" and self.runtime != "torch":
-            raise WeightsError(f"setting precision: {self.precision} needs runtime torch; ONNX graphs are fp32")
+        if self.precision != "fp32" and self.runtime == "onnx":
+            raise WeightsError(f"setting precision: {self.precision} needs another runtime; ONNX graphs are fp32")
         for name in (f.name for f in fields(self) if f.type == "int"):
             least = 0 if name == "flow_window" else 1
             if getattr(self, name) < least:

@@ -12,6 +12,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from cosyserve.contracts import MODELS, TTS, Model, Scheduling
 from cosyserve.limits import MAX_LLM_SLOTS, MAX_STREAMS, SEQUENCE_IDLE_SECONDS
 from cosyserve.load import load_grid
+from cosyserve.runtimes.ladder import BATCH
 from cosyserve.settings import Settings
 from cosyserve_build import configs
 
@@ -79,7 +80,7 @@ def test_scheduling_is_the_contract_s(model: Model, flavour: str) -> None:
 
 
 @every_model
-def test_flavours_differ_in_the_device_only(model: Model) -> None:
+def test_flavours_differ_in_where_and_how_networks_run(model: Model) -> None:
     gpu, cpu = committed(model, "gpu"), committed(model, "cpu")
     if model.scheduling is not Scheduling.ENSEMBLE:
         kinds = pb.ModelInstanceGroup.Kind
@@ -91,18 +92,35 @@ def test_flavours_differ_in_the_device_only(model: Model) -> None:
     assert devices == (["cuda", "cpu"] if networks else [None, None])
     for config in (gpu, cpu):
         config.ClearField("instance_group")
-        config.parameters.pop("device", None)
+        for name in ("device", "runtime", "precision", "max_batch", "first_hop"):
+            config.parameters.pop(name, None)
     assert gpu == cpu
+
+
+@pytest.mark.parametrize(("name", "precision"), [("llm", "bf16"), ("flow", "bf16"), ("hift", "fp32")])
+def test_a_gpu_runs_torch_and_batches_that_its_ladder_holds(name: str, precision: str) -> None:
+    settings = Settings.read(parameters(BY_NAME[name], "gpu"), {})
+    assert (settings.device, settings.runtime, settings.precision) == ("cuda", "torch", precision)
+    assert settings.max_batch == BATCH[-1] or name == "llm"
+
+
+def test_a_gpu_speaks_sooner() -> None:
+    assert int(parameters(TTS, "gpu")["first_hop"]) < int(parameters(TTS, "cpu")["first_hop"])
 
 
 @every_flavour
 @every_model
-def test_parameters_are_settings_and_repeat_their_defaults(model: Model, flavour: str) -> None:
-    given = parameters(model, flavour)
-    read, default = Settings.read(given, {}), Settings()
-    for name in set(given) - {"device", "threads"}:
-        assert getattr(read, name) == getattr(default, name)
+def test_parameters_are_settings_within_the_limits(model: Model, flavour: str) -> None:
+    read = Settings.read(parameters(model, flavour), {})
     assert (read.max_streams, read.llm_slots) == (MAX_STREAMS, MAX_LLM_SLOTS)
+
+
+@every_model
+def test_the_cpu_s_parameters_repeat_the_defaults(model: Model) -> None:
+    given = parameters(model, "cpu")
+    read, default = Settings.read(given, {}), Settings()
+    for name in set(given) - {"threads"}:
+        assert getattr(read, name) == getattr(default, name)
 
 
 def test_the_promised_sample_rate_is_the_weights(weights: Path) -> None:

@@ -27,7 +27,7 @@ def test_parameters_set_fields() -> None:
 
 @pytest.mark.parametrize("name", [f.name for f in fields(Settings)])
 def test_the_environment_overrides_every_parameter(name: str) -> None:
-    words = {"device": ("cpu", "cuda"), "runtime": ("onnx", "torch"), "precision": ("bf16", "fp16")}
+    words = {"device": ("cpu", "cuda"), "runtime": ("onnx", "tensorrt"), "precision": ("bf16", "fp16")}
     parameter, override = words.get(name, ("7", "8"))
     needed = {"runtime": "torch"} if name == "precision" else {}
     settings = Settings.read({**needed, name: parameter}, {f"COSYSERVE_{name.upper()}": override})
@@ -82,7 +82,8 @@ def test_without_weights_the_way_to_get_them_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "choices"), [("runtime", "jax", "onnx, torch"), ("precision", "int8", "fp32, bf16, fp16")]
+    ("name", "value", "choices"),
+    [("runtime", "jax", "onnx, torch, tensorrt"), ("precision", "int8", "fp32, bf16, fp16")],
 )
 def test_an_unknown_runtime_or_precision_is_refused(name: str, value: str, choices: str) -> None:
     with pytest.raises(WeightsError, match=f"^setting {name}: '{value}' is none of {choices}$"):
@@ -90,6 +91,13 @@ def test_an_unknown_runtime_or_precision_is_refused(name: str, value: str, choic
 
 
 def test_a_precision_that_the_graphs_do_not_have_is_refused() -> None:
-    assert Settings(runtime="torch", precision="bf16").precision == "bf16"
-    with pytest.raises(WeightsError, match="^setting precision: bf16 needs runtime torch; ONNX graphs are fp32$"):
+    for runtime in ("torch", "tensorrt"):
+        assert Settings(runtime=runtime, precision="bf16").precision == "bf16"
+    with pytest.raises(WeightsError, match="^setting precision: bf16 needs another runtime; ONNX graphs are fp32$"):
         Settings(precision="bf16")
+
+
+@pytest.mark.parametrize("runtime", ["torch", "tensorrt"])
+def test_calls_side_by_side_are_for_cores_alone(runtime: str) -> None:
+    with pytest.raises(WeightsError, match=f"^setting lanes: {runtime} runs one call at a time; set max_batch instead"):
+        Settings(runtime=runtime, lanes=2)

@@ -17,11 +17,11 @@ from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import HarmonicSource
 from cosyserve.llm.qwen2 import SpeechLM
 from cosyserve.runtimes.ladder import BATCH
-from cosyserve.runtimes.torch_capture import Captured, batches, rung
-from cosyserve.runtimes.torch_encoder import PagedEncoder
-from cosyserve.runtimes.torch_llm import TorchDecoder
-from cosyserve.runtimes.torch_modules import DTYPES, fitting
-from cosyserve.runtimes.torch_solver import PagedSolver
+from cosyserve.runtimes.torch.capture import Captured, batches, rung
+from cosyserve.runtimes.torch.encoder import PagedEncoder
+from cosyserve.runtimes.torch.llm import TorchDecoder
+from cosyserve.runtimes.torch.modules import DTYPES, fitting
+from cosyserve.runtimes.torch.solver import PagedSolver
 from cosyserve.weights import Weights
 
 CPU = torch.device("cpu")

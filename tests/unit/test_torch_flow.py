@@ -15,10 +15,10 @@ from cosyserve.flow.stream import FlowState, FlowStream, FlowVoice
 from cosyserve.flow.unet import GuidedFlow
 from cosyserve.jobs import alone
 from cosyserve.load import load_flow_networks
-from cosyserve.runtimes.torch_flow import TorchFlow, load_flow
-from cosyserve.runtimes.torch_modules import load_module
-from cosyserve.runtimes.torch_pages import EMPTY, RESERVED
-from cosyserve.runtimes.torch_solver import PagedSolver
+from cosyserve.runtimes.torch.flow import TorchFlow, load_flow
+from cosyserve.runtimes.torch.modules import load_module
+from cosyserve.runtimes.torch.pages import EMPTY, RESERVED
+from cosyserve.runtimes.torch.solver import PagedSolver
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
 

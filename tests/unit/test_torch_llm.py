@@ -12,8 +12,8 @@ from cosyserve.errors import InvalidInput
 from cosyserve.llm.decoder import Decoder
 from cosyserve.llm.qwen2 import SpeechLM
 from cosyserve.llm.scores import top
-from cosyserve.runtimes.torch_llm import CAPACITIES, TorchDecoder, TorchScores, load_decoder
-from cosyserve.runtimes.torch_modules import load_module
+from cosyserve.runtimes.torch.llm import CAPACITIES, TorchDecoder, TorchScores, load_decoder
+from cosyserve.runtimes.torch.modules import load_module
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights, map_tensors
 

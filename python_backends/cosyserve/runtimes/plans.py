@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cosyserve.errors import WeightsError
 from cosyserve.runtimes import ladder
@@ -92,10 +92,10 @@ def profile(weights: Weights, graph: str) -> ladder.Profile:
     """Input shapes that a plan of the graph takes.
 
     Raises:
-        WeightsError: the graph has no shape ladder, or the ladder does not cover its inputs.
+        WeightsError: the graph has no shape ladder, the ladder misses an axis, or the weights lack the graph.
     """
     sizes = ladder.axes(graph, weights.config)
-    inputs = weights.manifest["graphs"][graph]["inputs"]
+    inputs = _entry(weights, graph)["inputs"]
     return ladder.profile({name: entry["shape"] for name, entry in inputs.items()}, sizes)
 
 
@@ -150,8 +150,17 @@ def _read(path: Path) -> Plan | None:
         return None
 
 
+def _entry(weights: Weights, graph: str) -> dict[str, Any]:
+    """The manifest's entry of a graph."""
+    try:
+        entry: dict[str, Any] = weights.manifest["graphs"][graph]
+    except KeyError:
+        raise WeightsError(f"{graph}.onnx is not in the weights folder: prepare with `--runtime onnx` too") from None
+    return entry
+
+
 def _sha256(weights: Weights, graph: str) -> str:
     """Of the checksums of a graph's files: the graph itself and its weights."""
     files = weights.manifest["files"]
-    parts = (files[file]["sha256"] for file in weights.manifest["graphs"][graph]["files"])
+    parts = (files[file]["sha256"] for file in _entry(weights, graph)["files"])
     return hashlib.sha256("".join(parts).encode()).hexdigest()

@@ -54,7 +54,7 @@ class TensorrtGraph:
         path: a plan that `find_plan` returned.
 
     Raises:
-        WeightsError: TensorRT is missing or refuses the plan.
+        WeightsError: TensorRT is missing or refuses the plan, or memory is short.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,13 +72,16 @@ class TensorrtGraph:
         if self._engine is None:
             raise WeightsError(f"{path.name}: TensorRT refuses the plan; build it anew with `cosyserve-build engines`")
         self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise WeightsError(f"{path.name}: too little GPU memory for the plan: lower flow_cache_mib or llm_slots")
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self._types = {name: types[self._engine.get_tensor_dtype(name)] for name in names}
         inputs = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
         self._outputs = [name for name in names if name not in inputs]
 
     def __call__(self, inputs: Mapping[str, Tensor | list[Tensor]]) -> dict[str, Tensor | list[Tensor]]:
-        """Enqueue one run on torch's current stream, without waiting for it.
+        """Enqueue one run behind all work of torch's current stream and before its next, without waiting for it.
 
         Args:
             inputs: CUDA tensors by name; a list stands for ``name_0``, ``name_1``, ... Tensors that are contiguous and
@@ -103,7 +106,12 @@ class TensorrtGraph:
         }
         for name, tensor in (feed | outputs).items():
             self._context.set_tensor_address(name, tensor.data_ptr())
-        if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+        # In the default stream TensorRT waits for the device around each run.
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        enqueued = self._context.execute_async_v3(self._stream.cuda_stream)
+        current.wait_stream(self._stream)
+        if not enqueued:
             raise WeightsError("TensorRT could not run the plan; its log says why")
         return grouped(outputs)
 

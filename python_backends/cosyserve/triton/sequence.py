@@ -51,8 +51,8 @@ class SequenceModel:
         settings = read_settings(args)
         self._sessions = Sessions(self.load(settings), SEQUENCE_IDLE_SECONDS, settings.max_batch)
         self._held = Instrument(self.held)
-        self._lanes = settings.lanes
-        self._pool = ThreadPoolExecutor(settings.lanes, thread_name_prefix=f"{self.model.name}-call")
+        self._lanes = settings.lanes if settings.runtime == "onnx" else 1
+        self._pool = ThreadPoolExecutor(self._lanes, thread_name_prefix=f"{self.model.name}-call")
         self._events: queue.SimpleQueue[Step | Call | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=self.model.name, daemon=True)
         self._thread.start()

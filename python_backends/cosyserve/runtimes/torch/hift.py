@@ -1,4 +1,4 @@
-"""Modules on a device behind the `Graph` protocol."""
+"""The vocoder on the device, in float32: half precision is audible, and pitch adds up in float64 as its modules say."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cosyserve.hift.generator import Decoder, F0Predictor
+from cosyserve.hift.source import HarmonicSource
+from cosyserve.hift.stream import HiftNetworks
 from cosyserve.runtimes.graph import Arrays, Outputs, flat
 from cosyserve.runtimes.ladder import BATCH, FRAMES
-from cosyserve.runtimes.torch_capture import Captured, batches, rung
+from cosyserve.runtimes.torch.capture import Captured, batches, rung
+from cosyserve.runtimes.torch.modules import fitting, load_module, prepare_device
+from cosyserve.runtimes.torch.planned import PlannedDecoder, load_plan
+from cosyserve.settings import Settings
+from cosyserve.weights import Weights
 
 
 class TorchGraph:
@@ -52,3 +59,31 @@ class TorchGraph:
         for batch in reversed(batches(streams)):
             for frames in reversed(FRAMES):
                 self._run.record(*example(batch, frames))
+
+
+@fitting()
+def load_hift(weights: Weights, settings: Settings) -> HiftNetworks:
+    """The vocoder's three networks, recorded for all streams that the settings allow."""
+    config, device, streams = weights.config.hift, prepare_device(settings), settings.max_streams
+    mels, frame, sines = config.mels, config.frame, config.harmonics + 1
+    f0 = TorchGraph(load_module(lambda: F0Predictor(config), weights, "hift", device), device, "f0")
+    source = TorchGraph(
+        load_module(lambda: HarmonicSource(config), weights, "hift", device), device, "source", "phases"
+    )
+    module = load_module(lambda: Decoder(config), weights, "hift", device)
+    if plan := load_plan(weights, "hift_decoder", settings):
+        decoder = TorchGraph(PlannedDecoder(plan, module), device, "audio")
+    else:
+        decoder = TorchGraph(module, device, "audio")
+        decoder.record(lambda b, n: (torch.zeros(b, mels, n), torch.zeros(b, 1, frame * n)), streams)
+    source.record(
+        lambda b, n: (
+            torch.zeros(b, n, dtype=torch.float64),
+            torch.zeros(b, sines, dtype=torch.float64),
+            torch.zeros(b),
+            torch.zeros(b, frame * n, sines),
+        ),
+        streams,
+    )
+    f0.record(lambda b, n: (torch.zeros(b, mels, n),), streams)
+    return HiftNetworks(config, f0, source, decoder, FRAMES)

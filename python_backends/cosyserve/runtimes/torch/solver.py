@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -12,11 +13,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cosyserve.config import FlowConfig
 from cosyserve.flow.solver import time_grid
 from cosyserve.flow.unet import Cache, GuidedFlow, UNet, tail_channels
-from cosyserve.runtimes.torch_pages import EMPTY, RESERVED
+from cosyserve.runtimes.torch.pages import EMPTY, RESERVED
 
 _ALIGNMENT = 16  # elements; fused attention copies a mask whose rows begin elsewhere, in every layer
 
 _BACKENDS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # the fused one that takes any mask, and its stand-in
+
+Velocity = Callable[[int, float, Tensor, list[Tensor]], tuple[Tensor, Tensor, list[Tensor]]]
+"""From step, flow time, state [B, mels, n] and convolution tails to the guided velocity [B, mels, n], the new frames'
+keys, then values, per layer [2 * layers, n, 2B, heads, hd], and the new tails."""
 
 
 class PagedSolver:
@@ -71,34 +76,47 @@ class PagedSolver:
         embedding: Tensor,
     ) -> tuple[Tensor]:
         """Mel float32 [B, mels, n]; see `PagedNetwork` for the first four and `SolveJob` for the others."""
-        config, chunk = self._config, self._config.unet_chunk
+        velocity = self.velocity(table, count, mu, cond, embedding)
+        write = self.positions(fresh[:, None])
+        x = noise
+        for step, (t, dt) in enumerate(time_grid(self._config.steps)):
+            tails = self._tails[:, step].index_select(0, last).transpose(0, 1).flatten(0, 1)
+            v, made, new_tails = velocity(step, float(t), x, list(torch.split(tails, self._channels, dim=1)))
+            x = x + float(dt) * v
+            if mu.shape[2] == self._config.unet_chunk:
+                self._memory[step].index_copy_(1, write, made.flatten(1, 2).flatten(2, 3))
+                rows = torch.stack(torch.cat(new_tails, dim=1).to(self._dtype).chunk(2), dim=1)
+                self._tails[:, step].index_copy_(0, fresh, rows)
+        return (x,)
+
+    def velocity(self, table: Tensor, count: Tensor, mu: Tensor, cond: Tensor, embedding: Tensor) -> Velocity:
+        """The network for the steps of one call."""
         streams, _, new = mu.shape
-        past = table.shape[1] * chunk
-        read = F.pad(self._positions(table), (0, 2 * streams * new))  # the new frames' place is filled with anything
-        write = self._positions(fresh[:, None])
-        bias = self._bias(past - chunk * count, past + new)
+        past = table.shape[1] * self._config.unet_chunk
+        read = F.pad(self.positions(table), (0, 2 * streams * new))  # the new frames' place is filled with anything
+        bias = self._bias(past - self._config.unet_chunk * count, past + new)
         unit = F.normalize(embedding, dim=1, eps=1e-12).to(self._dtype)
         speaker = _guided(self._module.spk_embed_affine_layer(unit))
         mu, cond = _guided(mu.to(self._dtype)), _guided(cond.to(self._dtype))
+        rate = self._config.cfg_rate
 
-        x = noise
-        for step, (t, dt) in enumerate(time_grid(config.steps)):
-            # Each thread of the copy moves one element, so elements are made wide.
-            window = self._memory[step].view(torch.float64).index_select(1, read).view(self._dtype)
-            window = window.view(-1, past + new, 2 * streams, config.unet_heads, config.unet_head_dim)
-            tails = self._tails[:, step].index_select(0, last).transpose(0, 1).flatten(0, 1)
-            cache = WindowCache(window, bias, list(torch.split(tails, self._channels, dim=1)))
-            times = torch.full((2 * streams,), float(t), device=x.device)
+        def run(step: int, t: float, x: Tensor, tails: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+            window = self.window(step, read, 2 * streams)
+            cache = WindowCache(window, bias, tails)
+            times = torch.full((2 * streams,), t, device=x.device)
             with sdpa_kernel(_BACKENDS):
                 v = self._unet(torch.cat([x, x]).to(self._dtype), mu, times, speaker, cond, cache).float()
-            x = x + float(dt) * ((1 + config.cfg_rate) * v[:streams] - config.cfg_rate * v[streams:])
-            if new == chunk:
-                self._memory[step].index_copy_(1, write, window[:, past:].flatten(1, 2).flatten(2, 3))
-                made = torch.stack(torch.cat(cache.new_tails, dim=1).chunk(2), dim=1)
-                self._tails[:, step].index_copy_(0, fresh, made)
-        return (x,)
+            return (1 + rate) * v[:streams] - rate * v[streams:], window[:, past:], cache.new_tails
 
-    def _positions(self, table: Tensor) -> Tensor:
+        return run
+
+    def window(self, step: int, read: Tensor, rows: int) -> Tensor:
+        """A copy of the frames at `positions`: per layer keys, then values, [2 * layers, frames, rows, heads, hd]."""
+        # Each thread of the copy moves one element, so elements are made wide.
+        window = self._memory[step].view(torch.float64).index_select(1, read).view(self._dtype)
+        return window.view(len(window), -1, rows, self._config.unet_heads, self._config.unet_head_dim)
+
+    def positions(self, table: Tensor) -> Tensor:
         """Rows of `_memory` that pages [B, room] take, as a window orders them: by frame, guidance row, stream."""
         frames = torch.arange(self._config.unet_chunk, device=table.device)
         frame = (table[:, :, None] * self._config.unet_chunk + frames).flatten(1).mT  # [room * chunk, B]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cosyserve.config import FlowConfig
 from cosyserve.flow.encoder import FlowEncoder
-from cosyserve.runtimes.torch_pages import EMPTY, RESERVED
+from cosyserve.runtimes.torch.pages import EMPTY, RESERVED
 
 
 class PagedEncoder:

@@ -13,8 +13,8 @@ from cosyserve.config import LlmConfig
 from cosyserve.errors import InvalidInput
 from cosyserve.llm.qwen2 import SpeechLM
 from cosyserve.runtimes.ladder import BATCH
-from cosyserve.runtimes.torch_capture import Captured, rung
-from cosyserve.runtimes.torch_modules import DTYPES, fitting, load_module, prepare_device
+from cosyserve.runtimes.torch.capture import Captured, rung
+from cosyserve.runtimes.torch.modules import DTYPES, fitting, load_module, prepare_device
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
 

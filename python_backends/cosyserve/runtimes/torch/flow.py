@@ -13,11 +13,12 @@ from cosyserve.errors import WeightsError
 from cosyserve.flow.encoder import FlowEncoder
 from cosyserve.flow.networks import EncodeJob, Float, SolveJob
 from cosyserve.flow.unet import GuidedFlow
-from cosyserve.runtimes.torch_encoder import PagedEncoder
-from cosyserve.runtimes.torch_modules import DTYPES, fitting, load_module, prepare_device
-from cosyserve.runtimes.torch_paged import PagedNetwork
-from cosyserve.runtimes.torch_pages import Chain, Pages
-from cosyserve.runtimes.torch_solver import PagedSolver
+from cosyserve.runtimes.torch.encoder import PagedEncoder
+from cosyserve.runtimes.torch.modules import DTYPES, fitting, load_module, prepare_device
+from cosyserve.runtimes.torch.network import PagedNetwork
+from cosyserve.runtimes.torch.pages import Chain, Pages
+from cosyserve.runtimes.torch.planned import PlannedSolver, Run, load_plan
+from cosyserve.runtimes.torch.solver import PagedSolver
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
 
@@ -51,6 +52,7 @@ class TorchFlow:
         cache_bytes: memory for pages, all taken at once. Recorded calls need more besides: a tenth of the pages that
             the largest one reads.
         dtype: precision of the estimator and its pages.
+        plan: of the estimator, to run in its stead where it can.
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class TorchFlow:
         cache_bytes: int,
         dtype: torch.dtype,
         device: torch.device,
+        plan: Run | None = None,
     ) -> None:
         self.config, self.noise = config, noise
+        self._plan = plan
         self._page_bytes = PagedEncoder.page_bytes(config), PagedSolver.page_bytes(config, dtype)
         count = cache_bytes // sum(self._page_bytes)
         if count < 1:
@@ -76,8 +80,9 @@ class TorchFlow:
             lambda job: job.cache.tokens,
             lambda job: (job.tokens, job.context, job.context_valid),
         )
+        parts = estimator, config, count, dtype, device
         self.solve = PagedNetwork[SolveJob](
-            PagedSolver(estimator, config, count, dtype, device),
+            PlannedSolver(plan, *parts) if plan else PagedSolver(*parts),
             device,
             Pages(count),
             config.unet_chunk,
@@ -96,12 +101,13 @@ class TorchFlow:
         return TorchCache(self._page_bytes)
 
     def record(self, streams: int) -> None:
-        """Record the calls of up to this many streams."""
+        """Record the calls of up to this many streams; a plan is one launch as it is."""
         config, cache = self.config, self.open()
         ahead = config.lookahead
         tokens, context = np.zeros(config.chunk, np.int64), np.zeros(ahead, np.int64)
         frames, speaker = np.zeros((config.mels, config.unet_chunk), np.float32), np.zeros(config.speaker, np.float32)
-        self.solve.record(SolveJob(cache, frames, frames, speaker, frames), streams)
+        if self._plan is None:
+            self.solve.record(SolveJob(cache, frames, frames, speaker, frames), streams)
         self.encode.record(EncodeJob(cache, tokens, context, np.zeros(ahead, np.float32)), streams)
 
 
@@ -117,6 +123,7 @@ def load_flow(weights: Weights, settings: Settings) -> TorchFlow:
         settings.flow_cache_mib * 2**20,
         DTYPES[settings.precision],
         device,
+        load_plan(weights, "flow_estimator", settings),
     )
     flow.record(settings.max_streams)
     return flow

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cosyserve.runtimes.ladder import BATCH, BLOCKS
-from cosyserve.runtimes.torch_capture import Captured, Function, batches, rung
-from cosyserve.runtimes.torch_pages import EMPTY, SCRATCH, Chain, Pages
+from cosyserve.runtimes.torch.capture import Captured, Function, batches, rung
+from cosyserve.runtimes.torch.pages import EMPTY, SCRATCH, Chain, Pages
 
 Array = NDArray[Any]
 J = TypeVar("J", contravariant=True)
