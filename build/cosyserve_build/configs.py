@@ -25,8 +25,8 @@ PARAMETERS: dict[str, dict[str, str]] = {
 }
 
 ON_CPU: dict[str, dict[str, str]] = {
-    # Measured on two cores with loadtest/threads.py: two calls of one thread each give twice the audio of one call of
-    # two threads, and streams in one call take as long as one after another.
+    # Measured with `cosyserve bench` on two cores: at 16 streams, two calls of one thread each give about twice the audio
+    # of one call of two threads; and a call of several streams takes as long as one for each.
     "flow": {"lanes": "2", "max_batch": "1"},
     "hift": {"lanes": "1", "max_batch": "1"},
 }

@@ -57,7 +57,8 @@ def test_each_segment_starts_small_and_grows(chunks: list[AudioChunk]) -> None:
     for segment in spoken(chunks):
         sizes = [len(chunk.pcm) for chunk in segment[:-1]]
         assert len(sizes) >= 2
-        assert sizes == sorted(sizes)
+        # The first reaches to the model's chunk grid, so it may be longer than the second.
+        assert sizes[1:] == sorted(sizes[1:])
         assert sizes[0] < sizes[-1]
 
 

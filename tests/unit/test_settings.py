@@ -95,9 +95,3 @@ def test_a_precision_that_the_graphs_do_not_have_is_refused() -> None:
         assert Settings(runtime=runtime, precision="bf16").precision == "bf16"
     with pytest.raises(WeightsError, match="^setting precision: bf16 needs another runtime; ONNX graphs are fp32$"):
         Settings(precision="bf16")
-
-
-@pytest.mark.parametrize("runtime", ["torch", "tensorrt"])
-def test_calls_side_by_side_are_for_cores_alone(runtime: str) -> None:
-    with pytest.raises(WeightsError, match=f"^setting lanes: {runtime} runs one call at a time; set max_batch instead"):
-        Settings(runtime=runtime, lanes=2)

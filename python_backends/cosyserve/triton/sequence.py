@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from cosyserve.contracts import FLOW, HIFT, Model, Tensors
@@ -74,11 +75,16 @@ class SequenceModel:
     def _step(self, request: Any, sender: Any) -> Step:
         inputs = read_inputs(request, self.model)
 
+        # What goes wrong with one answer must not end the thread that serves everyone.
         def done(outputs: Tensors) -> None:
-            sender.send(response(outputs, self.model), flags=FINAL)
+            try:
+                sender.send(response(outputs, self.model), flags=FINAL)
+            except Exception as error:
+                failed(error)
 
         def failed(error: Exception) -> None:
-            sender.send(failure(error), flags=FINAL)
+            with suppress(Exception):  # a caller that cannot be told is gone
+                sender.send(failure(error), flags=FINAL)
 
         return Step(
             request.correlation_id(),
