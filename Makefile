@@ -52,6 +52,10 @@ bench: $(VENV)/.dev ## what listeners hear under load, of a running `make serve`
 loadtest: $(VENV)/.dev ## Locust users against a running `make serve`; thresholds set the exit code
 	$(BIN)/locust -f loadtest/locustfile.py --headless --users 4 --run-time 30s --stop-timeout 60s
 
+.PHONY: soak
+soak: $(VENV)/.dev $(DEMO)/manifest.json ## 2,000 short utterances, a third cut off: flat memory, gauges at zero, nothing left
+	$(BIN)/python loadtest/soak.py --weights $(DEMO)
+
 .PHONY: demo-archive
 demo-archive: $(VENV)/.dev ## make demo/weights.tar.xz anew
 	$(BIN)/python demo/make_archive.py

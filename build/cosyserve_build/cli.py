@@ -88,7 +88,7 @@ def prepare(
 @app.command()
 def engines(
     weights: Annotated[Path, typer.Argument(help="prepared weights; the plans go into their folder plans/")],
-    precision: Annotated[Precision, typer.Option(help="of the flow; the vocoder stays float32")] = Precision.fp16,
+    precision: Annotated[Precision, typer.Option(help="of the flow; the vocoder stays float32")] = Precision.bf16,
     graphs: Annotated[str, typer.Option(help="names with commas between them")] = "flow_estimator,hift_decoder",
 ) -> None:
     """Build TensorRT plans for this machine's GPU (not verified on hardware)."""

@@ -25,10 +25,9 @@ PARAMETERS: dict[str, dict[str, str]] = {
 }
 
 ON_CPU: dict[str, dict[str, str]] = {
-    # Measured with `cosyserve bench` on two cores: at 16 streams, two calls of one thread each give about twice the audio
-    # of one call of two threads; and a call of several streams takes as long as one for each.
+    # Measured with `cosyserve bench` on two cores: at 16 streams, two calls of one thread each give about twice the
+    # audio of one call of two threads; and a call for several streams takes as long as a call for each.
     "flow": {"lanes": "2", "max_batch": "1"},
-    "hift": {"lanes": "1", "max_batch": "1"},
 }
 """What the CPU's flavour has besides."""
 
@@ -36,7 +35,7 @@ ON_GPU: dict[str, dict[str, str]] = {
     # What a second chunk takes is far less than the shorter first one lasts.
     "tts": {"first_hop": "16"},
     "llm": {"runtime": "torch", "precision": "bf16"},
-    "flow": {"runtime": "torch", "precision": "bf16", "max_batch": "32"},
+    "flow": {"runtime": "torch", "precision": "bf16", "max_batch": "32", "flow_cache_mib": "16384"},
     "hift": {"runtime": "torch", "max_batch": "32"},
 }
 """What the GPU's flavour has besides or instead. The vocoder is always float32."""

@@ -92,7 +92,7 @@ def test_flavours_differ_in_where_and_how_networks_run(model: Model) -> None:
     assert devices == (["cuda", "cpu"] if networks else [None, None])
     for config in (gpu, cpu):
         config.ClearField("instance_group")
-        for name in ("device", "runtime", "precision", "max_batch", "first_hop"):
+        for name in ("device", "runtime", "precision", "max_batch", "lanes", "flow_cache_mib", "first_hop"):
             config.parameters.pop(name, None)
     assert gpu == cpu
 
@@ -119,7 +119,7 @@ def test_parameters_are_settings_within_the_limits(model: Model, flavour: str) -
 def test_the_cpu_s_parameters_repeat_the_defaults(model: Model) -> None:
     given = parameters(model, "cpu")
     read, default = Settings.read(given, {}), Settings()
-    for name in set(given) - {"threads"}:
+    for name in set(given) - {"threads", "lanes"}:
         assert getattr(read, name) == getattr(default, name)
 
 

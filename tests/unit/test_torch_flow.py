@@ -221,3 +221,30 @@ def test_a_device_that_torch_does_not_see_is_refused(torch_weights: Weights) -> 
         pytest.skip("here it does")
     with pytest.raises(WeightsError, match="^device cuda needs a torch that sees a GPU$"):
         load_flow_networks(replace(Settings(weights=str(torch_weights.folder), runtime="torch"), device="cuda"))
+
+
+def test_a_window_keeps_the_prompt_and_the_newest_pages(
+    flow: TorchFlow, torch_weights: Weights, flow_voice: FlowVoice, tokens: Ints
+) -> None:
+    windowed = load(torch_weights, flow_window=100)
+    stream = FlowStream(windowed, flow_voice, state=primed(windowed, flow_voice).fork())
+    before = stream.nbytes
+    for piece in np.split(tokens, 6):
+        stream.step(piece, final=False)
+    whole = FlowStream(flow, flow_voice, state=primed(flow, flow_voice).fork())
+    whole.step(tokens, final=False)
+    assert before == 0
+    assert stream.nbytes < whole.nbytes
+    chains = [stream._state.cache.frames, whole._state.cache.frames]
+    assert [chain.own for chain in chains] == [2, SPEECH_CHUNKS]
+    assert [chain.shared for chain in chains] == [PROMPT_CHUNKS] * 2
+
+
+def test_a_window_longer_than_the_speech_changes_nothing(
+    flow: TorchFlow, torch_weights: Weights, flow_voice: FlowVoice, tokens: Ints
+) -> None:
+    heard = [
+        FlowStream(one, flow_voice, state=primed(one, flow_voice).fork()).step(tokens, final=True)
+        for one in (flow, load(torch_weights, flow_window=400))
+    ]
+    np.testing.assert_array_equal(heard[0], heard[1])

@@ -25,9 +25,14 @@ from cosyserve.weights import Weights
 
 @dataclass(eq=False)
 class TorchCache:
-    """`FlowCache` in pages: a fork shares its origin's, each of which is freed with its last holder."""
+    """`FlowCache` in pages: a fork shares its origin's, each of which is freed with its last holder.
+
+    Attributes:
+        window: most pages of frames that a fork keeps besides; 0 keeps all.
+    """
 
     page_bytes: tuple[int, int]
+    window: int = 0
     tokens: Chain = field(default_factory=Chain)
     frames: Chain = field(default_factory=Chain)
 
@@ -39,7 +44,7 @@ class TorchCache:
 
     def fork(self) -> TorchCache:
         """See `FlowCache.fork`."""
-        return TorchCache(self.page_bytes, self.tokens.fork(), self.frames.fork())
+        return TorchCache(self.page_bytes, self.window, self.tokens.fork(), self.frames.fork(self.window))
 
 
 class TorchFlow:
@@ -53,6 +58,7 @@ class TorchFlow:
             the largest one reads.
         dtype: precision of the estimator and its pages.
         plan: of the estimator, to run in its stead where it can.
+        window: most frames of its own that a stream attends to besides the prompt, in whole chunks; 0 for all (exact).
     """
 
     def __init__(
@@ -65,8 +71,10 @@ class TorchFlow:
         dtype: torch.dtype,
         device: torch.device,
         plan: Run | None = None,
+        window: int = 0,
     ) -> None:
         self.config, self.noise = config, noise
+        self._window = -(-window // config.unet_chunk)
         self._plan = plan
         self._page_bytes = PagedEncoder.page_bytes(config), PagedSolver.page_bytes(config, dtype)
         count = cache_bytes // sum(self._page_bytes)
@@ -98,7 +106,7 @@ class TorchFlow:
 
     def open(self) -> TorchCache:
         """See `FlowNetworks.open`."""
-        return TorchCache(self._page_bytes)
+        return TorchCache(self._page_bytes, self._window)
 
     def record(self, streams: int) -> None:
         """Record the calls of up to this many streams; a plan is one launch as it is."""
@@ -124,6 +132,7 @@ def load_flow(weights: Weights, settings: Settings) -> TorchFlow:
         DTYPES[settings.precision],
         device,
         load_plan(weights, "flow_estimator", settings),
+        settings.flow_window,
     )
     flow.record(settings.max_streams)
     return flow

@@ -71,7 +71,7 @@ class PagedNetwork(Generic[J]):
         (out,) = self._run(*_tensors([*places.values(), *stacked]))
         results = list(out[: len(batch)].float().cpu().numpy())
         for chain, page in zip(chains, fresh, strict=whole):
-            chain.pages.append(page)
+            chain.append(page)
         return results
 
     def record(self, job: J, streams: int) -> None:

@@ -63,16 +63,24 @@ class Chain:
 
     Attributes:
         shared: pages at the front that belong to another stream too.
+        window: most pages of its own that it keeps, the newest; 0 keeps all.
     """
 
     pages: list[Page] = field(default_factory=list)
     shared: int = 0
+    window: int = 0
 
     @property
     def own(self) -> int:
         """Pages of this stream alone."""
         return len(self.pages) - self.shared
 
-    def fork(self) -> Chain:
+    def append(self, page: Page) -> None:
+        """Add the newest page."""
+        self.pages.append(page)
+        if self.window and self.own > self.window:
+            del self.pages[self.shared]
+
+    def fork(self, window: int = 0) -> Chain:
         """A chain that goes on from here."""
-        return Chain(list(self.pages), len(self.pages))
+        return Chain(list(self.pages), len(self.pages), window)
