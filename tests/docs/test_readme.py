@@ -31,9 +31,11 @@ ELSEWHERE = {
 }
 MEASURED = (
     "make measure",
+    "make soak",
+    "python loadtest/llm_rate.py",
     "cosyserve-build synth-bundle full-bundle",
     "cosyserve-build prepare full-bundle",
-    "python loadtest",
+    "python loadtest/measure.py",
 )
 INSTALL = re.compile(r"pip install -e '\.\[(.*)\]'")
 
@@ -119,6 +121,12 @@ def test_python(served: Path, code: str) -> None:
     assert offsets == sorted(offsets)
 
 
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("cosyserve-build export")])
+def test_export(desk: Path, command: str) -> None:
+    run(command, desk)
+    assert (desk / command.split()[-1]).exists()
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("cosyserve-build verify")])
 def test_verify(command: str) -> None:
     run(command, ROOT)
@@ -133,7 +141,7 @@ def test_extras_exist() -> None:
 
 def test_every_command_is_run_somewhere() -> None:
     here = ("make demo", "cosyserve-build prepare", "cosyserve serve", "cosyserve say", "cosyserve-build verify")
-    here += ("cosyserve bench", "locust")
+    here += ("cosyserve bench", "locust", "cosyserve-build export")
     left = [c for c in COMMANDS if not c.startswith((*here, *MEASURED)) and not INSTALL.fullmatch(c)]
     assert set(left) == set(ELSEWHERE)
 
@@ -142,9 +150,11 @@ def test_the_commands_of_the_figures_run(tmp_path: Path) -> None:
     """At size tiny, and measuring nothing: full size takes ten minutes."""
     commands = [c.replace("--size full", "--size tiny") for c in COMMANDS if c.startswith(MEASURED)]
     assert len(commands) == len(MEASURED)
-    run(commands[1], tmp_path)
-    assert "measure:" in (ROOT / "Makefile").read_text("utf-8")
-    run("python loadtest/measure.py --help", ROOT)
+    run(next(c for c in commands if "synth-bundle" in c), tmp_path)
+    for target in ("measure:", "soak:"):
+        assert target in (ROOT / "Makefile").read_text("utf-8")
+    for script in ("measure", "soak", "llm_rate"):
+        run(f"python loadtest/{script}.py --help", ROOT)
 
 
 def test_ci_runs_what_the_readme_says() -> None:
