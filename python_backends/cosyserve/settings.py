@@ -12,6 +12,7 @@ from cosyserve.errors import WeightsError
 
 DEVICES = ("cpu", "cuda")
 RUNTIMES = ("onnx", "torch")
+LLM_RUNTIMES = ("", "gguf")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -25,6 +26,8 @@ class Settings:
         weights: folder of prepared weights.
         device: ``cpu`` or ``cuda``.
         runtime: what runs llm, flow and hift: ``onnx``, or ``torch`` (weights prepared with ``--runtime torch``).
+        llm_runtime: ``gguf`` runs llm in llama.cpp (weights prepared with ``--llm-gguf``, the extra ``gguf``); empty:
+            as `runtime` says.
         precision: ``fp32``, ``bf16`` or ``fp16``: of the layers of llm and flow and of what they keep; torch only.
         threads: cores that one network call may use.
         max_streams: utterances in progress at once.
@@ -42,6 +45,7 @@ class Settings:
     weights: str = ""
     device: str = "cpu"
     runtime: str = "onnx"
+    llm_runtime: str = ""
     precision: str = "fp32"
     threads: int = 1
     max_streams: int = limits.MAX_STREAMS
@@ -55,9 +59,14 @@ class Settings:
     sample_rate: int = 24_000
 
     def __post_init__(self) -> None:
-        for name, choices in (("device", DEVICES), ("runtime", RUNTIMES), ("precision", PRECISIONS)):
+        for name, choices in (
+            ("device", DEVICES),
+            ("runtime", RUNTIMES),
+            ("llm_runtime", LLM_RUNTIMES),
+            ("precision", PRECISIONS),
+        ):
             if (value := getattr(self, name)) not in choices:
-                raise WeightsError(f"setting {name}: {value!r} is none of {', '.join(choices)}")
+                raise WeightsError(f"setting {name}: {value!r} is none of {', '.join(filter(None, choices))}")
         if self.precision != "fp32" and self.runtime != "torch":
             raise WeightsError(f"setting precision: {self.precision} needs runtime torch; ONNX graphs are fp32")
         for name in ("threads", "max_streams", "llm_slots", "first_hop", "max_hop", "max_batch", "lanes"):
