@@ -75,13 +75,17 @@ def prepare(
     runtime: Annotated[
         list[Runtime], typer.Option(help="what will run the networks; give it twice for both")
     ] = ONNX_ALONE,
+    llm_gguf: Annotated[
+        Quantisation | None, typer.Option(help="add the language model for llama.cpp, its matrices of this type")
+    ] = None,
 ) -> None:
     """Turn a bundle into weights that the server loads."""
     from cosyserve_build.prepare import prepare as run
 
     with _one_line_errors():
-        run(bundle, out, report=print, runtimes=[one.value for one in runtime])
+        run(bundle, out, report=print, runtimes=[one.value for one in runtime], llm_gguf=llm_gguf and llm_gguf.value)
     setting = "" if Runtime.onnx in runtime else "COSYSERVE_RUNTIME=torch "
+    setting += "COSYSERVE_LLM_RUNTIME=gguf " if llm_gguf else ""
     print(f"{out}: ready; try: {setting}cosyserve serve --weights {out}")
 
 

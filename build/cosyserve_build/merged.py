@@ -91,10 +91,24 @@ def merge(opened: Bundle) -> MergedLm:
     head = torch.zeros_like(embedding)
     head[offset : offset + config.speech_vocab] = state.pop("llm_decoder.weight")
     bias = state.pop("llm_decoder.bias")
-    tensors = {name.removeprefix("llm.model."): tensor for name, tensor in state.items()}
-    tensors |= {"model.embed_tokens.weight": embedding, "lm_head.weight": head}
+    tensors = _qwen2(state, embedding, head)
     tokenizer = _tokenizer(text, config.speech_tokens)
     return MergedLm(config, tokenizer, tokenizer.get_vocab(), offset, tensors, bias)
+
+
+def speech_only(opened: Bundle) -> tuple[StateDict, Tensor]:
+    """The model over speech ids alone, S rows: tensors and bias as in `MergedLm`. Whoever runs it embeds the text."""
+    state = opened.llm()
+    del state["llm.model.model.embed_tokens.weight"], state["llm_embedding.weight"]
+    embedding, head, bias = (
+        state.pop(name) for name in ("speech_embedding.weight", "llm_decoder.weight", "llm_decoder.bias")
+    )
+    return _qwen2(state, embedding, head), bias
+
+
+def _qwen2(layers: StateDict, embedding: Tensor, head: Tensor) -> StateDict:
+    tensors = {name.removeprefix("llm.model."): tensor for name, tensor in layers.items()}
+    return tensors | {"model.embed_tokens.weight": embedding, "lm_head.weight": head}
 
 
 def _tokenizer(text: Tokenizer, speech_tokens: int) -> tokenizers.Tokenizer:

@@ -29,6 +29,7 @@ from cosyserve.text.tokenizer import Tokenizer
 from cosyserve.voices import VoiceStore, voices_from_spk2info
 from cosyserve.weights import FORMAT, MANIFEST, sha256
 from cosyserve_build import export
+from cosyserve_build.export_gguf import Quantisation, write_speech_gguf
 
 TOOLS = ("cosyserve", "torch", "onnx", "onnxscript", "onnxruntime")
 
@@ -41,6 +42,7 @@ def prepare(
     out: Path,
     report: Callable[[str], None] = lambda line: None,
     runtimes: Collection[str] = RUNTIMES[:1],
+    llm_gguf: Quantisation | None = None,
 ) -> None:
     """Write prepared weights for the bundle in `source` to the new folder `out`.
 
@@ -51,9 +53,10 @@ def prepare(
         out: must not exist, or hold earlier prepared weights, which are replaced.
         report: called with a line for each part that is done.
         runtimes: which of `RUNTIMES` will run the networks; each takes them in a form of its own, of the same size.
+        llm_gguf: type of the matrices in ``llm.gguf``, which runs the language model in llama.cpp; None writes none.
 
     Raises:
-        BundleError: the bundle is unusable, or `out` holds something else.
+        BundleError: the bundle is unusable, `llm_gguf` does not fit its sizes, or `out` holds something else.
     """
     if out.exists() and not (out / MANIFEST).is_file() and any(out.iterdir()):
         raise BundleError(f"{out} holds files that are no prepared weights; name another folder")
@@ -62,12 +65,18 @@ def prepare(
     with tempfile.TemporaryDirectory(prefix=".prepare-", dir=out.parent) as scratch:
         folder = Path(scratch) / "weights"
         folder.mkdir()
-        _write(opened, folder, report, runtimes)
+        _write(opened, folder, report, runtimes, llm_gguf)
         shutil.rmtree(out, ignore_errors=True)
         folder.rename(out)
 
 
-def _write(opened: bundle.Bundle, folder: Path, report: Callable[[str], None], runtimes: Collection[str]) -> None:
+def _write(
+    opened: bundle.Bundle,
+    folder: Path,
+    report: Callable[[str], None],
+    runtimes: Collection[str],
+    llm_gguf: Quantisation | None,
+) -> None:
     config = opened.config
     llm, flow, hift = opened.llm(), opened.flow(), opened.hift()
     graphs: dict[str, Any] = {}
@@ -79,6 +88,9 @@ def _write(opened: bundle.Bundle, folder: Path, report: Callable[[str], None], r
         for network, state in {"llm": llm, "flow": flow, "hift": hift}.items():
             save_file({name: state[name] for name in _parameters(config, network)}, folder / weights_file(network))
             report(f"{weights_file(network)}: written")
+    if llm_gguf:
+        write_speech_gguf(opened, folder / "llm.gguf", llm_gguf)
+        report(f"llm.gguf: written, {llm_gguf}")
     tables = {
         "text": llm["llm.model.model.embed_tokens.weight"],
         "speech": llm["speech_embedding.weight"],

@@ -62,6 +62,13 @@ def load_llm_networks(settings: Settings) -> LlmNetworks:
 
 def load_decoder(settings: Settings) -> tuple[LlmConfig, Decoder]:
     """The language model with a row for each of `llm_slots` sequences, on the runtime that the settings ask for."""
+    if settings.llm_runtime == "gguf":
+        try:
+            from cosyserve.runtimes.gguf import load_decoder as load_gguf
+        except ModuleNotFoundError:
+            raise WeightsError("setting llm_runtime: gguf needs `pip install 'cosyserve[gguf]'`") from None
+        weights = Weights(settings.folder)
+        return weights.config.llm, load_gguf(weights, settings)
     if settings.runtime != "onnx":
         from cosyserve.runtimes.torch.llm import load_decoder as load_torch  # serving from ONNX graphs needs no torch
 

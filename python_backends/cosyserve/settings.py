@@ -12,6 +12,7 @@ from cosyserve.errors import WeightsError
 
 DEVICES = ("cpu", "cuda")
 RUNTIMES = ("onnx", "torch", "tensorrt")
+LLM_RUNTIMES = ("", "gguf")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -27,6 +28,8 @@ class Settings:
         runtime: what runs llm, flow and hift: ``onnx``, ``torch`` (weights prepared with ``--runtime torch``), or
             ``tensorrt``: torch, with the flow's estimator and the vocoder's decoder in TensorRT where
             ``cosyserve-build engines`` has built plans for this GPU and this precision.
+        llm_runtime: ``gguf`` runs llm in llama.cpp (weights prepared with ``--llm-gguf``, the extra ``gguf``); empty:
+            as `runtime` says.
         precision: ``fp32``, ``bf16`` or ``fp16``: of the layers of llm and flow and of what they keep; not with onnx.
         threads: cores that one network call may use.
         max_streams: utterances in progress at once.
@@ -44,6 +47,7 @@ class Settings:
     weights: str = ""
     device: str = "cpu"
     runtime: str = "onnx"
+    llm_runtime: str = ""
     precision: str = "fp32"
     threads: int = 1
     max_streams: int = limits.MAX_STREAMS
@@ -57,9 +61,14 @@ class Settings:
     sample_rate: int = 24_000
 
     def __post_init__(self) -> None:
-        for name, choices in (("device", DEVICES), ("runtime", RUNTIMES), ("precision", PRECISIONS)):
+        for name, choices in (
+            ("device", DEVICES),
+            ("runtime", RUNTIMES),
+            ("llm_runtime", LLM_RUNTIMES),
+            ("precision", PRECISIONS),
+        ):
             if (value := getattr(self, name)) not in choices:
-                raise WeightsError(f"setting {name}: {value!r} is none of {', '.join(choices)}")
+                raise WeightsError(f"setting {name}: {value!r} is none of {', '.join(filter(None, choices))}")
         if self.precision != "fp32" and self.runtime == "onnx":
             raise WeightsError(f"setting precision: {self.precision} needs another runtime; ONNX graphs are fp32")
         for name in (f.name for f in fields(self) if f.type == "int"):

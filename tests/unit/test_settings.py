@@ -27,7 +27,12 @@ def test_parameters_set_fields() -> None:
 
 @pytest.mark.parametrize("name", [f.name for f in fields(Settings)])
 def test_the_environment_overrides_every_parameter(name: str) -> None:
-    words = {"device": ("cpu", "cuda"), "runtime": ("onnx", "tensorrt"), "precision": ("bf16", "fp16")}
+    words = {
+        "device": ("cpu", "cuda"),
+        "runtime": ("onnx", "tensorrt"),
+        "llm_runtime": ("", "gguf"),
+        "precision": ("bf16", "fp16"),
+    }
     parameter, override = words.get(name, ("7", "8"))
     needed = {"runtime": "torch"} if name == "precision" else {}
     settings = Settings.read({**needed, name: parameter}, {f"COSYSERVE_{name.upper()}": override})
@@ -83,7 +88,11 @@ def test_without_weights_the_way_to_get_them_is_told() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value", "choices"),
-    [("runtime", "jax", "onnx, torch, tensorrt"), ("precision", "int8", "fp32, bf16, fp16")],
+    [
+        ("runtime", "jax", "onnx, torch, tensorrt"),
+        ("llm_runtime", "onnx", "gguf"),
+        ("precision", "int8", "fp32, bf16, fp16"),
+    ],
 )
 def test_an_unknown_runtime_or_precision_is_refused(name: str, value: str, choices: str) -> None:
     with pytest.raises(WeightsError, match=f"^setting {name}: '{value}' is none of {choices}$"):

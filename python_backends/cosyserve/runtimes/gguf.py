@@ -1,17 +1,20 @@
-"""The language model in llama.cpp, from a file of ``cosyserve-build export-gguf``."""
+"""The language model in llama.cpp: quantised matrices, so that a step reads less memory."""
 
 from __future__ import annotations
 
-import ctypes
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from cosyserve.errors import StageFailed, WeightsError
+from cosyserve.errors import InvalidInput, StageFailed, WeightsError
+from cosyserve.llm.decoder import Ids
+from cosyserve.llm.embeddings import Embeddings
+from cosyserve.llm.scores import LogitScores
+from cosyserve.settings import Settings
+from cosyserve.weights import Weights
 
 Float = NDArray[np.float32]
 
@@ -21,35 +24,38 @@ logging.getLogger("llama-cpp-python").setLevel(logging.WARNING)
 BATCH = 512
 """Positions of one call of llama.cpp; a longer prompt takes several."""
 
+CAPACITY = 4096
+"""Positions of a row, 100 MB at full size: 30 s of prompt with its transcript, a segment's text, 100 s of speech."""
+
 
 class GgufDecoder:
-    """Next-token logits of up to `sequences` sequences that come and go. Not thread-safe.
+    """`cosyserve.llm.decoder.Decoder` over rows that are sequences of llama.cpp.
 
-    Ids are those of the merged vocabulary: speech id i is ``offset + i``.
+    Unlike the other decoders', its scores depend on how many rows step together, as rounding does in llama.cpp.
 
     Args:
         path: the GGUF file.
-        sequences: most sequences at once; they are numbered from 0.
-        capacity: positions that each can have, prompt included.
+        embeddings: tables of the same model; the file's own are not read.
+        rows: sequences at once.
         threads: of one call.
-
-    Attributes:
-        offset: id of speech id 0.
-        vocab: speech ids, the end ids included; the columns of logits.
+        capacity: positions of a row.
 
     Raises:
-        WeightsError: the file is missing, damaged, or from another tool.
+        WeightsError: the file is damaged, or from another tool.
     """
 
-    def __init__(self, path: Path, sequences: int, capacity: int, threads: int) -> None:
+    def __init__(self, path: Path, embeddings: Embeddings, rows: int, threads: int, capacity: int = CAPACITY) -> None:
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(bytes(path), llama_cpp.llama_model_default_params())
         if not self._model:
-            raise WeightsError(f"{path.name} is missing or is no GGUF file that llama.cpp can load")
-        self.offset, self.vocab = self._number(path, "offset"), self._number(path, "vocab")
+            raise WeightsError(f"{path.name} is no GGUF file that llama.cpp can load")
+        self._embed, self._config = embeddings, embeddings.config
+        found = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
+        if found != self._config.speech_vocab:
+            raise WeightsError(f"{path.name}: {found} ids, expected {self._config.speech_vocab}; prepare it again")
 
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_seq_max = sequences * capacity, sequences
+        params.n_ctx, params.n_seq_max = rows * capacity, rows
         params.n_batch = params.n_ubatch = BATCH
         # The defaults, float16 in the cache and in the fused attention, cost logits up to 0.02 and save no time.
         params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
@@ -57,8 +63,10 @@ class GgufDecoder:
         params.n_threads = params.n_threads_batch = threads
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         self._memory = llama_cpp.llama_get_memory(self._context)
-        self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
-        self._capacity, self._lengths = capacity, [0] * sequences
+        self._batch = llama_cpp.llama_batch_init(BATCH, self._config.hidden, 1)
+        self._inputs = np.ctypeslib.as_array(self._batch.embd, (BATCH, self._config.hidden))
+        self._capacity = capacity
+        self._broken = np.zeros(rows, np.bool_)
 
     def close(self) -> None:
         """Free everything; the object is of no use afterwards."""
@@ -66,55 +74,75 @@ class GgufDecoder:
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)
 
-    def prefill(self, sequence: int, ids: Sequence[int]) -> Float:
-        """Append `ids` to one sequence; logits after the last, float32 [vocab].
+    def prefill(self, row: int, start: int, ids: Ids) -> LogitScores:
+        """See `Decoder.prefill`.
 
         Raises:
-            StageFailed: the sequence has no room left; drop it.
+            InvalidInput: the row is full.
         """
-        for start in range(0, len(ids), BATCH):
-            part = ids[start : start + BATCH]
-            logits = self._decode([(sequence, token) for token in part], wanted=range(len(part) - 1, len(part)))
-        last: Float = logits[0]
-        return last
+        return self._prefill(row, start, self._embed(ids))
 
-    def step(self, sequences: Sequence[int], ids: Sequence[int]) -> Float:
-        """Append one id to each of these sequences, at most `BATCH`; logits after it, float32 [n, vocab].
+    def step(self, ids: Ids, lengths: Ids) -> LogitScores:
+        """See `Decoder.step`.
 
         Raises:
-            StageFailed: one of them has no room left; nothing was appended to any.
+            InvalidInput: a row is full; nothing was appended to any.
         """
-        return self._decode(list(zip(sequences, ids, strict=True)), wanted=range(len(ids)))
+        rows = np.arange(len(ids))
+        return self._decode(rows, lengths, self._embed(ids), wanted=rows)
 
-    def drop(self, sequence: int) -> None:
-        """Forget a sequence; its number starts anew."""
-        llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-        self._lengths[sequence] = 0
+    def move(self, source: int, target: int, length: int) -> None:
+        """See `Decoder.move`."""
+        # Relabelling would be free, but llama.cpp batches only neighbours: rows in disorder step one by one.
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self._broken[target] = self._broken[source]
 
-    def _decode(self, entries: list[tuple[int, int]], wanted: range) -> Float:
-        batch, lengths = self._batch, self._lengths.copy()
-        batch.n_tokens = len(entries)
-        for i, (sequence, token) in enumerate(entries):
-            if lengths[sequence] == self._capacity:
-                raise StageFailed(f"sequence {sequence} has reached {self._capacity} positions")
-            batch.token[i], batch.pos[i] = token, lengths[sequence]
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
-            batch.logits[i] = i in wanted
-            lengths[sequence] += 1
+    def erase(self, row: int) -> None:
+        """See `Decoder.erase`."""
+        length = llama_cpp.llama_memory_seq_pos_max(self._memory, row) + 1
+        llama_cpp.llama_memory_seq_rm(self._memory, row, -1, -1)
+        if self._broken[row]:
+            # llama.cpp hides old values behind a weight of 0, which a NaN survives; so finite ones take their place.
+            self._prefill(row, 0, np.zeros((length, self._config.hidden), np.float32))
+            llama_cpp.llama_memory_seq_rm(self._memory, row, -1, -1)
+            self._broken[row] = False
+
+    def _prefill(self, row: int, start: int, embeds: Float) -> LogitScores:
+        for first in range(0, len(embeds), BATCH):
+            part = embeds[first : first + BATCH]
+            places = start + first + np.arange(len(part))
+            scores = self._decode(np.full(len(part), row), places, part, wanted=np.asarray([len(part) - 1]))
+        return scores
+
+    def _decode(self, rows: Ids, places: Ids, embeds: Float, wanted: Ids) -> LogitScores:
+        if places.max() >= self._capacity:
+            raise InvalidInput("text", f"with its prompt exceeds {self._capacity} positions")
+        batch, count = self._batch, len(rows)
+        batch.n_tokens = count
+        self._inputs[:count] = embeds
+        for i, (row, place) in enumerate(zip(rows.tolist(), places.tolist(), strict=True)):
+            batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = place, 1, row, 0
+        for i in wanted.tolist():
+            batch.logits[i] = 1
         status = llama_cpp.llama_decode(self._context, batch)
         if status:
-            raise StageFailed(f"llama.cpp could not append {len(entries)} positions (status {status})")
-        self._lengths = lengths
-        return np.stack([self._logits(row) for row in wanted])
+            raise StageFailed(f"llama.cpp could not append {count} positions (status {status})")
+        logits = np.stack([self._logits(i) for i in wanted.tolist()])
+        self._broken[rows[wanted]] |= ~np.isfinite(logits).all(axis=1)
+        return LogitScores(logits, self._config.end)
 
-    def _logits(self, row: int) -> Float:
-        every = llama_cpp.llama_get_logits_ith(self._context, row)
-        logits: Float = np.ctypeslib.as_array(every, (self.offset + self.vocab,))[self.offset :]
+    def _logits(self, index: int) -> Float:
+        found = llama_cpp.llama_get_logits_ith(self._context, index)
+        logits: Float = np.ctypeslib.as_array(found, (self._config.speech_vocab,))
         return logits
 
-    def _number(self, path: Path, key: str) -> int:
-        value = ctypes.create_string_buffer(16)
-        name = f"cosyvoice.speech.{key}".encode()
-        if llama_cpp.llama_model_meta_val_str(self._model, name, value, len(value)) < 0:
-            raise WeightsError(f"{path.name}: no {name.decode()}; make it with `cosyserve-build export-gguf`")
-        return int(value.value)
+
+def load_decoder(weights: Weights, settings: Settings) -> GgufDecoder:
+    """The language model with a row for each of `llm_slots` sequences.
+
+    Raises:
+        WeightsError: the weights were prepared without it.
+    """
+    if "llm.gguf" not in weights.manifest["files"]:
+        raise WeightsError("llm.gguf is not in the weights folder: prepare the bundle with `--llm-gguf q8_0`")
+    return GgufDecoder(weights.file("llm.gguf"), Embeddings.load(weights), settings.llm_slots, settings.threads)

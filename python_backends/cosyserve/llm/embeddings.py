@@ -1,0 +1,43 @@
+"""The embedding tables of the language model as one, for runtimes whose network takes embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cosyserve.config import LlmConfig
+from cosyserve.llm.decoder import Ids, Numbering
+from cosyserve.weights import Weights, map_tensors
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Tables ``[ids, hidden]`` (memory-mapped where large), read by the ids of `Numbering`.
+
+    Attributes:
+        special: row 0 starts a sequence, row 1 starts the speech (upstream llm_embedding).
+    """
+
+    config: LlmConfig
+    text: Float
+    speech: Float
+    special: Float
+
+    @classmethod
+    def load(cls, weights: Weights) -> Embeddings:
+        """Those of prepared weights; they stay on disk and are read row by row."""
+        tables = map_tensors(weights.file("llm.safetensors"))
+        return cls(weights.config.llm, tables["text"], tables["speech"], tables["special"])
+
+    def __call__(self, ids: Ids) -> Float:
+        """Input embeddings ``[n, hidden]``."""
+        numbering = Numbering(self.config)
+        out = np.empty((len(ids), self.config.hidden), np.float32)
+        for first, table in ((0, self.text), (numbering.speech, self.speech), (numbering.start, self.special)):
+            mine = (ids >= first) & (ids < first + len(table))
+            out[mine] = table[ids[mine] - first]
+        return out
