@@ -33,7 +33,9 @@ def test_without_a_command_help_is_shown() -> None:
 
 
 def test_prepare_reports_and_tells_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def prepare(source: Path, out: Path, report: Callable[[str], None], runtimes: list[str], llm_gguf: str | None) -> None:
+    def prepare(
+        source: Path, out: Path, report: Callable[[str], None], runtimes: list[str], llm_gguf: str | None
+    ) -> None:
         report(f"{source.name} to {out.name} for {' and '.join(runtimes)}, gguf {llm_gguf}")
 
     monkeypatch.setattr(cosyserve_build.prepare, "prepare", prepare)
