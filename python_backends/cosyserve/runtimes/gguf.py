@@ -18,8 +18,8 @@ from cosyserve.weights import Weights
 
 Float = NDArray[np.float32]
 
-# llama.cpp tells about every tensor otherwise.
-logging.getLogger("llama-cpp-python").setLevel(logging.WARNING)
+# Its binding takes llama.cpp's levels for one higher than they are: this lets warnings through and not every tensor.
+logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
 
 BATCH = 512
 """Positions of one call of llama.cpp; a longer prompt takes several."""
