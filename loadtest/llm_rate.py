@@ -1,9 +1,12 @@
 """Speech tokens per second of the LLM engine alone, at several numbers of sequences in one run.
 
     python loadtest/llm_rate.py --weights .cache/demo-weights --batches 1,4,16
+    python loadtest/llm_rate.py --weights weights --runtime gguf
 
 Every sequence has the same length of text, so all batches do the same work for each token. Batches take turns, so that
 a change of the machine's load meets all of them; the ratio of the medians means the same on any machine.
+
+With ``--runtime gguf`` it also prints how far the scores are from the float32 graph's, both fed the same random tokens.
 """
 
 from __future__ import annotations
@@ -11,12 +14,16 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cosyserve.config import LlmConfig
+from cosyserve.llm.decoder import Decoder, Ids, Numbering
 from cosyserve.llm.engine import Engine, Sequence
+from cosyserve.llm.scores import softmax
 from cosyserve.load import load_decoder
 from cosyserve.settings import Settings
 
@@ -41,6 +48,30 @@ def tokens_per_second(engine: Engine, config: LlmConfig, sequences: int, steps: 
     return sequences * steps / seconds
 
 
+def error_against(exact: Decoder, decoder: Decoder, config: LlmConfig, positions: int = 200) -> str:
+    """Differences of the scores of two decoders that are fed the same tokens, in words."""
+    random, numbers, nothing = np.random.default_rng(0), Numbering(config), np.zeros(0, np.int32)
+    prompt = numbers.prompt(nothing, random.integers(0, config.vocab, TEXT).astype(np.int32), nothing)
+    fed = numbers.speech + random.integers(0, config.speech_tokens, positions)
+    expected, found = (_forced(each, prompt, fed) for each in (exact, decoder))
+    p, q = softmax(expected), softmax(found)
+    divergence = np.sum(p * (np.log(p) - np.log(q)), axis=-1)
+    error = np.abs(found - expected)
+    return (
+        f"against fp32 at {positions + 1} positions: logits differ by {error.max():.2g} at most, {error.mean():.2g} in "
+        f"the mean of {np.abs(expected).mean():.2g}; KL {divergence.mean():.2g} nats; "
+        f"same likeliest token at {np.mean(expected.argmax(-1) == found.argmax(-1)):.1%}"
+    )
+
+
+def _forced(decoder: Decoder, prompt: Ids, fed: Ids) -> NDArray[np.float32]:
+    """Logits [1 + len(fed), V] behind the prompt and behind each token fed after it."""
+    logits = [decoder.prefill(0, 0, prompt).row(0)]
+    logits += [decoder.step(fed[i : i + 1], np.asarray([len(prompt) + i])).row(0) for i in range(len(fed))]
+    decoder.erase(0)
+    return np.stack(logits)
+
+
 def _raise(error: Exception) -> None:
     raise error
 
@@ -49,13 +80,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True, help="prepared weights")
     parser.add_argument("--batches", default="1,4,16", help="sequences side by side, the first is the base of ratios")
+    parser.add_argument("--runtime", choices=("onnx", "gguf"), default="onnx", help="gguf: prepare with --llm-gguf")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=50, help="steps of one measurement")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each batch")
     arguments = parser.parse_args()
     batches = [int(size) for size in arguments.batches.split(",")]
-    settings = Settings(weights=str(arguments.weights), threads=arguments.threads, llm_slots=max(batches))
+    graph = Settings(weights=str(arguments.weights), threads=arguments.threads, llm_slots=max(batches))
+    settings = replace(graph, llm_runtime="gguf") if arguments.runtime == "gguf" else graph
     config, decoder = load_decoder(settings)
+    if settings != graph:
+        print(error_against(load_decoder(graph)[1], decoder, config))
     engine = Engine(decoder, config, settings.llm_slots)
 
     rates: dict[int, list[float]] = {size: [] for size in batches}

@@ -83,7 +83,13 @@ def prepare(
     from cosyserve_build.prepare import prepare as run
 
     with _one_line_errors():
-        run(bundle, out, report=print, runtimes=[one.value for one in runtime], llm_gguf=llm_gguf and llm_gguf.value)
+        run(
+            bundle,
+            out,
+            report=print,
+            runtimes=[one.value for one in runtime],
+            llm_gguf=llm_gguf.value if llm_gguf else None,
+        )
     setting = "" if Runtime.onnx in runtime else "COSYSERVE_RUNTIME=torch "
     setting += "COSYSERVE_LLM_RUNTIME=gguf " if llm_gguf else ""
     print(f"{out}: ready; try: {setting}cosyserve serve --weights {out}")

@@ -3,8 +3,8 @@
 For general-purpose engines the file has the vocabulary of `merged` and its tokenizer; for our own server it has the
 speech ids alone and no tokenizer, since rows of text in the head cost 17 to 39 % of a step there.
 
-llama.cpp's Qwen2 takes a head bias (``output.bias``), so both are exact: the bias of the speech head is in the file, and
-text rows get one so low that they are never sampled.
+llama.cpp's Qwen2 takes a head bias (``output.bias``), so both are exact: the bias of the speech head is in the file,
+and text rows get one so low that they are never sampled.
 """
 
 from __future__ import annotations
