@@ -114,7 +114,8 @@ def test_a_nan_does_not_outlive_its_row(
     decoder.move(2, 1, len(ids))
     for row in (2, 1):
         decoder.erase(row)
-        close(decoder.prefill(row, 0, ids).row(0), expected(llm_networks, ids))
+        # Fewer positions than were broken, so that they do not all get new values.
+        close(decoder.prefill(row, 0, ids[:10]).row(0), expected(llm_networks, ids[:10]))
 
 
 def test_scores_stay_when_the_next_step_has_run(decoder: GgufDecoder, config: LlmConfig) -> None:
