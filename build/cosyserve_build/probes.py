@@ -27,6 +27,7 @@ from cosyserve.hift.source import HarmonicSource
 from cosyserve.hift.stream import HiftNetworks, HiftStream
 from cosyserve.limits import MAX_TOKENS_PER_TEXT_TOKEN, MIN_TOKENS_PER_TEXT_TOKEN
 from cosyserve.llm.decoder import Numbering
+from cosyserve.llm.embeddings import Embeddings
 from cosyserve.llm.graph_decoder import LlmNetworks
 from cosyserve.llm.qwen2 import SpeechLM
 from cosyserve.llm.slots import SlotCache
@@ -78,7 +79,7 @@ class LlmProbe:
             state[f"{name}.weight"].numpy()
             for name in ("llm_embedding", "speech_embedding", "llm.model.model.embed_tokens")
         )
-        self.networks = LlmNetworks(config, self._graph, text, speech, special)
+        self.networks = LlmNetworks(config, self._graph, Embeddings(config, text, speech, special))
         self.reset()
 
     def reset(self) -> None:
@@ -94,11 +95,11 @@ class LlmProbe:
 
     def embed_text(self, ids: Sequence[int]) -> Array:
         """[n, hidden]."""
-        return self.networks.text[np.asarray(ids, np.int64)]
+        return self.networks.embed.text[np.asarray(ids, np.int64)]
 
     def embed_speech(self, ids: Sequence[int]) -> Array:
         """[n, hidden]."""
-        return self.networks.speech[np.asarray(ids, np.int64)]
+        return self.networks.embed.speech[np.asarray(ids, np.int64)]
 
     def hidden(self, embeds: Array) -> Array:
         """States after the final norm [n, hidden] of positions [n, hidden] without a past."""

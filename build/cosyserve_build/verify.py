@@ -379,8 +379,8 @@ def _bistream(data: _Set, case: dict[str, Any]) -> Produced:
 
     run = Interleaver(
         model.config,
-        start=model.networks.special[:1],
-        task=model.networks.special[1:2],
+        start=model.networks.embed.special[:1],
+        task=model.networks.embed.special[1:2],
         prompt_text=prompt_text,
         prompt_speech=speech,
         embed_text=model.embed_text,

@@ -11,6 +11,7 @@ from cosyserve.flow.networks import FlowNetworks
 from cosyserve.frontend import Frontend
 from cosyserve.hift.stream import HiftNetworks
 from cosyserve.llm.decoder import Decoder
+from cosyserve.llm.embeddings import Embeddings
 from cosyserve.llm.graph_decoder import GraphDecoder, LlmNetworks
 from cosyserve.pipeline.orchestrate import Grid
 from cosyserve.runtimes.onnx import OnnxGraph
@@ -18,7 +19,7 @@ from cosyserve.settings import Settings
 from cosyserve.text.normalize import preload
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve.voices import VoiceStore
-from cosyserve.weights import Weights, map_tensors
+from cosyserve.weights import Weights
 
 
 def load_grid(settings: Settings) -> Grid:
@@ -56,8 +57,7 @@ def load_llm_networks(settings: Settings) -> LlmNetworks:
     """The language model and its embedding tables; the tables stay on disk and are read row by row."""
     weights = Weights(settings.folder)
     graph = _graph(weights, "llm", settings)
-    tables = map_tensors(weights.file("llm.safetensors"))
-    return LlmNetworks(weights.config.llm, graph, tables["text"], tables["speech"], tables["special"])
+    return LlmNetworks(weights.config.llm, graph, Embeddings.load(weights))
 
 
 def load_decoder(settings: Settings) -> tuple[LlmConfig, Decoder]:

@@ -218,7 +218,8 @@ def test_prompts_change_the_tokens(llm_networks: LlmNetworks) -> None:
 def test_prompt_embeddings_stand_in_the_order_of_the_model(llm_networks: LlmNetworks) -> None:
     n = llm_networks
     embeds = n.embed(Numbering(n.config).prompt(np.array([1, 2]), np.array([3]), np.array([4, 5])))
-    rows = [n.special[0], n.text[1], n.text[2], n.text[3], n.special[1], n.speech[4], n.speech[5]]
+    e = n.embed
+    rows = [e.special[0], e.text[1], e.text[2], e.text[3], e.special[1], e.speech[4], e.speech[5]]
     np.testing.assert_array_equal(embeds, np.stack(rows))
     assert embeds.dtype == np.float32
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve.config import LlmConfig
-from cosyserve.llm.decoder import Ids, Numbering
+from cosyserve.llm.decoder import Ids
+from cosyserve.llm.embeddings import Embeddings
 from cosyserve.llm.scores import LogitScores
 from cosyserve.llm.slots import SlotCache
 from cosyserve.runtimes.graph import Graph, Outputs
@@ -19,26 +20,11 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class LlmNetworks:
-    """The decoder graph ``llm`` and its embedding tables ``[ids, hidden]`` (memory-mapped where large).
-
-    Attributes:
-        special: row 0 starts a sequence, row 1 starts the speech (upstream llm_embedding).
-    """
+    """The decoder graph ``llm`` and its embedding tables."""
 
     config: LlmConfig
     graph: Graph
-    text: Float
-    speech: Float
-    special: Float
-
-    def embed(self, ids: Ids) -> Float:
-        """Input embeddings ``[n, hidden]`` of ids in the numbering of `Numbering`."""
-        numbering = Numbering(self.config)
-        out = np.empty((len(ids), self.config.hidden), np.float32)
-        for first, table in ((0, self.text), (numbering.speech, self.speech), (numbering.start, self.special)):
-            mine = (ids >= first) & (ids < first + len(table))
-            out[mine] = table[ids[mine] - first]
-        return out
+    embed: Embeddings
 
 
 class GraphDecoder:
