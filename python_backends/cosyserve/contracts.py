@@ -149,11 +149,13 @@ FRONTEND = Model(
 
 LLM = Model(
     "llm",
-    Scheduling.DECOUPLED,
-    "Speech tokens from text tokens, in small groups as they are sampled. One engine batches all utterances.",
+    Scheduling.PLAIN,
+    "Speech tokens from text tokens, in small groups as they are sampled. One engine batches all utterances. A request "
+    "with text opens an utterance; each further one with its id alone asks for what comes next, and is answered when "
+    "there is some. (Not decoupled: Triton 2.51's iterator over a decoupled inner model corrupts its caller's memory.)",
     inputs=(
         Tensor("utterance", "INT64", (1,), "id of the utterance, unique while it runs"),
-        Tensor("stop", "BOOL", (1,), "true: end the utterance of this id and send nothing", optional=True),
+        Tensor("stop", "BOOL", (1,), "given: end the utterance of this id", optional=True),
         Tensor("text_tokens", "INT32", (-1,), "token ids of one segment", optional=True),
         Tensor("prompt_text_tokens", "INT32", (-1,), "token ids before the text", optional=True),
         Tensor("llm_prompt_tokens", "INT32", (-1,), "speech tokens of the prompt", optional=True),
@@ -161,7 +163,7 @@ LLM = Model(
     ),
     outputs=(
         Tensor("speech_tokens", "INT32", (-1,), "the next speech tokens"),
-        Tensor("final", "BOOL", (1,), "true on the last response"),
+        Tensor("final", "BOOL", (1,), "true: no token follows"),
     ),
 )
 

@@ -40,52 +40,21 @@ class BlsStages:
     async def speech_tokens(self, inputs: Tensors) -> AsyncGenerator[NDArray[np.int32], None]:
         """See `Stages.speech_tokens`. Closing the generator early sends the engine a stop for this utterance."""
         utterance = np.asarray([next(self._utterances)], np.int64)
-        answers = _Answers(adapter.inner_request(LLM, {**inputs, "utterance": utterance}))
+        asking: Tensors = {**inputs, "utterance": utterance}
         ended = False
         try:
             while not ended:
-                answer = await _timely(LLM.name, answers.next())
-                if answer is None:
-                    raise StageFailed("llm ended without a last response")
-                outputs = adapter.read_outputs(answer, LLM)
+                outputs = await self._call(LLM.name, adapter.inner_request(LLM, asking), LLM)
+                asking = {"utterance": utterance}
                 ended = bool(outputs["final"][0])
                 yield outputs["speech_tokens"]  # type: ignore[misc]
         finally:
             if not ended:
                 stop = adapter.inner_request(LLM, {"utterance": utterance, "stop": np.asarray([True])})
-                await _timely(LLM.name, stop.async_exec(decoupled=True))
-                while await _timely(LLM.name, answers.next()) is not None:
-                    pass
+                await self._call(LLM.name, stop, LLM)
 
     async def _call(self, stage: str, request: Any, model: Any) -> Tensors:
         return adapter.read_outputs(await _timely(stage, request.async_exec()), model)
-
-
-class _Answers:
-    """The responses to a decoupled request, one after another.
-
-    Triton 2.51's iterator cannot be cancelled, blocks while it waits, and is not made for two readers: so every wait
-    goes on in its thread when its awaiter is cancelled, and whoever comes next awaits that one. An iterator that is
-    dropped before its last response blocks whichever thread drops it until that comes: read it to its end.
-    """
-
-    def __init__(self, request: Any) -> None:
-        self._waiting: asyncio.Future[Any] | None = asyncio.ensure_future(request.async_exec(decoupled=True))
-        self._iterator: Any = None
-
-    async def next(self) -> Any:
-        """The next response, or None after the last."""
-        if self._iterator is None:
-            self._iterator = await self._finished()
-        if self._waiting is None:
-            self._waiting = asyncio.get_running_loop().run_in_executor(None, next, self._iterator, None)
-        return await self._finished()
-
-    async def _finished(self) -> Any:
-        assert self._waiting is not None
-        result = await asyncio.shield(self._waiting)
-        self._waiting = None
-        return result
 
 
 async def _timely(stage: str, call: Awaitable[T]) -> T:

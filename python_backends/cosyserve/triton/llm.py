@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,18 +14,19 @@ from typing import Any
 import numpy as np
 
 from cosyserve.contracts import LLM, Tensors
-from cosyserve.errors import InvalidInput
+from cosyserve.errors import Cancelled, InvalidInput, StageFailed
+from cosyserve.limits import SEQUENCE_IDLE_SECONDS
 from cosyserve.llm.engine import Engine, Sequence
 from cosyserve.load import load_decoder
 from cosyserve.metrics import LLM_CUT, LLM_SEQUENCES, SPEECH_TOKENS
 from cosyserve.triton.adapter import FINAL, Instrument, failure, read_inputs, read_settings, response
 
 GROUP = 5
-"""Speech tokens in one response: 0.2 s of audio, so that responses cost little and none is waited for long."""
+"""Fewest speech tokens in an answer but the last: 0.2 s of audio, so that answers cost little and come soon."""
 
 
 class Llm:
-    """Hands requests to the engine thread, which answers them token group by token group."""
+    """Hands requests to the engine thread, which answers each when there are tokens for it."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by Triton once, before any request."""
@@ -33,7 +35,7 @@ class Llm:
         cut = Instrument(LLM_CUT)
         self._engine = Engine(decoder, config, settings.llm_slots, on_cut=lambda: cut.add(1))
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._answers: dict[int, Answer] = {}
+        self._live: dict[int, Utterance] = {}
         # A stop may overtake the start it belongs to.
         self._early_stops: deque[int] = deque(maxlen=1024)
         self._held = Instrument(LLM_SEQUENCES)
@@ -47,7 +49,7 @@ class Llm:
             sender = request.get_response_sender()
             try:
                 inputs = read_inputs(request, LLM)
-                self._orders.put(self._stop(inputs, sender) if "stop" in inputs else self._start(inputs, sender))
+                self._orders.put(self._order(inputs, sender))
             except Exception as error:
                 sender.send(failure(error), flags=FINAL)
 
@@ -56,11 +58,19 @@ class Llm:
         self._orders.put(None)
         self._thread.join(timeout=5)
 
+    def _order(self, inputs: Tensors, sender: Any) -> Callable[[], None]:
+        """What the engine thread has to do for a request."""
+        utterance = int(inputs["utterance"][0])
+        if "stop" in inputs:
+            return lambda: self._stop(utterance, sender)
+        if "text_tokens" in inputs:
+            return self._start(inputs, sender)
+        return lambda: self._more(utterance, sender)
+
     def _start(self, inputs: Tensors, sender: Any) -> Callable[[], None]:
-        for name in ("text_tokens", "seed"):
-            if name not in inputs:
-                raise InvalidInput(name, "is required")
-        answer = Answer(sender, self._tokens)
+        if "seed" not in inputs:
+            raise InvalidInput("seed", "is required")
+        spoken = Utterance(self._tokens)
         none = np.zeros(0, np.int32)
         sequence = Sequence(
             id=int(inputs["utterance"][0]),
@@ -68,34 +78,40 @@ class Llm:
             prompt_text=inputs.get("prompt_text_tokens", none).astype(np.int32),
             prompt_speech=inputs.get("llm_prompt_tokens", none).astype(np.int32),
             seed=int(inputs["seed"][0]),
-            emit=answer.emit,
-            fail=answer.fail,
+            emit=spoken.emit,
+            fail=spoken.fail,
         )
 
         def order() -> None:
+            spoken.ask(sender)
             if sequence.id in self._early_stops:
                 self._early_stops.remove(sequence.id)
-                answer.emit(None)
+                spoken.fail(Cancelled("the utterance was stopped"))
                 return
             try:
                 self._engine.admit(sequence)
             except InvalidInput as error:
-                answer.fail(error)
+                spoken.fail(error)
                 return
-            self._answers[sequence.id] = answer
-            answer.open()
+            self._live[sequence.id] = spoken
 
         return order
 
-    def _stop(self, inputs: Tensors, sender: Any) -> Callable[[], None]:
-        def order() -> None:
-            utterance = int(inputs["utterance"][0])
-            if utterance not in self._answers:
-                self._early_stops.append(utterance)
-            self._engine.stop(utterance)
-            sender.send(flags=FINAL)
+    def _more(self, utterance: int, sender: Any) -> None:
+        if utterance in self._live:
+            self._live[utterance].ask(sender)
+        else:
+            error = InvalidInput("text_tokens", "is required to open an utterance; one of this id has ended")
+            sender.send(failure(error), flags=FINAL)
 
-        return order
+    def _stop(self, utterance: int, sender: Any) -> None:
+        spoken = self._live.pop(utterance, None)
+        if spoken is None:
+            self._early_stops.append(utterance)
+        else:
+            spoken.fail(Cancelled("the utterance was stopped"))
+        self._engine.stop(utterance)
+        sender.send(_answer([], final=True), flags=FINAL)
 
     def _run(self) -> None:
         running = True
@@ -119,52 +135,71 @@ class Llm:
         return True
 
     def _forget_ended(self) -> None:
-        self._answers = {id: answer for id, answer in self._answers.items() if not answer.ended}
-        self._held.set(len(self._answers))
+        for utterance, spoken in list(self._live.items()):
+            if spoken.idle:
+                self._engine.stop(utterance)
+            if spoken.idle or spoken.told:
+                del self._live[utterance]
+        self._held.set(len(self._live))
 
     def _fail_all(self, error: Exception) -> None:
         """A step serves every sequence at once, so what breaks it ends them all; later ones start afresh."""
         with suppress(Exception):  # a decoder that cannot be emptied fails the next step too
             self._engine.clear()
-        for answer in self._answers.values():
-            with suppress(Exception):  # a client that cannot be told is gone
-                answer.fail(error)
-        self._answers.clear()
+        for spoken in self._live.values():
+            spoken.fail(error)
 
 
 @dataclass
-class Answer:
-    """The responses of one request: collects tokens and sends them in groups."""
+class Utterance:
+    """What one utterance has to say, and who asks for it."""
 
-    sender: Any
     counter: Instrument
-    ended: bool = False
+    told: bool = False  # its end, or what went wrong with it
     _tokens: list[int] = field(default_factory=list)
+    _ended: bool = False
+    _error: Exception | None = None
+    _asker: Any = None
+    _answered: float = 0.0
 
-    def open(self) -> None:
-        """Send an empty group: a BLS call holds a thread of its caller until the first response."""
-        self._send()
+    @property
+    def idle(self) -> bool:
+        """Whether nobody has asked for long: whoever opened it is gone."""
+        return self._asker is None and time.monotonic() - self._answered > SEQUENCE_IDLE_SECONDS
+
+    def ask(self, sender: Any) -> None:
+        """Answer through `sender` when there are tokens, or an end."""
+        if self._asker is not None:
+            sender.send(failure(StageFailed("the utterance was asked twice at once")), flags=FINAL)
+            return
+        self._asker = sender
+        self._answer()
 
     def emit(self, token: int | None) -> None:
         """Take the next token, or None at the end."""
-        if token is not None:
+        if token is None:
+            self._ended = True
+        else:
             self._tokens.append(token)
-            if len(self._tokens) < GROUP:
-                return
-        self.ended = token is None
-        self._send()
+        self._answer()
 
     def fail(self, error: Exception) -> None:
         """End with an error."""
-        if not self.ended:
-            self.ended = True
-            self.sender.send(failure(error), flags=FINAL)
+        self._error = error
+        self._answer()
 
-    def _send(self) -> None:
-        outputs: Tensors = {
-            "speech_tokens": np.asarray(self._tokens, np.int32),
-            "final": np.asarray([self.ended]),
-        }
+    def _answer(self) -> None:
+        ready = self._ended or self._error or len(self._tokens) >= GROUP
+        if self._asker is None or self.told or not ready:
+            return
+        sender, self._asker, self._answered = self._asker, None, time.monotonic()
+        self.told = self._ended or self._error is not None
         self.counter.add(len(self._tokens))
-        self._tokens.clear()
-        self.sender.send(response(outputs, LLM), flags=FINAL if self.ended else 0)
+        answer = failure(self._error) if self._error else _answer(self._tokens, final=self._ended)
+        self._tokens = []
+        with suppress(Exception):  # a client that cannot be told is gone
+            sender.send(answer, flags=FINAL)
+
+
+def _answer(tokens: list[int], *, final: bool) -> Any:
+    return response({"speech_tokens": np.asarray(tokens, np.int32), "final": np.asarray([final])}, LLM)
