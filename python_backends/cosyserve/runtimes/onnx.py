@@ -33,6 +33,8 @@ class OnnxGraph:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # A plan of memory is kept for every set of shapes, and streams come in ever new lengths.
+        options.enable_mem_pattern = False
         # Spinning threads of one model would take the cores of the others between calls.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
