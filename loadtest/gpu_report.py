@@ -15,7 +15,6 @@ import importlib.util
 import json
 import platform
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measure import first_voice
 from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
 
@@ -39,9 +39,8 @@ from cosyserve.hift.stream import HiftNetworks, HiftStream
 from cosyserve.runtimes.torch.flow import TorchFlow, load_flow
 from cosyserve.runtimes.torch.hift import load_hift
 from cosyserve.runtimes.torch.llm import TorchDecoder, load_decoder
-from cosyserve.serve import Server
+from cosyserve.serve import Server, free_port
 from cosyserve.settings import PRECISIONS, Settings
-from cosyserve.voices import VoiceStore
 from cosyserve.weights import Weights
 
 Row = dict[str, Any]
@@ -78,9 +77,7 @@ class Networks:
 
     @cached_property
     def voice(self) -> FlowVoice:
-        store = VoiceStore(self.weights.folder / "voices")
-        stored = store.get(store.list()[0])
-        return FlowVoice(stored.flow_prompt_tokens, stored.prompt_mel, stored.speaker_embedding)
+        return first_voice(self.weights.folder)
 
     def mel(self) -> Float:
         tokens = np.random.default_rng(0).integers(0, self.flow.config.tokens, SPEECH).astype(np.int32)
@@ -175,8 +172,8 @@ def heard(settings: Settings, streams: Sequence[int], requests: int) -> list[Row
         server = Server(
             settings.folder,
             profile="gpu" if settings.device == "cuda" else "cpu",
-            grpc_port=_free_port(),
-            metrics_port=_free_port(),
+            grpc_port=free_port(),
+            metrics_port=free_port(),
             settings=given,
             log=Path(scratch) / "triton.log",
         )
@@ -290,12 +287,6 @@ def _milliseconds(call: Callable[[], object], runs: int) -> float:
         call()
         spent.append(1000 * (time.perf_counter() - began))
     return statistics.median(spent)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main() -> None:

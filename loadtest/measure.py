@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
-import socket
 import statistics
 import tempfile
 import time
@@ -25,7 +24,7 @@ from cosyserve.flow.networks import FlowNetworks
 from cosyserve.flow.stream import FlowStream, FlowVoice
 from cosyserve.hift.stream import HiftNetworks, HiftStream
 from cosyserve.load import load_flow_networks, load_hift_networks
-from cosyserve.serve import Server
+from cosyserve.serve import Server, free_port
 from cosyserve.settings import Settings
 from cosyserve.voices import VoiceStore
 from cosyserve.weights import Weights
@@ -46,10 +45,7 @@ class Model:
     @classmethod
     def load(cls, folder: Path) -> Model:
         settings = Settings(weights=str(folder), threads=2)
-        store = VoiceStore(folder / "voices")
-        stored = store.get(store.list()[0])
-        voice = FlowVoice(stored.flow_prompt_tokens, stored.prompt_mel, stored.speaker_embedding)
-        return cls(load_flow_networks(settings), load_hift_networks(settings), voice)
+        return cls(load_flow_networks(settings), load_hift_networks(settings), first_voice(folder))
 
     def chunk_seconds(self, tokens: int) -> tuple[list[float], float]:
         """Seconds of each equal chunk of a segment, and frames computed / frames needed."""
@@ -66,6 +62,13 @@ class Model:
             seconds.append(time.perf_counter() - began)
         needed = self.flow.config.ratio * (prompt + tokens)
         return seconds, flow.frames / needed
+
+
+def first_voice(folder: Path) -> FlowVoice:
+    """The first voice of a weights folder."""
+    store = VoiceStore(folder / "voices")
+    stored = store.get(store.list()[0])
+    return FlowVoice(stored.flow_prompt_tokens, stored.prompt_mel, stored.speaker_embedding)
 
 
 def late_chunks(model: Model, runs: int) -> None:
@@ -146,13 +149,6 @@ def memory(server: psutil.Process) -> None:
 def model_name(process: psutil.Process) -> str:
     """The Triton model that a process of the server runs."""
     return next((word.split("/")[-3] for word in process.cmdline() if word.endswith("model.py")), "tritonserver")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def main() -> None:

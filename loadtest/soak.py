@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from measure import free_port, model_name
+from measure import model_name
 from rich.progress import track
 
-from cosyserve.serve import Server
+from cosyserve.serve import Server, free_port
 from cosyserve_client import AsyncClient
 
 TEXTS = ("Good morning.", "It is what it was.", "He waited.", "今天天气真不错。")

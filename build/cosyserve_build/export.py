@@ -272,7 +272,7 @@ def _named(outputs: tuple[str, ...], results: Any) -> Outputs:
         name.rstrip("*"): [v.numpy() for v in value] if name.endswith("*") else value.numpy()
         for name, value in zip(outputs, values, strict=True)
     }
-    return Outputs(flat(named))  # type: ignore[arg-type]
+    return Outputs(flat(named))
 
 
 def _arrays(inputs: Inputs) -> dict[str, NDArray[Any] | list[NDArray[Any]]]:

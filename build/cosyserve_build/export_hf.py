@@ -18,8 +18,6 @@ warning, and vLLM needs upstream's own model class for it.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +26,7 @@ from safetensors.torch import save_file
 
 from cosyserve import bundle
 from cosyserve.errors import BundleError
+from cosyserve_build.folder import replaced
 from cosyserve_build.merged import CHAT_TEMPLATE, PAD, SOS, STOPS, MergedLm, merge
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -53,20 +52,13 @@ def export_hf(source: Path, out: Path, dtype: Dtype = "bfloat16") -> None:
     opened = bundle.read(source)
     model = merge(opened)
     qwen = json.loads((opened.tokenizer / "config.json").read_text("utf-8"))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as scratch:
-        folder = Path(scratch) / "checkpoint"
-        folder.mkdir()
+    with replaced(out) as folder:
         tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in model.tensors.items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         model.tokenizer.save(str(folder / "tokenizer.json"))
         _write_json(folder / "config.json", _config(model, qwen, dtype))
         _write_json(folder / "generation_config.json", _generation_config(model))
         _write_json(folder / "tokenizer_config.json", _tokenizer_config(qwen))
-        for path in folder.iterdir():
-            path.chmod(0o644)  # some writers make them private; the engine may run as another user
-        shutil.rmtree(out, ignore_errors=True)
-        folder.rename(out)
 
 
 def _config(model: MergedLm, qwen: dict[str, Any], dtype: Dtype) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Collection
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +29,7 @@ from cosyserve.voices import VoiceStore, voices_from_spk2info
 from cosyserve.weights import FORMAT, MANIFEST, sha256
 from cosyserve_build import export
 from cosyserve_build.export_gguf import Quantisation, write_speech_gguf
+from cosyserve_build.folder import replaced
 
 TOOLS = ("cosyserve", "torch", "onnx", "onnxscript", "onnxruntime")
 
@@ -61,13 +61,8 @@ def prepare(
     if out.exists() and not (out / MANIFEST).is_file() and any(out.iterdir()):
         raise BundleError(f"{out} holds files that are no prepared weights; name another folder")
     opened = bundle.read(source)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".prepare-", dir=out.parent) as scratch:
-        folder = Path(scratch) / "weights"
-        folder.mkdir()
+    with replaced(out) as folder:
         _write(opened, folder, report, runtimes, llm_gguf)
-        shutil.rmtree(out, ignore_errors=True)
-        folder.rename(out)
 
 
 def _write(
@@ -112,8 +107,6 @@ def _write(
         store.save(voice)
         report(f"voice {voice.name}: imported")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in files:
-        path.chmod(0o644)  # some writers make them private; the server may run as another user
     manifest = {
         "format": FORMAT,
         "random": _random(opened.folder),

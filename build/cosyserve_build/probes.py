@@ -79,7 +79,7 @@ class LlmProbe:
             state[f"{name}.weight"].numpy()
             for name in ("llm_embedding", "speech_embedding", "llm.model.model.embed_tokens")
         )
-        self.networks = LlmNetworks(config, self._graph, Embeddings(config, text, speech, special))
+        self.networks = LlmNetworks(self._graph, Embeddings(config, text, speech, special))
         self.reset()
 
     def reset(self) -> None:

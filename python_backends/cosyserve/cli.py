@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from typing import Annotated
 import typer
 
 from cosyserve.errors import CosyServeError
-from cosyserve.serve import PROFILES, Server, watch
+from cosyserve.serve import PROFILES, Server, free_port, watch
 from cosyserve.weights import Weights
 from cosyserve_client.bench.command import bench
 from cosyserve_client.cli import say
@@ -56,8 +55,8 @@ def demo(
     text: Annotated[str, typer.Argument(help="what to say")] = SENTENCE,
 ) -> None:
     """Start a server on free loopback ports, say one sentence, stop the server."""
-    port = _free_port()
-    server = Server(weights, grpc_port=port, metrics_port=_free_port(), log=_temporary_log(port))
+    port = free_port()
+    server = Server(weights, grpc_port=port, metrics_port=free_port(), log=_temporary_log(port))
     with _one_line_errors(), _server(server):
         print(f"saying: {text}", flush=True)
         say(text, output=output, url=f"{server.host}:{server.grpc_port}")
@@ -97,10 +96,3 @@ def _one_line_errors() -> Iterator[None]:
     except CosyServeError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -57,7 +57,7 @@ def load_llm_networks(settings: Settings) -> LlmNetworks:
     """The language model and its embedding tables; the tables stay on disk and are read row by row."""
     weights = Weights(settings.folder)
     graph = _graph(weights, "llm", settings)
-    return LlmNetworks(weights.config.llm, graph, Embeddings.load(weights))
+    return LlmNetworks(graph, Embeddings.load(weights))
 
 
 def load_decoder(settings: Settings) -> tuple[LlmConfig, Decoder]:

@@ -172,6 +172,14 @@ def model_repository() -> Path:
     raise ServeError("the model repository is missing from this installation")
 
 
+def free_port() -> int:
+    """A loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def _check_free(host: str, port: int) -> None:
     # Another server on the port would answer in the name of ours.
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:

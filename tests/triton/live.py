@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cosyserve.metrics import ACTIVE_STREAMS, FLOW_SEQUENCES, HIFT_SEQUENCES, LLM_SEQUENCES, Metric
-from cosyserve.serve import Server
+from cosyserve.serve import Server, free_port
 
 PATIENCE = 30.0
 """Seconds after which what should happen in a fraction of one has failed: the cores may be busy."""
@@ -62,14 +61,6 @@ def running(weights: Path, log: Path, **settings: str) -> Iterator[Live]:
     server = Server(weights, grpc_port=free_port(), metrics_port=free_port(), settings=settings, log=log)
     with server.running():
         yield Live(f"127.0.0.1:{server.grpc_port}", f"http://127.0.0.1:{server.metrics_port}/metrics", weights)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_until(condition: Callable[[], bool], report: Callable[[], str]) -> None:

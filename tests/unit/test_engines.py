@@ -20,8 +20,9 @@ from typer.testing import CliRunner, Result
 
 from cosyserve.errors import WeightsError
 from cosyserve.runtimes import ladder
+from cosyserve.runtimes.graph import flat
 from cosyserve.runtimes.plans import Gpu, Plan, find_plan, profile, save_plan
-from cosyserve.runtimes.tensorrt import grouped, numbered
+from cosyserve.runtimes.tensorrt import grouped
 from cosyserve.weights import Weights
 from cosyserve_build import operators
 from cosyserve_build.autocast import autocast
@@ -220,9 +221,9 @@ def test_a_plan_that_nothing_describes_is_refused(folder: Path, content: str | N
 
 def test_numbered_tensors_are_lists_in_order() -> None:
     values: dict[str, int | list[int]] = {"x": -1, "past_k": list(range(12))}
-    flat = numbered(values)
-    assert flat["past_k_11"] == 11
-    assert grouped(dict(sorted(flat.items()))) == values  # past_k_10 before past_k_2
+    spelled = flat(values)
+    assert spelled["past_k_11"] == 11
+    assert grouped(dict(sorted(spelled.items()))) == values  # past_k_10 before past_k_2
 
 
 @with_tensorrt
@@ -236,7 +237,7 @@ def test_a_plan_computes_what_onnxruntime_does(weights: Path, tmp_path: Path, pr
     graph = TensorrtGraph(find_plan(folder, "flow_estimator", this_gpu(), trt.__version__, precision))
     session = ort.InferenceSession(str(weights / "flow_estimator.onnx"))
     inputs = feed(session)
-    found = numbered(graph({name: torch.from_numpy(value).cuda() for name, value in inputs.items()}))
+    found = flat(graph({name: torch.from_numpy(value).cuda() for name, value in inputs.items()}))
     for item, expected in zip(session.get_outputs(), session.run(None, inputs), strict=True):
         error = np.abs(found[item.name].float().cpu().numpy() - expected).max()
         assert error <= tolerance * np.abs(expected).max(), item.name

@@ -22,9 +22,9 @@ from cosyserve.hift.generator import Decoder
 from cosyserve.hift.stream import HiftNetworks, HiftStream
 from cosyserve.load import load_flow_networks, load_hift_networks
 from cosyserve.runtimes import plans
+from cosyserve.runtimes.graph import flat
 from cosyserve.runtimes.ladder import BLOCKS
 from cosyserve.runtimes.plans import Gpu, Plan, save_plan
-from cosyserve.runtimes.tensorrt import numbered
 from cosyserve.runtimes.torch import planned
 from cosyserve.runtimes.torch.flow import TorchFlow
 from cosyserve.runtimes.torch.modules import load_module
@@ -48,7 +48,7 @@ class Stand:
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         self.calls += 1
-        given: dict[str, Tensor] = numbered(inputs)
+        given: dict[str, Tensor] = flat(inputs)
         assert set(given) == set(self._entry["inputs"])
         for name, (least, _, greatest) in self._profile.items():
             assert all(a <= n <= b for a, n, b in zip(least, given[name].shape, greatest, strict=True)), name

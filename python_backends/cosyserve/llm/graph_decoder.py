@@ -22,9 +22,13 @@ Float = NDArray[np.float32]
 class LlmNetworks:
     """The decoder graph ``llm`` and its embedding tables."""
 
-    config: LlmConfig
     graph: Graph
     embed: Embeddings
+
+    @property
+    def config(self) -> LlmConfig:
+        """Sizes."""
+        return self.embed.config
 
 
 class GraphDecoder:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 Array = NDArray[np.generic]
 Arrays = Mapping[str, Array | Sequence[Array]]
@@ -32,12 +34,12 @@ class Graph(Protocol):
         ...
 
 
-def flat(inputs: Arrays) -> dict[str, Array]:
-    """Inputs with lists spelled out as ``name_0``, ``name_1``, ..."""
-    named: dict[str, Array] = {}
+def flat(inputs: Mapping[str, T | Sequence[T]]) -> dict[str, T]:
+    """Arrays or tensors by name, with lists spelled out as ``name_0``, ``name_1``, ..."""
+    named: dict[str, T] = {}
     for name, value in inputs.items():
-        if isinstance(value, np.ndarray):
-            named[name] = value
-        else:
+        if isinstance(value, Sequence):
             named.update((f"{name}_{i}", item) for i, item in enumerate(value))
+        else:
+            named[name] = value
     return named

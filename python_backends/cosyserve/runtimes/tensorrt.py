@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
 from cosyserve.errors import WeightsError
+from cosyserve.runtimes.graph import flat
 from cosyserve.runtimes.plans import Gpu
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class TensorrtGraph:
         import torch
 
         # What is freed here is reused by later work of the same stream only, so no input needs to be kept alive.
-        feed = {name: tensor.to(self._types[name]).contiguous() for name, tensor in numbered(inputs).items()}
+        feed = {name: tensor.to(self._types[name]).contiguous() for name, tensor in flat(inputs).items()}
         for name, tensor in feed.items():
             if not self._context.set_input_shape(name, tuple(tensor.shape)):
                 raise WeightsError(f"{name}: shape {tuple(tensor.shape)} lies outside the TensorRT plan's profile")
@@ -116,16 +117,8 @@ class TensorrtGraph:
         return grouped(outputs)
 
 
-def numbered(values: Mapping[str, T | list[T]]) -> dict[str, T]:
-    """Lists spelled out as ``name_0``, ``name_1``, ..."""
-    flat: dict[str, T] = {}
-    for name, value in values.items():
-        flat |= {f"{name}_{i}": item for i, item in enumerate(value)} if isinstance(value, list) else {name: value}
-    return flat
-
-
 def grouped(values: Mapping[str, T]) -> dict[str, T | list[T]]:
-    """The other way: ``name_0``, ``name_1``, ... gathered into lists, whatever order they come in."""
+    """Undo `flat`: ``name_0``, ``name_1``, ... gathered into lists, whatever order they come in."""
     lists: dict[str, dict[int, T]] = {}
     single: dict[str, T | list[T]] = {}
     for name, value in values.items():
