@@ -121,7 +121,7 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
                 context.abort(grpc.StatusCode[code], message)
             return service_pb2.ModelStreamInferResponse(error_message=message)
 
-        text = inputs["text"][0].decode()
+        text = inputs["text"][0].decode() if "text" in inputs else ""
         word, _, rest = text.partition(" ")
         if word == "late":
             yield from (sine_chunk(i, final=False) for i in range(3))

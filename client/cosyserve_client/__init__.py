@@ -1,7 +1,7 @@
 """Client of a CosyServe server: speech as it is made, blocking (`Client`) or asyncio (`AsyncClient`)."""
 
 from cosyserve_client.aio import AsyncClient, AsyncSpeechStream
-from cosyserve_client.audio import WavWriter, read_prompt
+from cosyserve_client.audio import WavWriter, read_prompt, read_source
 from cosyserve_client.errors import (
     Cancelled,
     ConnectFailed,
@@ -40,4 +40,5 @@ __all__ = [
     "Unimplemented",
     "WavWriter",
     "read_prompt",
+    "read_source",
 ]

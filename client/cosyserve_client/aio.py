@@ -94,8 +94,10 @@ class AsyncClient:
             self._sample_rate = wire.sample_rate(await self._unary("ModelConfig", wire.config_request()))
         return self._sample_rate
 
-    def stream(self, text: str | SpeechRequest, **options: Unpack[SpeechOptions]) -> AsyncSpeechStream:
-        """Speaks `text`; iterate the result for its chunks. Nothing is sent before the first iteration.
+    def stream(self, text: str | SpeechRequest | None = None, **options: Unpack[SpeechOptions]) -> AsyncSpeechStream:
+        """Speaks `text`, or converts ``source_audio``; iterate the result for its chunks.
+
+        Nothing is sent before the first iteration.
 
         Raises:
             InvalidArgument: a value has the wrong type; every other error comes from the iteration.
@@ -105,7 +107,7 @@ class AsyncClient:
         self._streams.add(stream)
         return stream
 
-    async def synthesize(self, text: str | SpeechRequest, **options: Unpack[SpeechOptions]) -> Speech:
+    async def synthesize(self, text: str | SpeechRequest | None = None, **options: Unpack[SpeechOptions]) -> Speech:
         """All the audio of `text`; raises what `stream` raises."""
         return Speech.join([chunk async for chunk in self.stream(text, **options)])
 

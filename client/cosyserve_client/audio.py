@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from cosyserve.limits import MAX_PROMPT_SECONDS
+from cosyserve.limits import MAX_PROMPT_SECONDS, MAX_SOURCE_SECONDS
 from cosyserve_client.errors import CosyServeClientError, invalid
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def read_prompt(path: str | Path) -> tuple[NDArray[np.float32], int]:
-    """The audio of a file in any format that libsndfile knows, channels averaged.
+    """The audio of a file in any format that libsndfile knows, channels averaged: a voice to clone.
 
     Args:
         path: of the file.
@@ -32,23 +32,32 @@ def read_prompt(path: str | Path) -> tuple[NDArray[np.float32], int]:
         InvalidArgument: not readable, not audio, empty, or longer than `MAX_PROMPT_SECONDS`.
         CosyServeClientError: the package that reads audio is not installed.
     """
+    return _read("prompt_audio", path, MAX_PROMPT_SECONDS)
+
+
+def read_source(path: str | Path) -> tuple[NDArray[np.float32], int]:
+    """As `read_prompt`, up to `MAX_SOURCE_SECONDS`: speech to convert."""
+    return _read("source_audio", path, MAX_SOURCE_SECONDS)
+
+
+def _read(field: str, path: str | Path, most: float) -> tuple[NDArray[np.float32], int]:
     try:
         import soundfile  # not among the dependencies of a server, which can say but has no prompt to read
     except ModuleNotFoundError:
         raise CosyServeClientError("reading audio files needs: pip install 'cosyserve[client]'") from None
     if not Path(path).is_file():
-        raise invalid("prompt_audio", f"no file {path}")
+        raise invalid(field, f"no file {path}")
     try:
         with soundfile.SoundFile(path) as file:
-            if file.frames > MAX_PROMPT_SECONDS * file.samplerate:
+            if file.frames > most * file.samplerate:
                 seconds = file.frames / file.samplerate
-                raise invalid("prompt_audio", f"{path} has {seconds:.1f} s, at most {MAX_PROMPT_SECONDS:.0f}")
+                raise invalid(field, f"{path} has {seconds:.1f} s, at most {most:.0f}")
             frames = file.read(dtype="float32", always_2d=True)
             rate = int(file.samplerate)
     except (OSError, soundfile.SoundFileError) as error:
-        raise invalid("prompt_audio", f"cannot read {path}: {error}") from None
+        raise invalid(field, f"cannot read {path}: {error}") from None
     if not len(frames):
-        raise invalid("prompt_audio", f"{path} holds no samples")
+        raise invalid(field, f"{path} holds no samples")
     return frames.mean(axis=1, dtype=np.float32), rate
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cosyserve_client.audio import WavWriter, read_prompt
+from cosyserve_client.audio import WavWriter, read_prompt, read_source
 from cosyserve_client.errors import CosyServeClientError, invalid
 from cosyserve_client.sync import Client
 from cosyserve_client.types import SpeechRequest
@@ -45,20 +45,22 @@ class Progress:
 
 
 def say(
-    text: Annotated[str, typer.Argument(help="What to say; - reads standard input.")],
+    text: Annotated[str | None, typer.Argument(help="What to say; - reads standard input.")] = None,
     output: Annotated[str, typer.Option("-o", "--output", help="WAV file; - is raw PCM16 to stdout.")] = "out.wav",
     voice: Annotated[str | None, typer.Option(help="Name of a registered voice.")] = None,
     prompt_wav: Annotated[str | None, typer.Option(help="Audio file with the voice to clone.")] = None,
     prompt_text: Annotated[str | None, typer.Option(help="What is said in the prompt audio.")] = None,
     instruct: Annotated[str | None, typer.Option(help="How to speak.")] = None,
+    source_wav: Annotated[str | None, typer.Option(help="Audio file to say in the voice, instead of a text.")] = None,
     speed: Annotated[float | None, typer.Option(help="Speaking rate, 1 = as generated.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same samples.")] = None,
     stream: Annotated[bool, typer.Option(help="Hear it as it is made, or wait for full-attention quality.")] = True,
     url: Annotated[str, typer.Option(help="The server's gRPC host:port.")] = "127.0.0.1:8001",
 ) -> None:
-    """Speak TEXT into a WAV file, written as the audio arrives."""
+    """Speak TEXT, or what another voice says, into a WAV file, written as the audio arrives."""
     try:
         prompt_audio, rate = read_prompt(prompt_wav) if prompt_wav is not None else (None, None)
+        source_audio, source_rate = read_source(source_wav) if source_wav is not None else (None, None)
         request = SpeechRequest(
             text=_standard_input() if text == "-" else text,
             voice=voice,
@@ -66,6 +68,8 @@ def say(
             prompt_sample_rate=rate,
             prompt_text=prompt_text,
             instruct=instruct,
+            source_audio=source_audio,
+            source_sample_rate=source_rate,
             speed=speed,
             seed=seed,
             stream=stream,

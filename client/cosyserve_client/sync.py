@@ -88,15 +88,17 @@ class Client:
             self._sample_rate = wire.sample_rate(self._unary("ModelConfig", wire.config_request()))
         return self._sample_rate
 
-    def stream(self, text: str | SpeechRequest, **options: Unpack[SpeechOptions]) -> SpeechStream:
-        """Speaks `text`; iterate the result for its chunks. Nothing is sent before the first iteration.
+    def stream(self, text: str | SpeechRequest | None = None, **options: Unpack[SpeechOptions]) -> SpeechStream:
+        """Speaks `text`, or converts ``source_audio``; iterate the result for its chunks.
+
+        Nothing is sent before the first iteration.
 
         Raises:
             InvalidArgument: a value has the wrong type; every other error comes from the iteration.
         """
         return SpeechStream(self, SpeechRequest.of(text, **options), wire.backoff(self._retries))
 
-    def synthesize(self, text: str | SpeechRequest, **options: Unpack[SpeechOptions]) -> Speech:
+    def synthesize(self, text: str | SpeechRequest | None = None, **options: Unpack[SpeechOptions]) -> Speech:
         """All the audio of `text`; raises what `stream` raises."""
         return Speech.join(list(self.stream(text, **options)))
 

@@ -26,6 +26,7 @@ class SpeechOptions(TypedDict, total=False):
     instruct: str
     mode: str
     source_audio: NDArray[np.float32]
+    source_sample_rate: int
     speed: float
     seed: int
     stream: bool
@@ -36,7 +37,7 @@ class SpeechRequest:
     """One utterance to speak. A field left at None is not sent; the server's default holds.
 
     Attributes:
-        text: what to say.
+        text: what to say; None only with `source_audio`.
         voice: name of a registered voice.
         prompt_audio: mono float32 [samples] in -1..1, the voice to clone.
         prompt_sample_rate: of `prompt_audio`, in Hz.
@@ -44,6 +45,7 @@ class SpeechRequest:
         instruct: how to speak.
         mode: sft, zero_shot, cross_lingual, instruct or vc; inferred by the server when None.
         source_audio: mono float32 [samples] in -1..1, the speech to convert (mode vc).
+        source_sample_rate: of `source_audio`, in Hz.
         speed: speaking rate, 1 = as generated.
         seed: of all randomness of the request.
         stream: False for full attention, one chunk a segment.
@@ -52,7 +54,7 @@ class SpeechRequest:
         InvalidArgument: a value is of the wrong Python type, NumPy type or rank; the message starts with the field.
     """
 
-    text: str
+    text: str | None = None
     voice: str | None = None
     prompt_audio: NDArray[np.float32] | None = None
     prompt_sample_rate: int | None = None
@@ -60,6 +62,7 @@ class SpeechRequest:
     instruct: str | None = None
     mode: str | None = None
     source_audio: NDArray[np.float32] | None = None
+    source_sample_rate: int | None = None
     speed: float | None = None
     seed: int | None = None
     stream: bool | None = None
@@ -68,7 +71,7 @@ class SpeechRequest:
         self.tensors()
 
     @classmethod
-    def of(cls, text: str | SpeechRequest, **options: Unpack[SpeechOptions]) -> SpeechRequest:
+    def of(cls, text: str | SpeechRequest | None, **options: Unpack[SpeechOptions]) -> SpeechRequest:
         """A request from its text, or from another request, with `options` set."""
         if isinstance(text, SpeechRequest):
             return replace(text, **options)
@@ -77,9 +80,7 @@ class SpeechRequest:
     def tensors(self) -> list[tuple[Tensor, NDArray[Any]]]:
         """The inputs of model ``tts`` that are set, each with its array in the dtype of its contract."""
         present = [(tensor, getattr(self, tensor.name)) for tensor in TTS.inputs]
-        return [
-            (tensor, _array(tensor, value)) for tensor, value in present if value is not None or not tensor.optional
-        ]
+        return [(tensor, _array(tensor, value)) for tensor, value in present if value is not None]
 
 
 def _array(tensor: Tensor, value: object) -> NDArray[Any]:

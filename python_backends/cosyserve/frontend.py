@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cosyserve import limits
 from cosyserve.audio.features import fbank, log_mel_128, prompt_mel, resample, subtract_mean
-from cosyserve.audio.prompt import check_prompt
+from cosyserve.audio.given import check_prompt, check_source, cut_at_pauses
 from cosyserve.config import ModelConfig
 from cosyserve.contracts import MODES
 from cosyserve.errors import InvalidInput, Unsupported
@@ -48,7 +48,7 @@ class Voices(Protocol):
 class Request:
     """Inputs of the ``frontend`` model (see `contracts.FRONTEND`); None where the request leaves one out."""
 
-    text: str
+    text: str | None = None
     voice: str | None = None
     prompt_audio: NDArray[Any] | None = None
     prompt_sample_rate: int | None = None
@@ -56,6 +56,7 @@ class Request:
     instruct: str | None = None
     mode: str | None = None
     source_audio: NDArray[Any] | None = None
+    source_sample_rate: int | None = None
     speed: float | None = None
 
 
@@ -65,6 +66,7 @@ class Utterance:
 
     Attributes:
         segments: token ids of each text segment, int32 [n].
+        speech: speech tokens of each segment of the source, int32 [n]: instead of text, in mode vc.
         prompt_text_tokens: token ids before the text, int32 [n]: transcript or instruction.
         llm_prompt_tokens: speech tokens before those the LLM makes, int32 [P] or [0].
         flow_prompt_tokens: speech tokens before those the flow speaks, int32 [P] or [0].
@@ -73,6 +75,7 @@ class Utterance:
     """
 
     segments: list[Int32]
+    speech: list[Int32]
     prompt_text_tokens: Int32
     llm_prompt_tokens: Int32
     flow_prompt_tokens: Int32
@@ -121,14 +124,16 @@ class Frontend:
         Raises:
             InvalidInput: a field is wrong or missing; it is named.
             VoiceNotFound: no voice has the given name.
-            Unsupported: voice conversion, or a speed other than 1.
+            Unsupported: a speed other than 1.
         """
         _check_features(request)
-        _check_text("text", request.text, limits.MAX_TEXT_CHARS)
+        _check_source(request)
+        if request.text is not None:
+            _check_text("text", request.text, limits.MAX_TEXT_CHARS)
         _check_optional_text("prompt_text", request.prompt_text, limits.MAX_PROMPT_TEXT_CHARS)
         instruct = None if request.instruct is None else request.instruct.strip().removesuffix(END_OF_PROMPT)
         _check_optional_text("instruct", instruct, limits.MAX_INSTRUCT_CHARS)
-        texts = self._segments(request.text)
+        texts = [] if request.text is None else self._segments(request.text)
         voice = self._voice(request)
         mode = request.mode or _infer_mode(request, voice)
         _check_mode(mode, request, voice)
@@ -136,6 +141,7 @@ class Frontend:
         prompted = mode != "sft"
         return Utterance(
             segments=texts,
+            speech=self._source(request),
             prompt_text_tokens=self._prompt_text_tokens(mode, instruct, voice),
             llm_prompt_tokens=voice.llm_prompt_tokens if continues else _NO_TOKENS,
             flow_prompt_tokens=voice.flow_prompt_tokens if prompted else _NO_TOKENS,
@@ -165,6 +171,20 @@ class Frontend:
             flow_prompt_tokens=heard.flow_prompt_tokens,
             prompt_mel=heard.prompt_mel,
         )
+
+    def _source(self, request: Request) -> list[Int32]:
+        """Speech tokens of the source, a piece at a time: the speech tokenizer hears 30 s, and pauses hide a seam.
+
+        (Upstream's cli/frontend.py :: frontend_vc refuses longer sources; up to there the tokens are the same.)
+        """
+        if request.source_audio is None or request.source_sample_rate is None:
+            return []
+        check_source(request.source_audio, request.source_sample_rate)
+        wave = resample(np.ascontiguousarray(request.source_audio, np.float32), request.source_sample_rate, 16_000)
+        token = 16_000 // self._config.token_rate
+        pieces = cut_at_pauses(wave, token, round(limits.MAX_SOURCE_SEGMENT_SECONDS * 16_000))
+        # A rest of less than a window of the log-mel has nothing to hear.
+        return [self._speech_tokens(piece) for piece in pieces if len(piece) >= token]
 
     def _segments(self, text: str) -> list[Int32]:
         def count(part: str) -> int:
@@ -222,11 +242,9 @@ class Frontend:
 
     def _listen(self, samples: Float32, rate: int) -> Voice:
         wave_16k = resample(samples, rate, 16_000)
-        log_mel = log_mel_128(wave_16k)
         embedding = self._speaker_session(subtract_mean(fbank(wave_16k))[None])
-        tokens = self._tokenizer_session(log_mel[None], np.array([log_mel.shape[1]], np.int32))
+        tokens = self._speech_tokens(wave_16k)
         mel = prompt_mel(resample(samples, rate, self._config.mel.sample_rate), self._config.mel)
-        tokens = tokens.reshape(-1).astype(np.int32)
         ratio = self._config.flow.ratio
         n = min(len(mel) // ratio, len(tokens))
         return Voice(
@@ -237,6 +255,11 @@ class Frontend:
             prompt_mel=mel[: n * ratio],
         )
 
+    def _speech_tokens(self, wave_16k: Float32) -> Int32:
+        log_mel = log_mel_128(wave_16k)
+        tokens = self._tokenizer_session(log_mel[None], np.array([log_mel.shape[1]], np.int32))
+        return tokens.reshape(-1).astype(np.int32)
+
 
 _NO_TOKENS: Int32 = np.zeros(0, np.int32)
 
@@ -245,13 +268,29 @@ def _check_features(request: Request) -> None:
     """Refuses unknown modes and what only a later version does."""
     if request.mode is not None and request.mode not in MODES:
         raise InvalidInput("mode", f"must be one of {', '.join(MODES)}")
-    if request.mode == "vc" or request.source_audio is not None:
-        raise Unsupported("source_audio: voice conversion (mode vc) is not supported yet")
     if request.speed is not None:
         if not (isfinite(request.speed) and request.speed > 0):
             raise InvalidInput("speed", "must be a positive number")
         if request.speed != 1:
             raise Unsupported("speed: a speaking rate other than 1 is not supported yet")
+
+
+def _check_source(request: Request) -> None:
+    """Either text or a source to convert, and what belongs to it."""
+    if request.source_audio is None:
+        if request.mode == "vc":
+            raise InvalidInput("source_audio", "is missing; mode vc needs it")
+        if request.source_sample_rate is not None:
+            raise InvalidInput("source_sample_rate", "needs source_audio")
+        if request.text is None:
+            raise InvalidInput("text", "is required")
+        return
+    if request.mode not in (None, "vc"):
+        raise InvalidInput("source_audio", f"has no meaning in mode {request.mode}")
+    if request.text is not None:
+        raise InvalidInput("text", "cannot be combined with source_audio; give one of them")
+    if request.source_sample_rate is None:
+        raise InvalidInput("source_sample_rate", "is missing; source_audio needs it")
 
 
 def _check_text(name: str, text: str, most: int) -> None:
@@ -270,6 +309,8 @@ def _check_optional_text(name: str, text: str | None, most: int) -> None:
 
 
 def _infer_mode(request: Request, voice: Voice) -> str:
+    if request.source_audio is not None:
+        return "vc"
     if request.instruct is not None:
         return "instruct"
     if voice.has_prompt:

@@ -20,17 +20,23 @@ MIN_PROMPT_SECONDS = 0.5
 MAX_PROMPT_SECONDS = 30.0
 """Longest prompt audio: the speech tokenizer was trained on windows of 30 s."""
 
-MIN_PROMPT_RATE = 16_000
-"""Lowest prompt sample rate in Hz: speaker model and speech tokenizer listen at 16 kHz."""
+MIN_AUDIO_RATE = 16_000
+"""Lowest sample rate of given audio in Hz: speaker model and speech tokenizer listen at 16 kHz."""
 
-MAX_PROMPT_RATE = 192_000
-"""Highest prompt sample rate in Hz that an audio interface delivers."""
+MAX_AUDIO_RATE = 192_000
+"""Highest sample rate of given audio in Hz that an audio interface delivers."""
 
-MAX_PROMPT_PEAK = 2.0
-"""Largest sample value of prompt audio: float audio may overshoot 1.0, samples on an integer scale are far above."""
+MAX_AUDIO_PEAK = 2.0
+"""Largest sample value of given audio: float audio may overshoot 1.0, samples on an integer scale are far above."""
 
 SILENCE_PEAK = 1e-4
-"""Prompt audio whose peak is below this (-80 dBFS) holds no voice."""
+"""Given audio whose peak is below this (-80 dBFS) holds no voice."""
+
+MAX_SOURCE_SECONDS = 300.0
+"""Longest audio to convert: at 48 kHz in float32 it takes 58 MB, and a message may have 67."""
+
+MAX_SOURCE_SEGMENT_SECONDS = 30.0
+"""Longest piece of it that is converted as a whole: the window of the speech tokenizer."""
 
 CACHED_PROMPTS = 32
 """Inline prompts whose features are kept; each takes up to 0.5 MB."""

@@ -30,6 +30,7 @@ def test_everything_set_arrives(server: DummyServer) -> None:
         "instruct": "calm",
         "mode": "zero_shot",
         "source_audio": SAMPLES[::2],
+        "source_sample_rate": 44_100,
         "speed": 1,
         "seed": -(2**63),
         "stream": False,
@@ -46,6 +47,7 @@ def test_everything_set_arrives(server: DummyServer) -> None:
         "instruct": [b"calm"],
         "mode": [b"zero_shot"],
         "source_audio": SAMPLES[::2].tolist(),
+        "source_sample_rate": [44_100],
         "speed": [1.0],
         "seed": [-(2**63)],
         "stream": [False],
@@ -55,7 +57,8 @@ def test_everything_set_arrives(server: DummyServer) -> None:
 def test_only_what_is_set_is_sent(server: DummyServer) -> None:
     with Client(server.url) as client:
         client.synthesize("hello")
-    assert list(server.requests[0]) == ["text"]
+        client.synthesize(source_audio=SAMPLES, source_sample_rate=16_000)
+    assert [list(request) for request in server.requests] == [["text"], ["source_audio", "source_sample_rate"]]
 
 
 def test_options_override_a_request(server: DummyServer) -> None:
@@ -68,7 +71,6 @@ def test_options_override_a_request(server: DummyServer) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("text", None),
         ("text", b"bytes"),
         ("text", "\ud800"),
         ("voice", 1),

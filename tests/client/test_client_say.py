@@ -61,6 +61,19 @@ def test_options_become_inputs(server: DummyServer, out: Path) -> None:
     }
 
 
+def test_a_source_goes_instead_of_a_text(server: DummyServer, out: Path) -> None:
+    arguments = ["--source-wav", str(TINY / "prompt.wav"), "--voice", "anna", "-o", str(out), "--url", server.url]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    samples, rate = soundfile.read(TINY / "prompt.wav", dtype="float32")
+    np.testing.assert_array_equal(server.requests[0].pop("source_audio"), samples)
+    assert {name: array.item() for name, array in server.requests[0].items()} == {
+        "voice": b"anna",
+        "source_sample_rate": rate,
+        "stream": True,
+    }
+
+
 def test_dashes_are_standard_input_and_raw_pcm(server: DummyServer) -> None:
     result = CliRunner().invoke(app, ["-", "-o", "-", "--url", server.url], input="from a pipe")
     assert result.exit_code == 0

@@ -68,14 +68,15 @@ INVALID = {
     "empty instruction": ("instruct", (words("instruct", ""),)),
     "mode": ("mode", (words("mode", "opera"),)),
     "mode without instruction": ("instruct", (words("mode", "instruct"),)),
+    "mode without a source": ("source_audio", (words("mode", "vc"),)),
+    "text and a source": ("text", (numbers("source_audio", "FP32", TONE),)),
+    "rate without a source": ("source_sample_rate", (numbers("source_sample_rate", "INT32", [RATE]),)),
     "speed 0": ("speed", (numbers("speed", "FP32", [0.0]),)),
     "negative speed": ("speed", (numbers("speed", "FP32", [-1.0]),)),
     "speed NaN": ("speed", (numbers("speed", "FP32", [np.nan]),)),
 }
 
 UNSUPPORTED = {
-    "voice conversion": ("source_audio", (words("mode", "vc"),)),
-    "source audio": ("source_audio", (numbers("source_audio", "FP32", TONE),)),
     "speed 2": ("speed", (numbers("speed", "FP32", [2.0]),)),
 }
 
@@ -159,7 +160,7 @@ def test_tensors_against_the_contract_are_refused_by_name(server: Live, field: s
     [
         ("INVALID_ARGUMENT", (words("text", ""),)),
         ("NOT_FOUND", (TEXT, words("voice", "nobody"))),
-        ("UNIMPLEMENTED", (TEXT, words("mode", "vc"))),
+        ("UNIMPLEMENTED", (TEXT, numbers("speed", "FP32", [2.0]))),
     ],
 )
 def test_each_kind_of_refusal_has_its_status(server: Live, code: str, inputs: tuple[Input, ...]) -> None:

@@ -40,11 +40,13 @@ class FakeStages:
     Args:
         speech: number of speech tokens of each segment; segment s speaks ``1000 s``, ``1000 s + 1``, ...
         prompt: prompt speech tokens of the voice.
+        source: whether the speech is that of a source, and all there.
     """
 
-    def __init__(self, speech: Sequence[int], prompt: int = 0) -> None:
+    def __init__(self, speech: Sequence[int], prompt: int = 0, *, source: bool = False) -> None:
         self.speech = speech
         self.prompt = prompt
+        self.source = source
         self.hook: Callable[[str], Awaitable[None]] = nothing
         self.points: list[str] = []
         self.requests: list[Tensors] = []
@@ -62,9 +64,11 @@ class FakeStages:
     async def frontend(self, request: Tensors) -> Tensors:
         self.requests.append(request)
         await self._reach("frontend")
-        lengths = [2 + segment for segment in range(len(self.speech))]
+        lengths = list(self.speech) if self.source else [2 + segment for segment in range(len(self.speech))]
+        speech = [1000 * segment + np.arange(count, dtype=np.int32) for segment, count in enumerate(self.speech)]
         return {
-            "text_tokens": np.arange(sum(lengths), dtype=np.int32),
+            "text_tokens": np.arange(0 if self.source else sum(lengths), dtype=np.int32),
+            "speech_tokens": np.concatenate(speech)[: None if self.source else 0],
             "segment_lengths": np.array(lengths, np.int32),
             "prompt_text_tokens": np.array([7, 8], np.int32),
             "llm_prompt_tokens": np.array([9], np.int32),

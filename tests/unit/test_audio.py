@@ -9,7 +9,7 @@ import pytest
 
 from cosyserve import limits
 from cosyserve.audio.features import Float32, fbank, log_mel_128, prompt_mel, resample, subtract_mean
-from cosyserve.audio.prompt import check_prompt
+from cosyserve.audio.given import check_prompt, check_source, cut_at_pauses
 from cosyserve.config import MelConfig
 from cosyserve.errors import InvalidInput
 
@@ -146,6 +146,28 @@ def with_sample(value: float) -> Float32:
 def test_bad_prompts(samples: Float32, problem: str) -> None:
     with pytest.raises(InvalidInput, match=f"^prompt_audio: .*{problem}"):
         check_prompt(samples, 16000)
+
+
+def test_a_source_may_be_longer_and_is_named() -> None:
+    check_source(voiced(limits.MAX_SOURCE_SECONDS), 16000)
+    for samples, rate, field in ((voiced(300.1), 16000, "audio"), (voiced(1.0), 8000, "sample_rate")):
+        with pytest.raises(InvalidInput, match=f"^source_{field}: "):
+            check_source(samples, rate)
+
+
+def test_a_long_wave_is_cut_where_it_is_quiet() -> None:
+    wave = np.concatenate([voiced(20.0), np.zeros(1000, np.float32), voiced(25.0), voiced(3.3)])
+    pieces = cut_at_pauses(wave, 640, 30 * 16000)
+    np.testing.assert_array_equal(np.concatenate(pieces), wave)
+    assert len(pieces) == 2
+    assert len(pieces[0]) % 640 == 0
+    assert 320_000 <= len(pieces[0]) <= 321_000
+    # Without a pause too, none is too long; and what fits is left whole.
+    lengths = [len(piece) for piece in cut_at_pauses(voiced(100.0), 640, 30 * 16000)]
+    assert sum(lengths) == 1_600_000
+    assert min(lengths[:-1]) >= 240_000
+    assert max(lengths) <= 480_000
+    assert [len(piece) for piece in cut_at_pauses(voiced(30.0), 640, 30 * 16000)] == [480_000]
 
 
 def test_length_is_judged_without_reading_samples() -> None:

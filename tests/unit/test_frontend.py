@@ -93,6 +93,10 @@ def inline(**fields: Any) -> Request:
     return replace(Request(TEXT, prompt_audio=voiced(), prompt_sample_rate=16000), **fields)
 
 
+def source(**fields: Any) -> Request:
+    return replace(Request(voice="b-full", source_audio=voiced(2.0), source_sample_rate=16000), **fields)
+
+
 def shapes(utterance: Utterance) -> tuple[int, int, tuple[int, ...]]:
     assert utterance.speaker_embedding.shape == (192,)
     return len(utterance.llm_prompt_tokens), len(utterance.flow_prompt_tokens), utterance.prompt_mel.shape
@@ -136,6 +140,33 @@ def test_what_each_mode_sends(
     utterance = frontend(request_)
     assert utterance.prompt_text_tokens.tolist() == tokenizer.encode(before)
     assert shapes(utterance) == expected
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (source(), (0, 2, (4, 80))),
+        (source(mode="vc"), (0, 2, (4, 80))),
+        (source(voice="e-plain"), (0, 0, (0, 80))),
+        (source(voice=None, prompt_audio=voiced(), prompt_sample_rate=16000), (0, 25, (50, 80))),
+    ],
+)
+def test_a_source_is_spoken_instead_of_text(
+    frontend: Frontend, request_: Request, expected: tuple[int, int, tuple[int, int]]
+) -> None:
+    utterance = frontend(request_)
+    assert utterance.segments == []
+    assert [part.tolist() for part in utterance.speech] == [list(range(50))]
+    assert utterance.speech[0].dtype == np.int32
+    assert len(utterance.prompt_text_tokens) == 0
+    assert shapes(utterance) == expected
+
+
+def test_a_long_source_is_heard_in_windows_of_the_tokenizer(frontend: Frontend) -> None:
+    lengths = [len(part) for part in frontend(source(source_audio=voiced(70.0))).speech]
+    assert len(lengths) >= 3
+    assert max(lengths) <= 30 * 25
+    assert sum(lengths) == 70 * 25
 
 
 def test_a_transcript_known_by_its_ids_is_used(frontend: Frontend) -> None:
@@ -220,6 +251,19 @@ def test_no_segment_can_outgrow_the_noise(frontend: Frontend) -> None:
         (Request("<||>"), "text"),
         (Request("\ud800a"), "text"),
         (Request("a" * (limits.MAX_TEXT_CHARS + 1)), "text"),
+        (Request(), "text"),
+        (Request(voice="b-full"), "text"),
+        (Request(TEXT, source_audio=voiced(), source_sample_rate=16000), "text"),
+        (Request(mode="vc"), "source_audio"),
+        (Request(TEXT, mode="vc"), "source_audio"),
+        (source(mode="zero_shot"), "source_audio"),
+        (source(source_audio=voiced(301)), "source_audio"),
+        (source(source_audio=voiced(0.4)), "source_audio"),
+        (source(source_audio=voiced() * 0), "source_audio"),
+        (source(source_sample_rate=None), "source_sample_rate"),
+        (source(source_sample_rate=8000), "source_sample_rate"),
+        (source(instruct="a"), "instruct"),
+        (Request(TEXT, source_sample_rate=16000), "source_sample_rate"),
         (Request(TEXT, mode="karaoke"), "mode"),
         (Request(TEXT, speed=0.0), "speed"),
         (Request(TEXT, speed=float("nan")), "speed"),
@@ -276,8 +320,6 @@ def test_unknown_voice(frontend: Frontend) -> None:
 @pytest.mark.parametrize(
     ("request_", "feature"),
     [
-        (Request(TEXT, mode="vc"), "voice conversion"),
-        (Request(TEXT, source_audio=voiced()), "voice conversion"),
         (Request(TEXT, speed=1.25), "speaking rate"),
     ],
 )

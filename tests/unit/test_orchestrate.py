@@ -203,6 +203,17 @@ async def test_streaming_is_the_default() -> None:
     assert stages.steps[0][1]["stream"].tolist() == [True]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_source_is_spoken_in_chunks_without_the_language_model(stream: bool) -> None:
+    stages = FakeStages([60, 130], prompt=93, source=True)
+    chunks = await speak(stages, REQUEST | {"stream": np.array([stream])})
+    assert said(chunks) == [*range(60), *range(1000, 1130)]
+    assert len(chunks) == (8 if stream else 3)
+    assert chunks[-1].segment == 1
+    assert stages.llm_inputs == []
+    assert stages.idle
+
+
 def seeds(stages: FakeStages) -> list[int]:
     ends = [inputs["seed"] for _, inputs, _, _ in stages.steps if inputs["final"][0]]
     given = [inputs["seed"] for inputs in stages.llm_inputs]

@@ -66,7 +66,7 @@ class Grid:
 
 @dataclass
 class _Segment:
-    """One text segment: what to speak, and the speech tokens generated so far."""
+    """One segment: the text to speak and the speech tokens generated so far, or in mode vc all of them and no text."""
 
     text: NDArray[np.int32]
     seed: NDArray[np.int64]
@@ -211,6 +211,8 @@ class _Speech:
     async def _run(self) -> None:
         try:
             for segment in self._segments:
+                if segment.ended:
+                    continue
                 inputs: Tensors = {"text_tokens": segment.text, "seed": segment.seed, **self._prompt}
                 async with aclosing(self._stages.speech_tokens(inputs)) as groups:
                     async for group in groups:
@@ -224,8 +226,13 @@ class _Speech:
 
 def _split(features: Tensors, seed: int) -> list[_Segment]:
     bounds = np.cumsum(features["segment_lengths"])[:-1]
-    texts = np.split(features["text_tokens"].astype(np.int32), bounds)
-    return [_Segment(text, _segment_seed(seed, index)) for index, text in enumerate(texts)]
+    given = len(features["speech_tokens"]) > 0
+    parts = np.split(features["speech_tokens" if given else "text_tokens"].astype(np.int32), bounds)
+    seeds = (_segment_seed(seed, index) for index in range(len(parts)))
+    if given:
+        nothing = np.zeros(0, np.int32)
+        return [_Segment(nothing, seed, part.tolist(), ended=True) for part, seed in zip(parts, seeds, strict=True)]
+    return [_Segment(part, seed) for part, seed in zip(parts, seeds, strict=True)]
 
 
 def _segment_seed(seed: int, index: int) -> NDArray[np.int64]:

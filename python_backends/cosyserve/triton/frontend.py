@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cosyserve.contracts import FRONTEND, Tensors
 from cosyserve.errors import InvalidInput
@@ -49,12 +50,18 @@ def _value(name: str, array: Any) -> Any:
 
 
 def _outputs(utterance: Utterance) -> Tensors:
+    parts = utterance.segments or utterance.speech
     return {
-        "text_tokens": np.concatenate(utterance.segments),
-        "segment_lengths": np.asarray([len(segment) for segment in utterance.segments], np.int32),
+        "text_tokens": _joined(utterance.segments),
+        "speech_tokens": _joined(utterance.speech),
+        "segment_lengths": np.asarray([len(part) for part in parts], np.int32),
         "prompt_text_tokens": utterance.prompt_text_tokens,
         "llm_prompt_tokens": utterance.llm_prompt_tokens,
         "flow_prompt_tokens": utterance.flow_prompt_tokens,
         "prompt_mel": utterance.prompt_mel,
         "speaker_embedding": utterance.speaker_embedding,
     }
+
+
+def _joined(parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+    return np.concatenate([np.zeros(0, np.int32), *parts])
