@@ -93,10 +93,6 @@ class LlmProbe:
         ids = Numbering(self.config).prompt(none, np.asarray(text, np.int32), np.asarray(speech, np.int32))
         return self.networks.embed(ids)
 
-    def embed_text(self, ids: Sequence[int]) -> Array:
-        """[n, hidden]."""
-        return self.networks.embed.text[np.asarray(ids, np.int64)]
-
     def embed_speech(self, ids: Sequence[int]) -> Array:
         """[n, hidden]."""
         return self.networks.embed.speech[np.asarray(ids, np.int64)]

@@ -372,27 +372,27 @@ def _bistream(data: _Set, case: dict[str, Any]) -> Produced:
     )
     model.reset()
     inputs: list[Array] = []
-
-    def forward(embeds: Array) -> Array:
-        inputs.append(embeds)
-        return model.forward(embeds)
-
-    run = Interleaver(
-        model.config,
-        start=model.networks.embed.special[:1],
-        task=model.networks.embed.special[1:2],
-        prompt_text=prompt_text,
-        prompt_speech=speech,
-        embed_text=model.embed_text,
-        embed_speech=model.embed_speech,
-        forward=forward,
-        sample=_scripted(case["sampler"], model) if "sampler" in case else _greedy(model),
-    )
+    run = Interleaver(model.config, prompt_text, speech, as_upstream=True)
+    sample = _scripted(case["sampler"], model) if "sampler" in case else _greedy(model)
 
     def speak() -> Iterator[int]:
-        for piece in case["text_pieces"]:
-            yield from run.feed(data.tokenizer.encode(piece))
-        yield from run.finish()
+        history: list[int] = []
+        for text in [*case["text_pieces"], None]:
+            if text is None:
+                run.end()
+            else:
+                run.add(data.tokenizer.encode(text))
+            while piece := run.next():
+                inputs.append(model.networks.embed(np.asarray(piece.ids, np.int64)))
+                logits = model.forward(inputs[-1])
+                token = sample(logits, history, run.open) if piece.draws else model.config.fill
+                history.append(token)
+                if token == model.config.end and not run.open:
+                    return
+                if piece.draws:
+                    run.take(token)
+                if token < model.config.end:
+                    yield token
 
     emitted = list(islice(speak(), len(recorded[f"{tag}_emitted"]) + 1))
     yield f"{tag}_emitted", np.asarray(emitted, np.int32)

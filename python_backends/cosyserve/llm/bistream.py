@@ -2,133 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from cosyserve.config import LlmConfig
 from cosyserve.errors import StageFailed
+from cosyserve.llm.decoder import Numbering
 
-Embeddings = NDArray[np.float32]
-Forward = Callable[[Embeddings], NDArray[Any]]
-"""Appends positions [n, hidden] to the model's cache and returns the logits [V] of the last one."""
 
-Embed = Callable[[Sequence[int]], Embeddings]
-"""Ids to embeddings [n, hidden]."""
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Ids of `Numbering` to feed next. `draws`: a token is drawn behind them; else the model asks for text there."""
 
-Sample = Callable[[NDArray[Any], Sequence[int], bool], int]
-"""Logits [V], all tokens so far with the fill tokens among them, whether the end is forbidden -> the next token."""
+    ids: list[int]
+    draws: bool = True
 
 
 class Interleaver:
-    """Feeds blocks of text and speech to a language model and yields speech tokens as soon as they are known.
+    """Says what to feed a language model whose text arrives little by little.
 
     The sequence is ``start, (5 text, 15 speech)*, rest of the text, task, speech``. After each full speech block the
-    model is taken to ask for text by the fill token, which is never fed back. As upstream does, the last phase feeds
-    the last speech embedding a second time, and prompt speech that waits for text is dropped when the text ends.
-    Nothing bounds the length of the last phase: the caller stops reading when it has enough.
+    model is taken to ask for text by the fill token, which is never fed. Whoever feeds it takes `next` until there is
+    none, and hands each drawn token to `take`. Blocks are cut by count alone, so what is fed does not depend on when
+    text arrives.
 
     Args:
         config: block sizes and special ids.
-        start: [1, hidden] embedding that opens the sequence.
-        task: [1, hidden] embedding between text and speech.
         prompt_text: token ids of the transcript or instruction.
         prompt_speech: speech tokens of the prompt.
-        embed_text: text ids to embeddings.
-        embed_speech: speech ids to embeddings.
-        forward: the model.
-        sample: the sampler.
+        prefix: token ids right behind the start, outside the blocks.
+        as_upstream: keep what the original does by accident: the last phase feeds the last piece a second time, prompt
+            speech that still waits for text is dropped when the text ends, a prompt of whole blocks is spoken on
+            without a block of text, and so is a prefix without a prompt. The server does none of it: prompt speech
+            left over follows the task, as in a sequence whose text is known.
     """
 
     def __init__(
         self,
         config: LlmConfig,
+        prompt_text: Iterable[int] = (),
+        prompt_speech: Iterable[int] = (),
+        prefix: Iterable[int] = (),
         *,
-        start: Embeddings,
-        task: Embeddings,
-        prompt_text: Sequence[int],
-        prompt_speech: Sequence[int],
-        embed_text: Embed,
-        embed_speech: Embed,
-        forward: Forward,
-        sample: Sample,
+        as_upstream: bool = False,
     ) -> None:
         self._config = config
-        self._task = task
-        self._embed_text = embed_text
-        self._embed_speech = embed_speech
-        self._forward = forward
-        self._sample = sample
-        self._input = start
-        self._text = embed_text(prompt_text)
-        self._speech = embed_speech(prompt_speech)
-        self._tokens: list[int] = []
-        self._started = False
+        self._numbers = Numbering(config)
+        self._as_upstream = as_upstream
+        self._input = [self._numbers.start, *prefix]  # placed, but not fed
+        self._fed: list[int] = []  # the last piece
+        self._text = list(prompt_text)  # not placed
+        self._speech = [self._numbers.speech + token for token in prompt_speech]  # not placed
+        self._drawn = 0  # fill tokens included
         block = config.mix_ratio[1]
-        self._next_fill = block - len(prompt_speech) % block
+        self._next_fill = block - len(self._speech) % block
+        self._text_is_due = not (as_upstream and len(self._input) > 1)
+        self._text_ended = False
+        self.open = True
 
-    def feed(self, text_ids: Iterable[int]) -> Iterator[int]:
-        """Speech tokens that become known with these text ids, which are taken one at a time.
+    def add(self, text_ids: Iterable[int]) -> None:
+        """More text."""
+        self._text += text_ids
+
+    def end(self) -> None:
+        """No more text follows."""
+        self._text_ended = True
+
+    def next(self) -> Piece | None:
+        """What to feed next, which is not to be asked before it was fed and its token taken; None: more text first.
+
+        With the piece that begins the last phase, where the model says how much speech is left, `open` becomes false.
+        """
+        self._place_blocks()
+        if self.open and (self._speech or self._text_is_due):
+            if not self._text_ended:
+                return None
+            self._place_rest()
+        ids, self._input = self._input, []
+        self._fed = ids
+        if self.open and self._drawn == self._next_fill:
+            self._ask()
+            return Piece(ids, draws=False)
+        return Piece(ids)
+
+    def take(self, token: int) -> None:
+        """The token that was drawn behind the last piece.
 
         Raises:
-            StageFailed: the model produced a special token that has no meaning here.
+            StageFailed: it is a special token that has no meaning here.
         """
-        for text_id in text_ids:
-            self._text = np.concatenate([self._text, self._embed_text([text_id])])
-            self._place_prompt()
-            if len(self._speech) == 0 and self._place_text():
-                yield from self._block()
+        if token < self._config.end:
+            self._drawn += 1
+            self._input = [self._numbers.speech + token]
+        elif self.open and token == self._config.fill:
+            self._ask()
+        else:
+            phase = "before the text did" if self.open else "with an unexpected token"
+            raise StageFailed(f"the language model ended {phase}")
 
-    def finish(self) -> Iterator[int]:
-        """The remaining speech tokens, once no more text follows. Call it once."""
-        self._input = np.concatenate([self._input, self._text, self._task])
-        while (token := self._step(self._forward(self._input), hold=False)) < self._config.end:
-            yield token
-            self._input = self._embed_speech([token])
-        if token != self._config.end:
-            raise StageFailed("the language model ended with an unexpected token")
+    def _ask(self) -> None:
+        """The model asks for text."""
+        self._drawn += 1
+        self._next_fill = self._drawn + self._config.mix_ratio[1]
+        self._text_is_due = True
 
-    def _place_prompt(self) -> None:
-        """Moves blocks of prompt speech, each behind its text, to the input while there is text for them."""
+    def _place_blocks(self) -> None:
+        """Moves blocks for which there is text to the input: the prompt's, then text that the model asked for."""
         text, speech = self._config.mix_ratio
-        while len(self._speech) and len(self._text) >= text:
-            self._input = np.concatenate([self._input, self._text[:text], self._speech[:speech]])
-            self._text, self._speech = self._text[text:], self._speech[speech:]
-            self._started = True
+        while self._speech and len(self._text) >= text:
+            block = self._speech[:speech]
+            self._input += self._text[:text] + block
+            del self._text[:text], self._speech[:speech]
+            self._text_is_due = len(block) == speech and not self._as_upstream
+        if self._text_is_due and not self._speech and len(self._text) >= text:
+            self._input += self._text[:text]
+            del self._text[:text]
+            self._text_is_due = False
 
-    def _place_text(self) -> bool:
-        """Puts the text of the next block into the input, where one is due; false when it has not arrived yet."""
-        text = self._config.mix_ratio[0]
-        asked = bool(self._tokens)  # a block always ends with the fill token
-        if not asked and self._started:
-            return True
-        if len(self._text) < text:
-            return False
-        block, self._text = self._text[:text], self._text[text:]
-        self._input = block if asked else np.concatenate([self._input, block])
-        self._started = True
-        return True
-
-    def _block(self) -> Iterator[int]:
-        """Decodes until the fill token."""
-        while True:
-            logits = self._forward(self._input)
-            if len(self._tokens) == self._next_fill:
-                token = self._config.fill
-                self._tokens.append(token)
-            else:
-                token = self._step(logits, hold=True)
-            if token == self._config.fill:
-                self._next_fill = len(self._tokens) + self._config.mix_ratio[1]
-                return
-            if token >= self._config.end:
-                raise StageFailed("the language model ended before the text did")
-            yield token
-            self._input = self._embed_speech([token])
-
-    def _step(self, logits: NDArray[Any], *, hold: bool) -> int:
-        token = self._sample(logits, self._tokens, hold)
-        self._tokens.append(token)
-        return token
+    def _place_rest(self) -> None:
+        if self._as_upstream:
+            self._input, self._speech = self._input or self._fed, []
+        self._input = [*self._input, *self._text, self._numbers.task, *self._speech]
+        self._text, self._speech = [], []
+        self.open = False

@@ -116,5 +116,9 @@ class RasSampler:
             lambda items, again: draw_inverse_cdf(items, float(uniforms[int(again)])),
             self._config,
         )
-        self._recent.append(token)
+        self.note(token)
         return token
+
+    def note(self, token: int) -> None:
+        """Let a token that was not drawn join the history."""
+        self._recent.append(token)
