@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
 
-from cosyserve.config import FlowConfig, HiftConfig, LlmConfig, ModelConfig
-from cosyserve.errors import BundleError
+from cosyserve.config import HiftConfig, LlmConfig, ModelConfig, UNetFlowConfig
+from cosyserve.errors import BundleError, Unsupported
 from cosyserve.flow.encoder import FlowEncoder
-from cosyserve.flow.unet import GuidedFlow, tail_channels
+from cosyserve.flow.unet import GuidedFlow
 from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import HarmonicSource
 from cosyserve.llm.qwen2 import SpeechLM
@@ -82,14 +82,18 @@ def export(spec: Spec, folder: Path) -> dict[str, Any]:
 
 
 def graphs(config: ModelConfig, llm: StateDict, flow: StateDict, hift: StateDict) -> Iterator[Spec]:
-    """The graphs of a CosyVoice2 model, in the order of the road of a request."""
-    yield _llm(config.llm, _load(SpeechLM(config.llm), llm))
-    yield _encoder(config.flow, _load(FlowEncoder(config.flow), flow))
-    yield _estimator(config.flow, _load(GuidedFlow(config.flow), flow))
-    yield from _hift(config.hift, hift)
+    """The graphs of a model, in the order of the road of a request.
+
+    Raises:
+        Unsupported: a kind of network that no graph is made of.
+    """
+    for network, state in ((config.llm, llm), (config.flow, flow), (config.hift, hift)):
+        if type(network) not in _GRAPHS:
+            raise Unsupported(f"CosyVoice version {config.version} cannot be exported to ONNX yet")
+        yield from _GRAPHS[type(network)](network, state)
 
 
-def _llm(config: LlmConfig, module: nn.Module) -> Spec:
+def _qwen(config: LlmConfig, state: StateDict) -> Iterator[Spec]:
     def inputs(batch: int, new: int, capacity: int) -> Inputs:
         past = [(batch, config.kv_heads, capacity, config.head_dim)] * config.layers
         return {
@@ -99,9 +103,9 @@ def _llm(config: LlmConfig, module: nn.Module) -> Spec:
             "past_v": _noise(past),
         }
 
-    return Spec(
+    yield Spec(
         "llm",
-        module,
+        _load(SpeechLM(config), state),
         inputs,
         sizes=(
             {"batch": 3, "new": 5, "capacity": 64},
@@ -118,7 +122,12 @@ def _llm(config: LlmConfig, module: nn.Module) -> Spec:
     )
 
 
-def _encoder(config: FlowConfig, module: nn.Module) -> Spec:
+def _unet_flow(config: UNetFlowConfig, state: StateDict) -> Iterator[Spec]:
+    yield _conformer(config, _load(FlowEncoder(config), state))
+    yield _estimator(config, _load(GuidedFlow(config), state))
+
+
+def _conformer(config: UNetFlowConfig, module: nn.Module) -> Spec:
     dim = config.width // config.heads
     ratios = [1] * config.blocks + [config.ratio] * config.up_blocks
 
@@ -155,7 +164,7 @@ def _encoder(config: FlowConfig, module: nn.Module) -> Spec:
     )
 
 
-def _estimator(config: FlowConfig, module: nn.Module) -> Spec:
+def _estimator(config: UNetFlowConfig, module: nn.Module) -> Spec:
     def inputs(batch: int, new: int, prompt: int, past: int) -> Inputs:
         def cached(frames: int) -> list[Tensor]:
             return _noise([(frames, 2 * batch, config.unet_heads, config.unet_head_dim)] * config.attentions)
@@ -168,7 +177,7 @@ def _estimator(config: FlowConfig, module: nn.Module) -> Spec:
             "t": torch.rand(batch),
             "prompt_length": torch.arange(prompt, prompt - batch, -1) - 1,
             "length": torch.arange(past, past - batch, -1) - 1,
-            "tails": _noise([(2 * batch, channels, 2) for channels in tail_channels(config)]),
+            "tails": _noise([(2 * batch, *tail) for tail in config.tails]),
             "prompt_k": cached(prompt),
             "prompt_v": cached(prompt),
             "past_k": cached(past),
@@ -236,6 +245,14 @@ def _hift(config: HiftConfig, state: StateDict) -> Iterator[Spec]:
         axes={"mel": {0: "batch", 2: "frames"}, "source": {0: "batch", 2: "samples"}},
         outputs=("audio",),
     )
+
+
+_GRAPHS: dict[type, Callable[[Any, StateDict], Iterator[Spec]]] = {
+    LlmConfig: _qwen,
+    UNetFlowConfig: _unet_flow,
+    HiftConfig: _hift,
+}
+"""The graphs of each kind of network."""
 
 
 def _load(module: nn.Module, state: StateDict) -> nn.Module:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cosyserve.bundle import Bundle, StateDict
 from cosyserve.config import LlmConfig
-from cosyserve.errors import BundleError
+from cosyserve.errors import BundleError, Unsupported
 from cosyserve.text.tokenizer import Tokenizer
 
 STOPS = ("<|eos1|>", "<|eos2|>", "<|eos3|>")
@@ -74,8 +74,9 @@ def merge(opened: Bundle) -> MergedLm:
 
     Raises:
         BundleError: the checkpoint or the tokenizer is unusable.
+        Unsupported: the bundle is of another version than 2.
     """
-    config, state = opened.config.llm, opened.llm()
+    config, state = opened.config.llm, _checkpoint(opened)
     text = Tokenizer.from_bundle(opened.tokenizer, opened.version)
     offset = len(text)
     if offset > config.vocab:
@@ -98,12 +99,18 @@ def merge(opened: Bundle) -> MergedLm:
 
 def speech_only(opened: Bundle) -> tuple[StateDict, Tensor]:
     """The model over speech ids alone, S rows: tensors and bias as in `MergedLm`. Whoever runs it embeds the text."""
-    state = opened.llm()
+    state = _checkpoint(opened)
     del state["llm.model.model.embed_tokens.weight"], state["llm_embedding.weight"]
     embedding, head, bias = (
         state.pop(name) for name in ("speech_embedding.weight", "llm_decoder.weight", "llm_decoder.bias")
     )
     return _qwen2(state, embedding, head), bias
+
+
+def _checkpoint(opened: Bundle) -> StateDict:
+    if type(opened.config.llm) is not LlmConfig:
+        raise Unsupported(f"the language model of CosyVoice version {opened.version} cannot be exported yet")
+    return opened.llm()
 
 
 def _qwen2(layers: StateDict, embedding: Tensor, head: Tensor) -> StateDict:

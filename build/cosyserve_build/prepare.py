@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cosyserve import bundle
-from cosyserve.config import ModelConfig
-from cosyserve.errors import BundleError
+from cosyserve.config import HiftConfig, LlmConfig, ModelConfig, UNetFlowConfig
+from cosyserve.errors import BundleError, Unsupported
 from cosyserve.flow.encoder import FlowEncoder
-from cosyserve.flow.unet import GuidedFlow, tail_channels
+from cosyserve.flow.unet import GuidedFlow
 from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import HarmonicSource
 from cosyserve.limits import MAX_NOISE_FRAMES
@@ -49,7 +49,7 @@ def prepare(
     Everything is written beside `out` first and moved there when it is complete, so `out` is never half a result.
 
     Args:
-        source: a CosyVoice2 bundle in the official layout.
+        source: a CosyVoice bundle in the official layout.
         out: must not exist, or hold earlier prepared weights, which are replaced.
         report: called with a line for each part that is done.
         runtimes: which of `RUNTIMES` will run the networks; each takes them in a form of its own, of the same size.
@@ -57,6 +57,7 @@ def prepare(
 
     Raises:
         BundleError: the bundle is unusable, `llm_gguf` does not fit its sizes, or `out` holds something else.
+        Unsupported: its version does not run on one of `runtimes`.
     """
     if out.exists() and not (out / MANIFEST).is_file() and any(out.iterdir()):
         raise BundleError(f"{out} holds files that are no prepared weights; name another folder")
@@ -89,8 +90,9 @@ def _write(
     tables = {
         "text": llm["llm.model.model.embed_tokens.weight"],
         "speech": llm["speech_embedding.weight"],
-        "special": llm["llm_embedding.weight"],
     }
+    if "llm_embedding.weight" in llm:
+        tables["special"] = llm["llm_embedding.weight"]
     save_file(tables, folder / "llm.safetensors")
     save_file({"noise": flow_noise(config.flow.mels)}, folder / "flow.safetensors")
     shutil.copyfile(opened.campplus, folder / "campplus.onnx")
@@ -112,7 +114,6 @@ def _write(
         "random": _random(opened.folder),
         "tools": {tool: version(tool) for tool in TOOLS},
         "model": config.to_dict(),
-        "tail_channels": tail_channels(config.flow),
         "graphs": graphs,
         "files": {
             path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
@@ -123,14 +124,25 @@ def _write(
 
 
 def _parameters(config: ModelConfig, network: str) -> set[str]:
-    """What the modules of a network have in the checkpoint that holds it and others."""
+    """What the modules of a network have in the checkpoint that holds it and others.
+
+    Raises:
+        Unsupported: the torch runtime has no modules for this kind of network.
+    """
+    part = getattr(config, network)
+    if type(part) not in _TORCH_MODULES:
+        raise Unsupported(f"--runtime torch: not for CosyVoice version {config.version} yet; it runs on onnx")
     with torch.device("meta"):
-        modules: dict[str, list[nn.Module]] = {
-            "llm": [SpeechLM(config.llm)],
-            "flow": [FlowEncoder(config.flow), GuidedFlow(config.flow)],
-            "hift": [F0Predictor(config.hift), HarmonicSource(config.hift), Decoder(config.hift)],
-        }
-    return {name for module in modules[network] for name in module.state_dict()}
+        modules = [module(part) for module in _TORCH_MODULES[type(part)]]
+    return {name for module in modules for name in module.state_dict()}
+
+
+_TORCH_MODULES: dict[type, tuple[Callable[[Any], nn.Module], ...]] = {
+    LlmConfig: (SpeechLM,),
+    UNetFlowConfig: (FlowEncoder, GuidedFlow),
+    HiftConfig: (F0Predictor, HarmonicSource, Decoder),
+}
+"""The modules that the torch runtime builds of each kind of network."""
 
 
 def _random(folder: Path) -> bool:

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cosyserve.bundle import StateDict
-from cosyserve.config import FlowConfig, HiftConfig, LlmConfig
+from cosyserve.config import HiftConfig, LlmConfig, UNetFlowConfig
 from cosyserve.flow.encoder import FlowEncoder
+from cosyserve.flow.encoders import ConformerEncoder
 from cosyserve.flow.graphs import GraphFlow
 from cosyserve.flow.past import Past
 from cosyserve.flow.solver import time_grid
 from cosyserve.flow.stream import FlowStream, FlowVoice
-from cosyserve.flow.unet import Cache, GuidedFlow, Part, UNet, tail_channels
+from cosyserve.flow.unet import Cache, GuidedFlow, Part, UNet
 from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import HarmonicSource
 from cosyserve.hift.stream import HiftNetworks, HiftStream
@@ -75,10 +76,10 @@ class LlmProbe:
     def __init__(self, config: LlmConfig, state: StateDict) -> None:
         self.config = config
         self._graph = TorchGraph(SpeechLM(config), state, "logits", "new_k*", "new_v*")
-        special, speech, text = (
-            state[f"{name}.weight"].numpy()
-            for name in ("llm_embedding", "speech_embedding", "llm.model.model.embed_tokens")
+        speech, text = (
+            state[f"{name}.weight"].numpy() for name in ("speech_embedding", "llm.model.model.embed_tokens")
         )
+        special = state.get("llm_embedding.weight", torch.zeros(0, config.hidden)).numpy()
         self.networks = LlmNetworks(self._graph, Embeddings(config, text, speech, special))
         self.reset()
 
@@ -184,7 +185,7 @@ class _Taps:
 class FlowProbe:
     """Runs of the server's `FlowStream`."""
 
-    def __init__(self, config: FlowConfig, state: StateDict, voice: FlowVoice) -> None:
+    def __init__(self, config: UNetFlowConfig, state: StateDict, voice: FlowVoice) -> None:
         self.config = config
         self._voice = voice
         self._encoder = TorchGraph(FlowEncoder(config), state, "mu", "conv_tail_out", "up_tail_out", "new_k*", "new_v*")
@@ -206,7 +207,7 @@ class FlowProbe:
         network = cast(FlowEncoder, self._encoder.module).encoder_proj
         hook = network.register_forward_pre_hook(lambda _, inputs: taps.hidden.append(inputs[0].numpy()))
         try:
-            tapped = GraphFlow(self.config, taps.encode, taps.estimate, self.noise, tail_channels(self.config))
+            tapped = GraphFlow(self.config, ConformerEncoder(self.config, taps.encode), taps.estimate, self.noise)
             mel = FlowStream(tapped, self._voice, full=not streaming).step(tokens.astype(np.int32), final=True)
         finally:
             hook.remove()
@@ -236,7 +237,7 @@ class FlowProbe:
         config, unet = self.config, cast(UNet, self._guided.decoder["estimator"])
         past = Past(config.attentions, config.unet_heads, config.unet_head_dim)
         none = [torch.zeros(1, 2, config.unet_heads, config.unet_head_dim)] * config.attentions
-        tails = [torch.zeros(2, channels, 2) for channels in tail_channels(config)]
+        tails = [torch.zeros(2, *tail) for tail in config.tails]
         pieces: list[Array] = []
         for start in range(0, inputs["x"].shape[2], chunk):
             x, mu, cond = _tensors([inputs[name][:, :, start : start + chunk] for name in ("x", "mu", "cond")])

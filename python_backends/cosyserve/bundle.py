@@ -1,4 +1,4 @@
-"""Read a CosyVoice2 model bundle as data: files present, sizes understood, checkpoints to checked state dicts.
+"""Read a CosyVoice model bundle as data: files present, sizes understood, checkpoints to checked state dicts.
 
 Build tools only; the server reads prepared weights.
 """
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cosyserve.config import ModelConfig
-from cosyserve.errors import BundleError, Unsupported
-from cosyserve.recipe import QWEN, YAML, read_config
+from cosyserve.errors import BundleError
+from cosyserve.recipe import Recipe, recipe_of
+from cosyserve.recipes.parts import QWEN
 from cosyserve.shapes import expected_shapes
 
 if TYPE_CHECKING:
@@ -22,19 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 StateDict = dict[str, "torch.Tensor"]
-
-REQUIRED = (
-    YAML,
-    "llm.pt",
-    "flow.pt",
-    "hift.pt",
-    "campplus.onnx",
-    "speech_tokenizer_v2.onnx",
-    f"{QWEN}/config.json",
-    f"{QWEN}/vocab.json",
-    f"{QWEN}/merges.txt",
-)
-OTHER_VERSIONS = {"cosyvoice3.yaml": 3, "cosyvoice.yaml": 1}
 
 LISTED = 5  # differences spelled out in one error
 
@@ -44,32 +32,34 @@ def read(folder: Path | str) -> Bundle:
 
     Raises:
         BundleError: files are missing (all of them are named), or the YAML lacks a key or names another class.
-        Unsupported: a bundle of another CosyVoice version.
+        Unsupported: a bundle of a CosyVoice version that nothing here runs.
     """
     folder = Path(folder)
-    if not (folder / YAML).exists():
-        for name, version in OTHER_VERSIONS.items():
-            if (folder / name).exists():
-                raise Unsupported(f"{name}: CosyVoice version {version} is not supported yet, only version 2")
-    missing = [name for name in REQUIRED if not (folder / name).is_file()]
+    recipe = recipe_of(folder)
+    missing = [name for name in recipe.files if not (folder / name).is_file()]
     if missing:
         raise BundleError(f"{folder.name}: missing {', '.join(missing)}")
-    return Bundle(folder, 2, read_config(folder))
+    return Bundle(folder, recipe, recipe.config(folder))
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A CosyVoice2 bundle whose files exist and whose YAML was understood. Checkpoints are loaded when asked for.
+    """A bundle whose files exist and whose YAML was understood. Checkpoints are loaded when asked for.
 
     Attributes:
         folder: where it lies.
-        version: CosyVoice generation, 2.
+        recipe: how bundles of its version are laid out.
         config: sizes and constants.
     """
 
     folder: Path
-    version: int
+    recipe: Recipe
     config: ModelConfig
+
+    @property
+    def version(self) -> int:
+        """CosyVoice generation."""
+        return self.recipe.version
 
     @property
     def campplus(self) -> Path:
@@ -79,7 +69,7 @@ class Bundle:
     @property
     def speech_tokenizer(self) -> Path:
         """ONNX graph of the speech tokenizer: log-mel f32 [B,128,T], length i32 [B] to ids i32 [B,ceil(T/4)]."""
-        return self.folder / "speech_tokenizer_v2.onnx"
+        return self.folder / self.recipe.speech_tokenizer
 
     @property
     def tokenizer(self) -> Path:

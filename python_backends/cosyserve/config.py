@@ -1,7 +1,10 @@
-"""The sizes and constants of a CosyVoice2 model, as plain data.
+"""The sizes and constants of a CosyVoice model, as plain data.
 
-``bundle.read`` fills these from the YAML and the Qwen2 ``config.json`` of a bundle; ``prepare`` writes them to
+``bundle.read`` fills these from the YAML (and Qwen2's ``config.json``) of a bundle; ``prepare`` writes them to
 ``manifest.json``; the server reads them back from there. No torch and no YAML are needed to use them.
+
+Each kind of network has a class of its own. `PARTS` says which a version consists of, and what handles a kind
+(`shapes`, `load`, the exporter, the verifier) looks it up by that class.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class LlmConfig:
-    """Qwen2 decoder with speech embeddings and head (upstream llm/llm.py :: Qwen2LM)."""
+    """Qwen2 decoder with speech embeddings and head, as CosyVoice2 has it (upstream llm/llm.py :: Qwen2LM)."""
 
     hidden: int
     intermediate: int
@@ -25,7 +28,7 @@ class LlmConfig:
     rope_theta: float
     rms_eps: float
     vocab: int  # rows of the text embedding
-    speech_tokens: int  # ordinary speech ids are 0..speech_tokens-1; the end id is speech_tokens
+    speech_tokens: int  # ordinary speech ids are 0..speech_tokens-1
     mix_ratio: tuple[int, int]  # text : speech tokens of a block in text-in streaming
     top_p: float
     top_k: int
@@ -39,7 +42,12 @@ class LlmConfig:
 
     @property
     def end(self) -> int:
-        """The id that ends a sequence."""
+        """The first id that ends a sequence; all above it do too."""
+        return self.speech_tokens
+
+    @property
+    def eos(self) -> int:
+        """Of these the one that the model was taught to end with."""
         return self.speech_tokens
 
     @property
@@ -47,35 +55,172 @@ class LlmConfig:
         """The id that asks for the next block of text in text-in streaming."""
         return self.speech_tokens + 2
 
+    @property
+    def start_row(self) -> int:
+        """What opens a sequence: a row of the speech embedding or, counted on, of a table of its own behind it."""
+        return self.speech_vocab
+
+    @property
+    def task_row(self) -> int:
+        """What stands between text and speech, counted likewise."""
+        return self.speech_vocab + 1
+
+    @property
+    def head_bias(self) -> bool:
+        """Whether the head has a bias."""
+        return True
+
+    @property
+    def silent_tokens(self) -> frozenset[int]:
+        """Ids that sound as silence, of which long runs are not spoken."""
+        return frozenset()
+
 
 @dataclass(frozen=True, slots=True)
-class FlowConfig:
-    """Speech tokens to mel (upstream flow/flow.py :: CausalMaskedDiffWithXvec)."""
+class CosyVoice3LlmConfig(LlmConfig):
+    """The same decoder; special ids and rows share one table, and the head has no bias (upstream CosyVoice3LM)."""
 
-    tokens: int  # rows of the token embedding
+    @property
+    def speech_vocab(self) -> int:
+        """Rows of speech embedding and head: ordinary ids and 200 special ones, most of them spare."""
+        return self.speech_tokens + 200
+
+    @property
+    def eos(self) -> int:
+        """See `LlmConfig.eos`; the id before it opens a sequence."""
+        return self.speech_tokens + 1
+
+    @property
+    def fill(self) -> int:
+        """See `LlmConfig.fill`."""
+        return self.speech_tokens + 3
+
+    @property
+    def start_row(self) -> int:
+        """See `LlmConfig.start_row`."""
+        return self.speech_tokens
+
+    @property
+    def task_row(self) -> int:
+        """See `LlmConfig.task_row`."""
+        return self.speech_tokens + 2
+
+    @property
+    def head_bias(self) -> bool:
+        """See `LlmConfig.head_bias`."""
+        return False
+
+    @property
+    def silent_tokens(self) -> frozenset[int]:
+        """A constant upstream (cli/model.py :: CosyVoice3Model)."""
+        return frozenset({1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowConfig:
+    """Speech tokens to mel, whichever networks do it.
+
+    Attributes:
+        tokens: rows of the token embedding.
+        chunk: tokens of one chunk in streaming.
+        lookahead: tokens that a token looks to the right.
+        ratio: mel frames per token.
+        mels: channels of the mel.
+        speaker: channels of the speaker embedding.
+        cfg_rate: classifier-free guidance: v = (1 + rate) cond - rate uncond.
+        steps: Euler steps, a constant upstream.
+    """
+
+    tokens: int
+    chunk: int
+    lookahead: int
+    ratio: int
+    mels: int
+    speaker: int
+    cfg_rate: float
+    steps: int = 10
+
+    @property
+    def frame_chunk(self) -> int:
+        """Mel frames of one chunk of the estimator."""
+        raise NotImplementedError
+
+    @property
+    def attention(self) -> tuple[int, int, int]:
+        """Layers, heads and channels of a head of the estimator's attention, whose past a stream keeps."""
+        raise NotImplementedError
+
+    @property
+    def tails(self) -> list[tuple[int, int]]:
+        """Channels and frames of the past that each causal convolution of the estimator needs, in execution order."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UNetFlowConfig(FlowConfig):
+    """An up-sampling conformer, then a causal U-Net (upstream flow/flow.py :: CausalMaskedDiffWithXvec)."""
+
     width: int  # encoder channels
     heads: int  # encoder attention heads
     feed_forward: int  # encoder feed-forward channels
     blocks: int  # encoder layers before up-sampling
     up_blocks: int  # encoder layers after up-sampling
-    chunk: int  # encoder chunk in tokens
-    lookahead: int  # tokens the encoder looks to the right
-    ratio: int  # mel frames per token
-    mels: int
-    speaker: int  # channels of the speaker embedding
     channels: int  # U-Net channels
     unet_heads: int
     unet_head_dim: int
     unet_blocks: int  # transformer blocks behind each resnet
     mid_blocks: int
     unet_chunk: int  # U-Net chunk in mel frames
-    cfg_rate: float  # classifier-free guidance: v = (1 + rate) cond - rate uncond
-    steps: int = 10  # Euler steps, a constant upstream
+
+    @property
+    def frame_chunk(self) -> int:
+        """See `FlowConfig.frame_chunk`."""
+        return self.unet_chunk
 
     @property
     def attentions(self) -> int:
         """Attention layers of the U-Net, in order down, mid, up."""
         return self.unet_blocks * (2 + self.mid_blocks)
+
+    @property
+    def attention(self) -> tuple[int, int, int]:
+        """See `FlowConfig.attention`."""
+        return self.attentions, self.unet_heads, self.unet_head_dim
+
+    @property
+    def tails(self) -> list[tuple[int, int]]:
+        """See `FlowConfig.tails`; every kernel is 3."""
+        inputs, width = 4 * self.mels, self.channels
+        down, mid, up = [inputs, width, width], [width, width] * self.mid_blocks, [2 * width, width, width]
+        return [(channels, 2) for channels in (*down, *mid, *up, width)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DitFlowConfig(FlowConfig):
+    """Two convolutions, then a diffusion transformer (upstream flow/flow.py :: CausalMaskedDiffWithDiT)."""
+
+    lookahead_channels: int  # between the two convolutions
+    dit_width: int
+    dit_blocks: int
+    dit_heads: int
+    dit_head_dim: int
+    dit_feed_forward: int
+    dit_chunk: int  # in mel frames
+
+    @property
+    def frame_chunk(self) -> int:
+        """See `FlowConfig.frame_chunk`."""
+        return self.dit_chunk
+
+    @property
+    def attention(self) -> tuple[int, int, int]:
+        """See `FlowConfig.attention`."""
+        return self.dit_blocks, self.dit_heads, self.dit_head_dim
+
+    @property
+    def tails(self) -> list[tuple[int, int]]:
+        """See `FlowConfig.tails`: of the two convolutions of kernel 31 that tell positions apart."""
+        return [(self.dit_width, 30)] * 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +256,18 @@ class HiftConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CausalHiftConfig(HiftConfig):
+    """The vocoder that looks back but for a few frames (upstream hifigan/generator.py :: CausalHiFTGenerator)."""
+
+    look_right: int  # mel frames that the decoder's first convolution looks ahead
+
+    @property
+    def f0_look_right(self) -> int:
+        """Mel frames that the pitch predictor looks ahead, a constant upstream."""
+        return 3
+
+
+@dataclass(frozen=True, slots=True)
 class MelConfig:
     """The prompt mel (upstream matcha/utils/audio.py :: mel_spectrogram)."""
 
@@ -142,8 +299,15 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
         """Inverse of `to_dict`; ``TypeError`` names a missing or unknown key."""
-        parts = {"llm": LlmConfig, "flow": FlowConfig, "hift": HiftConfig, "mel": MelConfig}
+        parts = PARTS[data["version"]]
         return cls(**{key: _build(parts[key], value) if key in parts else value for key, value in data.items()})
+
+
+PARTS: dict[int, dict[str, type]] = {
+    2: {"llm": LlmConfig, "flow": UNetFlowConfig, "hift": HiftConfig, "mel": MelConfig},
+    3: {"llm": CosyVoice3LlmConfig, "flow": DitFlowConfig, "hift": CausalHiftConfig, "mel": MelConfig},
+}
+"""The classes of a version's parts."""
 
 
 def _build(cls: type[T], data: dict[str, Any]) -> T:

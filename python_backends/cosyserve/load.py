@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from safetensors.numpy import load_file
 
-from cosyserve.config import LlmConfig
+from cosyserve.config import LlmConfig, UNetFlowConfig
 from cosyserve.errors import WeightsError
+from cosyserve.flow.encoders import ConformerEncoder, Encoder
 from cosyserve.flow.graphs import GraphFlow
 from cosyserve.flow.networks import FlowNetworks
 from cosyserve.frontend import Frontend
@@ -14,6 +18,7 @@ from cosyserve.llm.decoder import Decoder
 from cosyserve.llm.embeddings import Embeddings
 from cosyserve.llm.graph_decoder import GraphDecoder, LlmNetworks
 from cosyserve.pipeline.orchestrate import Grid
+from cosyserve.runtimes.graph import Graph
 from cosyserve.runtimes.onnx import OnnxGraph
 from cosyserve.settings import Settings
 from cosyserve.text.normalize import preload
@@ -73,6 +78,7 @@ def load_decoder(settings: Settings) -> tuple[LlmConfig, Decoder]:
         from cosyserve.runtimes.torch.llm import load_decoder as load_torch  # serving from ONNX graphs needs no torch
 
         weights = Weights(settings.folder)
+        _torch_runs(weights, settings)
         return weights.config.llm, load_torch(weights, settings)
     networks = load_llm_networks(settings)
     return networks.config, GraphDecoder(networks, settings.llm_slots)
@@ -84,13 +90,13 @@ def load_flow_networks(settings: Settings) -> FlowNetworks:
     if settings.runtime != "onnx":
         from cosyserve.runtimes.torch.flow import load_flow
 
+        _torch_runs(weights, settings)
         return load_flow(weights, settings)
     return GraphFlow(
         weights.config.flow,
-        encoder=_graph(weights, "flow_encoder", settings),
+        encoder=_ENCODERS[type(weights.config.flow)](weights.config.flow, _graph(weights, "flow_encoder", settings)),
         estimator=_graph(weights, "flow_estimator", settings),
         noise=load_file(weights.file("flow.safetensors"))["noise"],
-        tail_channels=tuple(weights.manifest["tail_channels"]),
         window=settings.flow_window,
     )
 
@@ -101,9 +107,21 @@ def load_hift_networks(settings: Settings) -> HiftNetworks:
     if settings.runtime != "onnx":
         from cosyserve.runtimes.torch.hift import load_hift
 
+        _torch_runs(weights, settings)
         return load_hift(weights, settings)
     f0, source, decoder = (_graph(weights, name, settings) for name in ("hift_f0", "hift_source", "hift_decoder"))
     return HiftNetworks(weights.config.hift, f0, source, decoder)
+
+
+_ENCODERS: dict[type, Callable[[Any, Graph], Encoder]] = {UNetFlowConfig: ConformerEncoder}
+"""What runs the encoder of each kind of flow."""
+
+
+def _torch_runs(weights: Weights, settings: Settings) -> None:
+    """Refuses a runtime that has no networks of the weights' version."""
+    if weights.config.version != 2:
+        version = weights.config.version
+        raise WeightsError(f"setting runtime: {settings.runtime} does not run CosyVoice version {version}; use onnx")
 
 
 def _graph(weights: Weights, name: str, settings: Settings) -> OnnxGraph:

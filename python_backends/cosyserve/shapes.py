@@ -1,12 +1,26 @@
-"""Names and shapes of the tensors that a CosyVoice2 model of given sizes consists of."""
+"""Names and shapes of the tensors that a CosyVoice model of given sizes consists of."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
-from cosyserve.config import FlowConfig, ModelConfig
+from cosyserve.config import (
+    CausalHiftConfig,
+    CosyVoice3LlmConfig,
+    DitFlowConfig,
+    HiftConfig,
+    LlmConfig,
+    ModelConfig,
+    UNetFlowConfig,
+)
 
 Shapes = dict[str, tuple[int, ...]]
+
+# Constants upstream.
+DIT_TIME = 256  # channels of the sinusoid of the flow time
+DIT_GROUPS = 16  # of the convolutions that tell positions apart
 
 
 def expected_shapes(config: ModelConfig, part: str) -> Shapes:
@@ -15,18 +29,18 @@ def expected_shapes(config: ModelConfig, part: str) -> Shapes:
     Args:
         part: ``llm``, ``flow`` or ``hift`` (weight norm folded).
     """
-    return {"llm": _llm_shapes, "flow": _flow_shapes, "hift": _hift_shapes}[part](config)
+    network = getattr(config, part)
+    return _SHAPES[type(network)](network)
 
 
-def _llm_shapes(config: ModelConfig) -> Shapes:
-    llm = config.llm
+def _qwen_shapes(llm: LlmConfig) -> Shapes:
     queries, keys = llm.heads * llm.head_dim, llm.kv_heads * llm.head_dim
-    shapes: Shapes = {
-        "llm_embedding.weight": (2, llm.hidden),
+    shapes: Shapes = {} if llm.start_row < llm.speech_vocab else {"llm_embedding.weight": (2, llm.hidden)}
+    shapes |= {
         "speech_embedding.weight": (llm.speech_vocab, llm.hidden),
         "llm.model.model.embed_tokens.weight": (llm.vocab, llm.hidden),
         "llm.model.model.norm.weight": (llm.hidden,),
-        **_linear("llm_decoder", llm.speech_vocab, llm.hidden),
+        **_linear("llm_decoder", llm.speech_vocab, llm.hidden, bias=llm.head_bias),
     }
     for layer in range(llm.layers):
         at = f"llm.model.model.layers.{layer}"
@@ -40,8 +54,8 @@ def _llm_shapes(config: ModelConfig) -> Shapes:
     return shapes
 
 
-def _flow_shapes(config: ModelConfig) -> Shapes:
-    flow, at = config.flow, "encoder"
+def _unet_flow_shapes(flow: UNetFlowConfig) -> Shapes:
+    at = "encoder"
     shapes: Shapes = {
         "input_embedding.weight": (flow.tokens, flow.width),
         **_linear("spk_embed_affine_layer", flow.mels, flow.speaker),
@@ -59,7 +73,7 @@ def _flow_shapes(config: ModelConfig) -> Shapes:
     return shapes | _unet_shapes(flow, "decoder.estimator")
 
 
-def _conformer_shapes(flow: FlowConfig, at: str) -> Shapes:
+def _conformer_shapes(flow: UNetFlowConfig, at: str) -> Shapes:
     shapes: Shapes = {
         f"{at}.self_attn.linear_pos.weight": (flow.width, flow.width),
         f"{at}.self_attn.pos_bias_u": (flow.heads, flow.width // flow.heads),
@@ -74,7 +88,7 @@ def _conformer_shapes(flow: FlowConfig, at: str) -> Shapes:
     return shapes
 
 
-def _unet_shapes(flow: FlowConfig, at: str) -> Shapes:
+def _unet_shapes(flow: UNetFlowConfig, at: str) -> Shapes:
     channels, inputs = flow.channels, 4 * flow.mels
     time = 4 * channels
     inner = flow.unet_heads * flow.unet_head_dim
@@ -104,14 +118,47 @@ def _unet_shapes(flow: FlowConfig, at: str) -> Shapes:
     return shapes | _linear(f"{at}.final_proj", flow.mels, channels, 1)
 
 
-def _hift_shapes(config: ModelConfig) -> Shapes:
-    hift = config.hift
+def _dit_flow_shapes(flow: DitFlowConfig) -> Shapes:
+    width, inner = flow.dit_width, flow.dit_heads * flow.dit_head_dim
+    at = "decoder.estimator"
+    shapes: Shapes = {
+        "input_embedding.weight": (flow.tokens, flow.mels),
+        **_linear("spk_embed_affine_layer", flow.mels, flow.speaker),
+        **_linear("pre_lookahead_layer.conv1", flow.lookahead_channels, flow.mels, flow.lookahead + 1),
+        **_linear("pre_lookahead_layer.conv2", flow.mels, flow.lookahead_channels, 3),
+        **_linear(f"{at}.time_embed.time_mlp.0", width, DIT_TIME),
+        **_linear(f"{at}.time_embed.time_mlp.2", width, width),
+        **_linear(f"{at}.input_embed.proj", width, 4 * flow.mels),
+        f"{at}.rotary_embed.inv_freq": (flow.dit_head_dim // 2,),
+        **_linear(f"{at}.norm_out.linear", 2 * width, width),
+        **_linear(f"{at}.proj_out", flow.mels, width),
+    }
+    for index, (channels, frames) in enumerate(flow.tails, start=1):
+        name = f"{at}.input_embed.conv_pos_embed.conv{index}.0"
+        shapes |= _linear(name, channels, channels // DIT_GROUPS, frames + 1)
+    for block in range(flow.dit_blocks):
+        here = f"{at}.transformer_blocks.{block}"
+        shapes |= _linear(f"{here}.attn_norm.linear", 6 * width, width)
+        for projection in ("q", "k", "v"):
+            shapes |= _linear(f"{here}.attn.to_{projection}", inner, width)
+        shapes |= _linear(f"{here}.attn.to_out.0", width, inner)
+        shapes |= _linear(f"{here}.ff.ff.0.0", flow.dit_feed_forward, width)
+        shapes |= _linear(f"{here}.ff.ff.2", width, flow.dit_feed_forward)
+    return shapes
+
+
+def _hift_shapes(hift: HiftConfig) -> Shapes:
+    first, pitch, causal = 7, 3, False
+    if isinstance(hift, CausalHiftConfig):
+        first, pitch, causal = hift.look_right + 1, hift.f0_look_right + 1, True
     bins = hift.n_fft + 2  # real and imaginary parts
-    shapes = _linear("m_source.l_linear", 1, hift.harmonics + 1) | _linear("conv_pre", hift.channels, hift.mels, 7)
+    shapes = _linear("m_source.l_linear", 1, hift.harmonics + 1)
+    shapes |= _linear("conv_pre", hift.channels, hift.mels, first)
     width = hift.channels
     for stage, kernel in enumerate(hift.up_kernels):
         half = width // 2
-        shapes |= {f"ups.{stage}.weight": (width, half, kernel), f"ups.{stage}.bias": (half,)}
+        transposed = (width, half, kernel)
+        shapes |= {f"ups.{stage}.weight": (half, width, kernel) if causal else transposed, f"ups.{stage}.bias": (half,)}
         rate = math.prod(hift.up_rates[stage + 1 :])
         shapes |= _linear(f"source_downs.{stage}", half, bins, 2 * rate if rate > 1 else 1)
         size, dilations = hift.source_kernels[stage], hift.source_dilations[stage]
@@ -121,8 +168,8 @@ def _hift_shapes(config: ModelConfig) -> Shapes:
         width = half
     shapes |= _linear("conv_post", bins, width, 7)
     for layer in range(5):
-        fan_in = hift.f0_channels if layer else hift.mels
-        shapes |= _linear(f"f0_predictor.condnet.{2 * layer}", hift.f0_channels, fan_in, 3)
+        fan_in, kernel = (hift.f0_channels, 3) if layer else (hift.mels, pitch)
+        shapes |= _linear(f"f0_predictor.condnet.{2 * layer}", hift.f0_channels, fan_in, kernel)
     return shapes | _linear("f0_predictor.classifier", 1, hift.f0_channels)
 
 
@@ -143,3 +190,13 @@ def _linear(name: str, out: int, *fan_in: int, bias: bool = True) -> Shapes:
 
 def _norm(name: str, width: int) -> Shapes:
     return _linear(name, width)
+
+
+_SHAPES: dict[type, Callable[[Any], Shapes]] = {
+    LlmConfig: _qwen_shapes,
+    CosyVoice3LlmConfig: _qwen_shapes,
+    UNetFlowConfig: _unet_flow_shapes,
+    DitFlowConfig: _dit_flow_shapes,
+    HiftConfig: _hift_shapes,
+    CausalHiftConfig: _hift_shapes,
+}

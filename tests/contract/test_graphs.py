@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
+from cosyserve.flow.encoders import ConformerEncoder
 from cosyserve.flow.graphs import GraphFlow
 from cosyserve.flow.networks import FlowNetworks
 from cosyserve.flow.stream import FlowStream, FlowVoice
@@ -106,8 +107,8 @@ def test_flow_streams_feed_their_graphs(
         Recorder(OnnxGraph(weights / f"{name}.onnx"), manifest["graphs"][name])
         for name in ("flow_encoder", "flow_estimator")
     )
-    tails = manifest["tail_channels"]
-    networks = GraphFlow(flow_networks.config, encoder, estimator, flow_networks.noise, tails)
+    config = flow_networks.config
+    networks = GraphFlow(config, ConformerEncoder(config, encoder), estimator, flow_networks.noise)
     bare = FlowVoice(flow_voice.tokens[:0], flow_voice.mel[:0], flow_voice.embedding)
 
     def failed(error: Exception) -> None:

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from cosyserve.audio.features import fbank, log_mel_128, prompt_mel, resample, subtract_mean
-from cosyserve.config import FlowConfig, HiftConfig, LlmConfig, MelConfig, ModelConfig
+from cosyserve.config import HiftConfig, LlmConfig, MelConfig, ModelConfig, UNetFlowConfig
 from cosyserve.frontend import Frontend, Request
 from cosyserve.llm.sampling import draw_inverse_cdf, draw_race, nucleus, ras
 from cosyserve.llm.scores import top
@@ -28,7 +28,26 @@ CONFIG = ModelConfig(
     sample_rate=24000,
     token_rate=25,
     llm=LlmConfig(48, 128, 2, 3, 1, 16, 1e6, 1e-6, 440, 6561, (5, 15), 0.8, 25, 10, 0.1),
-    flow=FlowConfig(6561, 512, 4, 96, 1, 4, 25, 3, 2, 80, 192, 64, 4, 16, 2, 2, 50, 0.7),
+    flow=UNetFlowConfig(
+        tokens=6561,
+        width=512,
+        heads=4,
+        feed_forward=96,
+        blocks=1,
+        up_blocks=4,
+        chunk=25,
+        lookahead=3,
+        ratio=2,
+        mels=80,
+        speaker=192,
+        channels=64,
+        unet_heads=4,
+        unet_head_dim=16,
+        unet_blocks=2,
+        mid_blocks=2,
+        unet_chunk=50,
+        cfg_rate=0.7,
+    ),
     hift=HiftConfig(
         80, 64, 8, 24000, 0.1, 0.003, 10, (8, 5, 3), (16, 11, 7), 16, 4, (3,), ((1,),), (7,), ((1,),), 0.1, 0.99, 32
     ),

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cosyserve.config import FlowConfig, HiftConfig, LlmConfig
+from cosyserve.config import HiftConfig, LlmConfig, UNetFlowConfig
 from cosyserve.flow.encoder import FlowEncoder
-from cosyserve.flow.unet import Cache, GuidedFlow, Part, tail_channels
+from cosyserve.flow.unet import Cache, GuidedFlow, Part
 from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import HarmonicSource
 from cosyserve.llm.qwen2 import SpeechLM
@@ -38,7 +38,7 @@ LLM = LlmConfig(
     win_size=10,
     tau_r=0.1,
 )
-FLOW = FlowConfig(
+FLOW = UNetFlowConfig(
     tokens=6561,
     width=512,
     heads=4,
@@ -309,7 +309,7 @@ class Room:
 
 
 def no_tails(rows: int) -> list[Tensor]:
-    return [torch.zeros(rows, channels, 2) for channels in tail_channels(FLOW)]
+    return [torch.zeros(rows, *tail) for tail in FLOW.tails]
 
 
 def estimate(flow: GuidedFlow, chunk: int, prompt: Room, past: Room, prompt_frames: int = 0) -> Tensor:
@@ -354,7 +354,7 @@ def test_guided_velocity_mixes_the_two_rows(flow: GuidedFlow) -> None:
     expected = 1.7 * conditional - 0.7 * unconditional
     close(velocity, torch.stack([expected, expected]), 2e-4)
     assert new_k[0].shape == (250, 4, FLOW.unet_heads, FLOW.unet_head_dim)
-    assert [tuple(tail.shape) for tail in tails] == [(4, channels, 2) for channels in tail_channels(FLOW)]
+    assert [tuple(tail.shape) for tail in tails] == [(4, *tail) for tail in FLOW.tails]
 
 
 def test_streams_of_different_pasts_do_not_mix(flow: GuidedFlow) -> None:
@@ -366,7 +366,7 @@ def test_streams_of_different_pasts_do_not_mix(flow: GuidedFlow) -> None:
 
     lengths = torch.tensor([[5, 0], [2, 9]])  # of the prompt and of the past behind it
     x, mu, cond, embedding, t = noise(2, 80, 6), noise(2, 80, 6), noise(2, 80, 6), noise(2, 192), torch.rand(2)
-    tails = [noise(4, channels, 2) for channels in tail_channels(FLOW)]
+    tails = [noise(4, *tail) for tail in FLOW.tails]
     kept = [
         [noise(room, 4, FLOW.unet_heads, FLOW.unet_head_dim) for _ in range(FLOW.attentions)] for room in (5, 5, 9, 9)
     ]

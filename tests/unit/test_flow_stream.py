@@ -189,9 +189,10 @@ def test_no_prompt_works_at_any_split(flow_networks: FlowNetworks, bare: FlowVoi
 
 def state_of(cache: GraphCache) -> list[Float]:
     """All arrays of a stream's cache, its own and those that it shares."""
+    encoder = cache.encoder
     pasts = [past.layers() for past in (*cache.prompt, *cache.past)]
     tails = [tail for step in cache.tails for tail in step]
-    return [cache.conv_tail, cache.up_tail, *cache.layers, *tails, *pasts]
+    return [encoder.conv_tail, encoder.up_tail, *encoder.layers, *tails, *pasts]
 
 
 def test_forks_share_the_prompt_and_never_write_it(
@@ -318,7 +319,8 @@ def test_chunks_of_different_lengths_or_distant_positions_do_not_share_an_encode
 
     def job(past: int, new: int) -> EncodeJob:
         cache = flow_networks.open()
-        cache.layers = [np.zeros((layer.shape[0], past, layer.shape[2]), np.float32) for layer in cache.layers]
+        encoder = cache.encoder
+        encoder.layers = [np.zeros((layer.shape[0], past, layer.shape[2]), np.float32) for layer in encoder.layers]
         return EncodeJob(cache, tokens[:new].astype(np.int64), np.zeros(3, np.int64), np.zeros(3, np.float32))
 
     first = [job(17, 25)]

@@ -18,7 +18,8 @@ from cosyserve.recipe import read_config
 from cosyserve.shapes import expected_shapes
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve_build.probes import FlowProbe, HiftProbe, LlmProbe
-from cosyserve_build.synth import synth_bundle, write_recipe
+from cosyserve_build.synth import synth_bundle
+from cosyserve_build.synth_recipe import write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_the_bundle_says_that_its_weights_are_random(bundle: Bundle) -> None:
 
 
 def test_full_size_has_the_official_dimensions(tmp_path: Path) -> None:
-    write_recipe(tmp_path, "full")
+    write_recipe(tmp_path, 2, "full")
     config = read_config(tmp_path)
     parameters = {p: sum(map(math.prod, expected_shapes(config, p).values())) for p in ("llm", "flow", "hift")}
     assert parameters["llm"] == pytest.approx(505.8e6, abs=0.1e6)
@@ -142,5 +143,5 @@ def test_speaker_graph(bundle: Bundle) -> None:
 
 
 def test_other_versions_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="version 3"):
-        synth_bundle(tmp_path, 3, "tiny", seed=0)
+    with pytest.raises(Unsupported, match="version 1"):
+        synth_bundle(tmp_path, 1, "tiny", seed=0)

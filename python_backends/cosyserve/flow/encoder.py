@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cosyserve.config import FlowConfig
+from cosyserve.config import UNetFlowConfig
 
 _LOOKAHEAD_TAIL = 2  # left padding of the lookahead layer's second convolution (kernel 3)
 
@@ -28,7 +28,7 @@ class FlowEncoder(nn.Module):
     per head.
     """
 
-    def __init__(self, config: FlowConfig) -> None:
+    def __init__(self, config: UNetFlowConfig) -> None:
         super().__init__()
         self.input_embedding = nn.Embedding(config.tokens, config.width)
         self.encoder = _Conformer(config)
@@ -95,7 +95,7 @@ class FlowEncoder(nn.Module):
 
 
 class _Conformer(nn.Module):
-    def __init__(self, config: FlowConfig) -> None:
+    def __init__(self, config: UNetFlowConfig) -> None:
         super().__init__()
         self.embed = _Embed(config.width)
         self.pre_lookahead_layer = _PreLookahead(config.width, config.lookahead)
@@ -142,7 +142,7 @@ class _UpSample(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, config: FlowConfig) -> None:
+    def __init__(self, config: UNetFlowConfig) -> None:
         super().__init__()
         self.self_attn = _RelativeAttention(config.width, config.heads)
         self.feed_forward = _FeedForward(config.width, config.feed_forward)

@@ -125,7 +125,7 @@ class FlowStream:
         waiting = self._pending()
         if self._full:
             return waiting if final else 0
-        chunk = self._net.config.unet_chunk
+        chunk = self._net.config.frame_chunk
         return chunk if waiting >= chunk else (waiting if final else 0)
 
     def _encode(self, size: int) -> Steps[None]:

@@ -17,21 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cosyserve.config import FlowConfig
+from cosyserve.config import UNetFlowConfig
 
 _TAIL = 2  # left padding of a causal convolution of kernel 3
-
-
-def tail_channels(config: FlowConfig) -> list[int]:
-    """Input channels of each causal convolution in execution order: tail i is float [rows, tail_channels[i], 2]."""
-    inputs, width = 4 * config.mels, config.channels
-    down, mid, up, final = (
-        [inputs, width, width],
-        [width, width] * config.mid_blocks,
-        [2 * width, width, width],
-        [width],
-    )
-    return down + mid + up + final
 
 
 class GuidedFlow(nn.Module):
@@ -41,7 +29,7 @@ class GuidedFlow(nn.Module):
     head. Caches hold the B conditional rows first, then the B unconditional ones.
     """
 
-    def __init__(self, config: FlowConfig) -> None:
+    def __init__(self, config: UNetFlowConfig) -> None:
         super().__init__()
         self.rate = config.cfg_rate
         # The nesting only reproduces the key prefix decoder.estimator of flow.pt.
@@ -75,7 +63,7 @@ class GuidedFlow(nn.Module):
             t: flow time in [0, 1], float [B].
             prompt_length: valid frames of the prompt, int64 [B]; the rest of P may hold any finite value.
             length: valid frames of the past behind it, int64 [B]; the rest of C may hold any finite value.
-            tails: convolution tails, float [2B, tail_channels[i], 2]; zeros at the start.
+            tails: last inputs of each causal convolution (`FlowConfig.tails`), float [2B, channels, 2]; zeros at first.
             prompt_k: keys of the prompt per attention layer, float [P, 2B, heads, hd].
             prompt_v: values, same shape.
             past_k: keys of the past behind it, float [C, 2B, heads, hd].
@@ -108,7 +96,7 @@ class GuidedFlow(nn.Module):
 class UNet(nn.Module):
     """The velocity of R independent rows (no guidance)."""
 
-    def __init__(self, config: FlowConfig) -> None:
+    def __init__(self, config: UNetFlowConfig) -> None:
         super().__init__()
         width = config.channels
         self.time_mlp = _TimeMlp(4 * config.mels, 4 * width)
@@ -198,7 +186,7 @@ class _TimeMlp(nn.Module):
 class _Stage(nn.ModuleList):
     """Resnet, transformer blocks and, at the two outer stages, a causal convolution."""
 
-    def __init__(self, config: FlowConfig, inputs: int, *, tail_conv: bool) -> None:
+    def __init__(self, config: UNetFlowConfig, inputs: int, *, tail_conv: bool) -> None:
         width = config.channels
         blocks = nn.ModuleList(_Transformer(config) for _ in range(config.unet_blocks))
         conv = [nn.Conv1d(width, width, _TAIL + 1)] if tail_conv else []
@@ -255,7 +243,7 @@ def _mish(x: Tensor) -> Tensor:
 
 
 class _Transformer(nn.Module):
-    def __init__(self, config: FlowConfig) -> None:
+    def __init__(self, config: UNetFlowConfig) -> None:
         super().__init__()
         width = config.channels
         self.norm1 = nn.LayerNorm(width, eps=1e-5)

@@ -16,7 +16,8 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Numbering:
-    """One numbering for all that a model can be fed: text ids, then speech ids, then the two special rows.
+    """One numbering for all that a model can be fed: text ids, then the rows of the speech embedding, then those of a
+    table of its own for special rows, where a version has one.
 
     Args:
         config: its `vocab` and `speech_vocab` are the lengths of the first two parts.
@@ -32,12 +33,12 @@ class Numbering:
     @property
     def start(self) -> int:
         """Number of the row that opens a sequence."""
-        return self.config.vocab + self.config.speech_vocab
+        return self.config.vocab + self.config.start_row
 
     @property
     def task(self) -> int:
         """Number of the row between text and speech."""
-        return self.start + 1
+        return self.config.vocab + self.config.task_row
 
     def prompt(self, prompt_text: NDArray[np.int32], text: NDArray[np.int32], prompt_speech: NDArray[np.int32]) -> Ids:
         """A sequence up to its first new token: start, prompt text and text, task, prompt speech (facts: Qwen2LM).

@@ -19,7 +19,7 @@ class Embeddings:
     """Tables ``[ids, hidden]`` (memory-mapped where large), read by the ids of `Numbering`.
 
     Attributes:
-        special: row 0 starts a sequence, row 1 starts the speech (upstream llm_embedding).
+        special: rows behind those of `speech` (upstream llm_embedding); there may be none.
     """
 
     config: LlmConfig
@@ -31,13 +31,15 @@ class Embeddings:
     def load(cls, weights: Weights) -> Embeddings:
         """Those of prepared weights; they stay on disk and are read row by row."""
         tables = map_tensors(weights.file("llm.safetensors"))
-        return cls(weights.config.llm, tables["text"], tables["speech"], tables["special"])
+        config = weights.config.llm
+        special = tables.get("special", np.zeros((0, config.hidden), np.float32))
+        return cls(config, tables["text"], tables["speech"], special)
 
     def __call__(self, ids: Ids) -> Float:
         """Input embeddings ``[n, hidden]``."""
-        numbering = Numbering(self.config)
+        speech = Numbering(self.config).speech
         out = np.empty((len(ids), self.config.hidden), np.float32)
-        for first, table in ((0, self.text), (numbering.speech, self.speech), (numbering.start, self.special)):
+        for first, table in ((0, self.text), (speech, self.speech), (speech + len(self.speech), self.special)):
             mine = (ids >= first) & (ids < first + len(table))
             out[mine] = table[ids[mine] - first]
         return out

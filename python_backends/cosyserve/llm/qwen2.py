@@ -28,7 +28,7 @@ class SpeechLM(nn.Module):
         self.config = config
         # The nesting only reproduces the key prefix llm.model.model of llm.pt.
         self.llm = nn.ModuleDict({"model": nn.ModuleDict({"model": _Backbone(config)})})
-        self.llm_decoder = nn.Linear(config.hidden, config.speech_vocab)
+        self.llm_decoder = nn.Linear(config.hidden, config.speech_vocab, bias=config.head_bias)
 
     def forward(
         self, embeds: Tensor, lengths: Tensor, past_k: list[Tensor], past_v: list[Tensor]

@@ -33,7 +33,7 @@ def axes(graph: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:
     Raises:
         WeightsError: the graph has no ladder.
     """
-    chunk = config.flow.unet_chunk
+    chunk = config.flow.frame_chunk
     # A part of the past that is empty is one masked frame; a last chunk is as short as one token.
     past = (1, *(chunk * blocks for blocks in BLOCKS))
     ladders = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cosyserve.config import FlowConfig
+from cosyserve.config import UNetFlowConfig
 from cosyserve.flow.encoder import FlowEncoder
 from cosyserve.runtimes.torch.pages import EMPTY, RESERVED
 
@@ -20,7 +20,7 @@ class PagedEncoder:
         pages: to make room for, besides the reserved ones.
     """
 
-    def __init__(self, module: FlowEncoder, config: FlowConfig, pages: int, device: torch.device) -> None:
+    def __init__(self, module: FlowEncoder, config: UNetFlowConfig, pages: int, device: torch.device) -> None:
         self._module = module
         self._chunk = config.chunk
         room, width, dim = pages + RESERVED, config.width, config.width // config.heads
@@ -33,7 +33,7 @@ class PagedEncoder:
             part[EMPTY] = 0
 
     @staticmethod
-    def page_bytes(config: FlowConfig) -> int:
+    def page_bytes(config: UNetFlowConfig) -> int:
         """Bytes of one page, its tails left out."""
         return 4 * 2 * config.width * config.chunk * (config.blocks + config.ratio * config.up_blocks)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from cosyserve.config import FlowConfig
+from cosyserve.config import UNetFlowConfig
 from cosyserve.errors import WeightsError
 from cosyserve.flow.encoder import FlowEncoder
 from cosyserve.flow.networks import EncodeJob, Float, SolveJob
@@ -63,7 +63,7 @@ class TorchFlow:
 
     def __init__(
         self,
-        config: FlowConfig,
+        config: UNetFlowConfig,
         encoder: FlowEncoder,
         estimator: GuidedFlow,
         noise: Float,
@@ -123,6 +123,7 @@ class TorchFlow:
 def load_flow(weights: Weights, settings: Settings) -> TorchFlow:
     """The flow with its weights, recorded for all streams that the settings allow."""
     config, device = weights.config.flow, prepare_device(settings)
+    assert isinstance(config, UNetFlowConfig)  # whoever chose this runtime made sure
     flow = TorchFlow(
         config,
         load_module(lambda: FlowEncoder(config), weights, "flow", device),

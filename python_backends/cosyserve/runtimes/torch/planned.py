@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cosyserve.config import FlowConfig
+from cosyserve.config import UNetFlowConfig
 from cosyserve.errors import WeightsError
 from cosyserve.flow.unet import GuidedFlow
 from cosyserve.hift.generator import Decoder
@@ -49,7 +49,7 @@ class PlannedSolver(PagedSolver):
     """
 
     def __init__(
-        self, run: Run, module: GuidedFlow, config: FlowConfig, pages: int, dtype: torch.dtype, device: torch.device
+        self, run: Run, module: GuidedFlow, config: UNetFlowConfig, pages: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         super().__init__(module, config, pages, dtype, device)
         self._run = run

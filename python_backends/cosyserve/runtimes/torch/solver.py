@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cosyserve.config import FlowConfig
+from cosyserve.config import UNetFlowConfig
 from cosyserve.flow.solver import time_grid
-from cosyserve.flow.unet import Cache, GuidedFlow, UNet, tail_channels
+from cosyserve.flow.unet import Cache, GuidedFlow, UNet
 from cosyserve.runtimes.torch.pages import EMPTY, RESERVED
 
 _ALIGNMENT = 16  # elements; fused attention copies a mask whose rows begin elsewhere, in every layer
@@ -35,14 +35,14 @@ class PagedSolver:
     """
 
     def __init__(
-        self, module: GuidedFlow, config: FlowConfig, pages: int, dtype: torch.dtype, device: torch.device
+        self, module: GuidedFlow, config: UNetFlowConfig, pages: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self._module = module.to(dtype)
         self._unet = cast(UNet, module.decoder["estimator"])
         # Times differ by less than half precision resolves, so their embedding is made in float32.
         self._unet.time_mlp.float().register_forward_hook(lambda module, inputs, embedded: embedded.to(dtype))
         self._config, self._dtype = config, dtype
-        self._channels = tail_channels(config)
+        self._channels = [channels for channels, _ in config.tails]
         room = pages + RESERVED
         positions = room * config.unet_chunk * 2
         # Per step and layer (keys, then values) one row for each page, frame and guidance row.
@@ -59,10 +59,10 @@ class PagedSolver:
         self._memory[:, :, : 2 * config.unet_chunk] = 0
 
     @staticmethod
-    def page_bytes(config: FlowConfig, dtype: torch.dtype) -> int:
+    def page_bytes(config: UNetFlowConfig, dtype: torch.dtype) -> int:
         """Bytes of one page."""
         attention = config.attentions * config.unet_chunk * config.unet_heads * config.unet_head_dim
-        return config.steps * 2 * 2 * dtype.itemsize * (attention + sum(tail_channels(config)))
+        return config.steps * 2 * 2 * dtype.itemsize * (attention + sum([channels for channels, _ in config.tails]))
 
     def __call__(
         self,

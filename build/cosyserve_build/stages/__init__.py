@@ -1,0 +1,63 @@
+"""What is compared for each version: its stages, and what is only fed in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cosyserve_build.recorded import RecordedSet
+from cosyserve_build.stages import common, windowed
+from cosyserve_build.stages.common import Stage
+
+_FED = "recorded input: only fed in"
+_PROMPT = "recorded input: only fed in; the frontend's own is compared"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the sets of one version are checked.
+
+    Attributes:
+        stages: for each file of vectors the stage that produces it.
+        declared: recorded tensors (patterns) that no stage produces, with the reason.
+        opens: what reads such a set.
+    """
+
+    stages: dict[str, Stage]
+    declared: tuple[tuple[str, str], ...]
+    opens: type[RecordedSet] = RecordedSet
+
+
+_COMMON: dict[str, Stage] = {
+    "frontend": common.frontend,
+    "llm": common.llm,
+    "ras": common.ras,
+    "flow": common.flow,
+}
+_DECLARED = (
+    ("ras/logp", _FED),
+    ("ras/history", _FED),
+    ("ras/ignore_eos", _FED),
+    ("ras/race_q_*", _FED),
+    ("ras/cdf_u", _FED),
+    ("llm/bistream_*_prompt_text_ids", _PROMPT),
+    ("llm/bistream_*_prompt_speech_token", _PROMPT),
+    ("flow/spk_raw", _PROMPT),
+    ("flow/prompt_token", _PROMPT),
+    ("flow/prompt_feat", _PROMPT),
+    ("flow/token", _FED),
+    ("hift/mel", _FED),
+    ("hift/stream_mel", _FED),
+    ("hift/rand_ini", "recorded random draw without effect: the down-sampling of the phase cancels it"),
+)
+
+PLANS: dict[int, Plan] = {
+    2: Plan(
+        stages={**_COMMON, "hift": windowed.hift, "e2e": windowed.e2e},
+        declared=(
+            *_DECLARED,
+            ("hift/noise", "recorded random draw: only fed in"),
+            ("hift/stream*_source", "made with noise that was not recorded: only fed in"),
+        ),
+    ),
+}
+"""By CosyVoice version."""

@@ -1,0 +1,177 @@
+"""Random weights under which every stage behaves."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cosyserve.bundle import StateDict
+from cosyserve.config import ModelConfig
+from cosyserve.hift.generator import Decoder, F0Predictor
+from cosyserve.hift.source import HarmonicSource
+from cosyserve.llm.qwen2 import SpeechLM
+from cosyserve.shapes import Shapes, expected_shapes
+
+PROMPT_TOKENS = 60  # 2.4 s
+END_HAZARD = 1 / 150  # chance of the end token per step: about 9 speech tokens per text token for 20 text tokens
+LOGIT_SPREAD = 2.0  # standard deviation of the logits: top_k binds and no token dominates
+NEVER = -30.0  # bias of the two ids behind the end token, which stop a run early when sampled
+F0_MEAN, F0_SPREAD = 170.0, 20.0  # Hz
+RMS = 0.07  # of the waveform
+MEL_MEAN, MEL_SPREAD = -4.0, 1.5  # of the prompt mel, roughly that of speech
+
+
+def _weights(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> torch.Tensor:
+    """Random values of four levels: as good as normal ones for noise, and an archive of them is a twelfth the size."""
+    levels = np.array([-1.5, -0.5, 0.5, 1.5], np.float32) * np.float32(std / math.sqrt(1.25))
+    return torch.from_numpy(levels[rng.integers(0, 4, shape, dtype=np.uint8)])
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...], std: float, mean: float = 0.0) -> torch.Tensor:
+    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).mul_(std).add_(mean)
+
+
+def random_state(shapes: Shapes, rng: np.random.Generator) -> StateDict:
+    return {name: _random_tensor(name, shape, rng) for name, shape in shapes.items()}
+
+
+def _random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> torch.Tensor:
+    """Variance-preserving weights: a layer keeps the scale of its input, a residual branch adds a fraction to it."""
+    if name.endswith(".alpha") or (len(shape) == 1 and name.endswith("weight")):
+        return torch.ones(shape)
+    if name.endswith("bias"):
+        return _normal(rng, shape, 0.02)
+    if name.endswith("embedding.weight") or "embed_tokens" in name:
+        return _weights(rng, shape, 1.0)
+    if "pos_bias" in name:
+        return _normal(rng, shape, 0.1)
+    fan_in = math.prod(shape[1:])
+    if name.startswith("ups."):  # transposed: [in, out, kernel], and about two taps reach each output
+        fan_in = 2 * shape[0]
+    branch = 0.3 if ".convs2." in name else 1.0
+    return _weights(rng, shape, branch / math.sqrt(fan_in))
+
+
+def write_llm(out: Path, config: ModelConfig, rng: np.random.Generator) -> None:
+    llm = config.llm
+    state = random_state(expected_shapes(config, "llm"), rng)
+    weight, bias = state["llm_decoder.weight"], state["llm_decoder.bias"]
+    weight *= LOGIT_SPREAD
+    weight[llm.end :] = 0
+    bias[llm.end :] = NEVER
+
+    model = SpeechLM(llm).eval()
+    outside = ("llm_embedding.", "speech_embedding.", "llm.model.model.embed_tokens.")
+    model.load_state_dict({key: value for key, value in state.items() if not key.startswith(outside)})
+    tokens = torch.from_numpy(rng.integers(0, llm.speech_tokens, (1, 256)))
+    empty = [torch.zeros(1, llm.kv_heads, 1, llm.head_dim) for _ in range(llm.layers)]
+    hidden, *_ = model.hidden(
+        state["speech_embedding.weight"][tokens], torch.zeros(1, dtype=torch.int64), empty, list(empty)
+    )
+    bias[llm.end] = _end_bias((hidden[0] @ weight.T + bias).double().numpy(), llm.end, llm.top_p, llm.top_k)
+
+    state["llm.model.lm_head.weight"] = state["llm.model.model.embed_tokens.weight"]  # tied, as the official one
+    torch.save(state, out / "llm.pt")
+
+
+def _end_bias(logits: NDArray[np.float64], end: int, top_p: float, top_k: int) -> float:
+    """The logit of the end token for which a nucleus draw ends with chance `END_HAZARD`, averaged over `logits`."""
+    others = -np.sort(-np.delete(logits, end, axis=1), axis=1)
+    weights, total = np.exp(others[:, :top_k]), np.exp(others).sum(axis=1)
+
+    def hazard(bias: float) -> float:
+        end_weight = math.exp(bias)
+        before = (weights > end_weight).sum(axis=1)
+        merged = -np.sort(-np.concatenate([weights, np.full((len(weights), 1), end_weight)], axis=1), axis=1)
+        reached = np.cumsum(merged, axis=1) - merged
+        kept = (reached < top_p * (total + end_weight)[:, None]) & (np.arange(merged.shape[1]) < top_k)
+        inside = kept[np.arange(len(kept)), before]
+        return float(np.mean(np.where(inside, end_weight / (merged * kept).sum(axis=1), 0.0)))
+
+    low, high = 0.0, float(others.max())
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if hazard(middle) < END_HAZARD else (low, middle)
+    return high
+
+
+def hift(config: ModelConfig, rng: np.random.Generator) -> StateDict:
+    """Random vocoder, scaled on a probe so that pitch and loudness are those of a voice."""
+    hift = config.hift
+    state = random_state(expected_shapes(config, "hift"), rng)
+    probe = _normal(rng, (1, hift.mels, 100), MEL_SPREAD)
+
+    def part(prefix: str) -> StateDict:
+        return {key: value for key, value in state.items() if key.startswith(prefix)}
+
+    predictor = F0Predictor(hift).eval()
+    weight, bias = state["f0_predictor.classifier.weight"], state["f0_predictor.classifier.bias"]
+    bias.fill_(1000.0)  # far from the absolute value's kink
+    predictor.load_state_dict(part("f0_predictor."))
+    raw = predictor(probe) - 1000.0
+    gain = F0_SPREAD / float(raw.std())
+    weight *= gain
+    bias.fill_(F0_MEAN - gain * float(raw.mean()))
+    predictor.load_state_dict(part("f0_predictor."))
+
+    state["m_source.l_linear.weight"].mul_(1 / hift.nsf_alpha)
+    source_net = HarmonicSource(hift).eval()
+    source_net.load_state_dict(part("m_source."))
+    f0 = predictor(probe)
+    overtones = hift.harmonics + 1
+    noise = _normal(rng, (1, f0.shape[1] * hift.frame, overtones), 1.0)
+    source, _ = source_net(f0, torch.zeros(1, overtones, dtype=torch.float64), torch.ones(1), noise)
+
+    bins = hift.n_fft // 2 + 1
+    magnitude = state["conv_post.bias"][:bins]
+    state["conv_post.weight"][:bins] *= 0.3  # gentle magnitudes: exp() of them follows
+    decoder = Decoder(hift).eval()
+    decoder_state = {k: v for k, v in state.items() if not k.startswith(("f0_predictor.", "m_source."))}
+    magnitude.fill_(-4.0)
+    decoder.load_state_dict(decoder_state)
+    magnitude += math.log(RMS / float(decoder(probe, source).square().mean().sqrt()))
+    return state
+
+
+def split_weight_norm(state: StateDict) -> StateDict:
+    """The on-disk spelling: gain and direction of every weight that upstream wraps in weight norm."""
+    split: StateDict = {}
+    plain = ("m_source.", "source_downs.", "f0_predictor.classifier.")
+    for key, value in state.items():
+        if not key.endswith(".weight") or key.startswith(plain):
+            split[key] = value
+            continue
+        at = key.removesuffix(".weight") + ".parametrizations.weight."
+        split[at + "original0"] = value.flatten(1).norm(dim=1).reshape(-1, 1, 1)
+        split[at + "original1"] = value
+    return split
+
+
+def voice(config: ModelConfig, prompt_ids: list[int], rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    """A stored zero-shot speaker (upstream frontend.py :: add_zero_shot_spk), usable in sft mode too."""
+    flow = config.flow
+    tokens = torch.from_numpy(rng.integers(0, flow.tokens, (1, PROMPT_TOKENS), dtype=np.int32))
+    mel = _normal(rng, (1, PROMPT_TOKENS * flow.ratio, flow.mels), MEL_SPREAD, MEL_MEAN)
+    embedding = _normal(rng, (1, flow.speaker), 1.0)
+    text = torch.tensor([prompt_ids], dtype=torch.int32)
+
+    def length(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([tensor.shape[1]], dtype=torch.int32)
+
+    return {
+        "prompt_text": text,
+        "prompt_text_len": length(text),
+        "llm_prompt_speech_token": tokens,
+        "llm_prompt_speech_token_len": length(tokens),
+        "flow_prompt_speech_token": tokens.clone(),
+        "flow_prompt_speech_token_len": length(tokens),
+        "prompt_speech_feat": mel,
+        "prompt_speech_feat_len": length(mel),
+        "llm_embedding": embedding,
+        "flow_embedding": embedding.clone(),
+        "embedding": embedding.clone(),
+    }
