@@ -123,19 +123,20 @@ class GraphFlow:
         window: int = 0,
     ) -> None:
         self.config, self.noise = config, noise
-        self.encode, self.solve = encoder, Solver(estimator, config.steps)
+        self._encoder = self.encode = encoder
+        self.solve = Solver(estimator, config.steps)
         self._window = window
 
     @property
     def frame_bytes(self) -> int:
         """Bytes of cache for each mel frame of a stream."""
-        return self.encode.frame_bytes + 4 * 2 * 2 * self.config.steps * math.prod(self.config.attention)
+        return self._encoder.frame_bytes + 4 * 2 * 2 * self.config.steps * math.prod(self.config.attention)
 
     def open(self) -> GraphCache:
         """See `FlowNetworks.open`."""
         config = self.config
         return GraphCache(
-            encoder=self.encode.open(),
+            encoder=self._encoder.open(),
             tails=[[np.zeros((2, *tail), np.float32) for tail in config.tails] for _ in range(config.steps)],
             prompt=self._pasts(),
             past=self._pasts(),
