@@ -185,13 +185,14 @@ def sine_chunk(index: int, *, final: bool) -> Any:
         "audio": SINE[start : start + CHUNK],
         "sample_offset": [start],
         "token_offset": [index * 5],
+        "token_count": [5],
         "segment": [0],
         "final": [final],
     }
     response = service_pb2.ModelStreamInferResponse()
     infer = response.infer_response
     infer.model_name = TTS.name
-    for tensor in TTS.outputs:
+    for tensor in [tensor for tensor in TTS.outputs if tensor.name in values]:
         array = np.asarray(values[tensor.name], dtype=tensor.numpy)
         infer.outputs.add(name=tensor.name, datatype=tensor.dtype, shape=array.shape)
         infer.raw_output_contents.append(array.tobytes())

@@ -196,7 +196,7 @@ class AsyncSpeechStream:
     async def _receive(self) -> AudioChunk | None:
         """The next chunk, or None at the end of a complete stream."""
         if self._call is None:
-            self._reader = wire.Reader(await self._client.sample_rate())
+            self._reader = wire.Reader(self._request.sample_rate or await self._client.sample_rate())
             if self._closed:
                 raise _closed()
             self._call = self._client._open(self._request)

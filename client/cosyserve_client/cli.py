@@ -52,7 +52,8 @@ def say(
     prompt_text: Annotated[str | None, typer.Option(help="What is said in the prompt audio.")] = None,
     instruct: Annotated[str | None, typer.Option(help="How to speak.")] = None,
     source_wav: Annotated[str | None, typer.Option(help="Audio file to say in the voice, instead of a text.")] = None,
-    speed: Annotated[float | None, typer.Option(help="Speaking rate, 1 = as generated.")] = None,
+    speed: Annotated[float | None, typer.Option(help="Speaking rate, 0.5 to 2; 1 = as generated.")] = None,
+    sample_rate: Annotated[int | None, typer.Option(help="Hz: 8000, 16000, 24000, 48000 or the model's.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same samples.")] = None,
     stream: Annotated[bool, typer.Option(help="Hear it as it is made, or wait for full-attention quality.")] = True,
     url: Annotated[str, typer.Option(help="The server's gRPC host:port.")] = "127.0.0.1:8001",
@@ -71,6 +72,7 @@ def say(
             source_audio=source_audio,
             source_sample_rate=source_rate,
             speed=speed,
+            sample_rate=sample_rate,
             seed=seed,
             stream=stream,
         )
@@ -94,7 +96,7 @@ def _speak(request: SpeechRequest, output: str, url: str) -> Progress:
     console = Console(stderr=True)
     with ExitStack() as stack:
         client = stack.enter_context(Client(url))
-        progress = Progress(client.sample_rate())
+        progress = Progress(request.sample_rate or client.sample_rate())
         status = stack.enter_context(console.status("waiting for audio")) if console.is_terminal else None
         chunks = stack.enter_context(client.stream(request))
         writer = None

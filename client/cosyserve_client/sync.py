@@ -179,7 +179,7 @@ class SpeechStream:
     def _receive(self) -> AudioChunk | None:
         """The next chunk, or None at the end of a complete stream."""
         if self._call is None:
-            self._reader = wire.Reader(self._client.sample_rate())
+            self._reader = wire.Reader(self._request.sample_rate or self._client.sample_rate())
             self._call = self._client._open(self._request)
             if self._closed:
                 self._call.cancel()

@@ -28,8 +28,10 @@ class SpeechOptions(TypedDict, total=False):
     source_audio: NDArray[np.float32]
     source_sample_rate: int
     speed: float
+    sample_rate: int
     seed: int
     stream: bool
+    timestamps: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -46,9 +48,11 @@ class SpeechRequest:
         mode: sft, zero_shot, cross_lingual, instruct or vc; inferred by the server when None.
         source_audio: mono float32 [samples] in -1..1, the speech to convert (mode vc).
         source_sample_rate: of `source_audio`, in Hz.
-        speed: speaking rate, 1 = as generated.
+        speed: speaking rate, 0.5 to 2; 1 = as generated.
+        sample_rate: of the audio, in Hz: 8000, 16000, 24000, 48000 or the model's own, which None means.
         seed: of all randomness of the request.
         stream: False for full attention, one chunk a segment.
+        timestamps: True for the words of each chunk.
 
     Raises:
         InvalidArgument: a value is of the wrong Python type, NumPy type or rank; the message starts with the field.
@@ -64,8 +68,10 @@ class SpeechRequest:
     source_audio: NDArray[np.float32] | None = None
     source_sample_rate: int | None = None
     speed: float | None = None
+    sample_rate: int | None = None
     seed: int | None = None
     stream: bool | None = None
+    timestamps: bool | None = None
 
     def __post_init__(self) -> None:
         self.tensors()
@@ -123,6 +129,19 @@ def _number(tensor: Tensor, value: object) -> bool | int | float:
     raise invalid(tensor.name, f"is {type(value).__name__}, wants {wanted}")
 
 
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word, or a character of a script without spaces, with the punctuation behind it.
+
+    Attributes:
+        text: as the server reads it out: numbers are spelt out.
+        start: seconds from the beginning of the audio, estimated.
+    """
+
+    text: str
+    start: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class AudioChunk:
     """One response of the server.
@@ -131,7 +150,9 @@ class AudioChunk:
         pcm: mono int16 [samples], read-only; may be empty in the final chunk.
         sample_offset: samples sent before this chunk.
         token_offset: speech tokens of this segment spoken before this chunk.
+        token_count: speech tokens spoken in this chunk.
         segment: index of the text segment.
+        words: that begin in this chunk, if the request asked for timestamps.
         final: True on the last chunk of the utterance.
         sample_rate: in Hz.
     """
@@ -139,7 +160,9 @@ class AudioChunk:
     pcm: NDArray[np.int16]
     sample_offset: int
     token_offset: int
+    token_count: int
     segment: int
+    words: tuple[Word, ...]
     final: bool
     sample_rate: int
 

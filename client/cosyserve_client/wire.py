@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 from cosyserve.contracts import TTS
 from cosyserve.limits import MAX_MESSAGE_BYTES
 from cosyserve_client.errors import CosyServeClientError, ServerError, StreamTruncated
-from cosyserve_client.types import AudioChunk, SpeechRequest
+from cosyserve_client.types import AudioChunk, SpeechRequest, Word
 
 HEADERS = (("triton_grpc_error", "true"),)
 """Without it Triton's streaming errors carry no status code."""
@@ -83,6 +83,12 @@ def _length_prefixed(value: bytes) -> bytes:
     return struct.pack("<I", len(value)) + value
 
 
+def _words(texts: Any, starts: Any) -> tuple[Word, ...]:
+    if texts is None or starts is None:
+        return ()
+    return tuple(Word(text.decode(), start) for text, start in zip(texts, starts.tolist(), strict=True))
+
+
 def backoff(retries: int) -> Iterator[float]:
     """Seconds before each of `retries` new tries: doubling, spread by half so that clients do not return at once."""
     for attempt in range(retries):
@@ -115,14 +121,16 @@ class Reader:
             outputs = {tensor.name: result.as_numpy(tensor.name) for tensor in TTS.outputs}
         except (InferenceServerException, ValueError) as error:
             raise CosyServeClientError(f"the server sent a malformed response: {error}") from error
-        missing = [name for name, array in outputs.items() if array is None]
+        missing = [tensor.name for tensor in TTS.outputs if outputs[tensor.name] is None and not tensor.optional]
         if missing:
             raise CosyServeClientError(f"the server sent a response without {', '.join(missing)}")
         chunk = AudioChunk(
             pcm=outputs["audio"],
             sample_offset=int(outputs["sample_offset"][0]),
             token_offset=int(outputs["token_offset"][0]),
+            token_count=int(outputs["token_count"][0]),
             segment=int(outputs["segment"][0]),
+            words=_words(outputs["words"], outputs["word_starts"]),
             final=bool(outputs["final"][0]),
             sample_rate=self._sample_rate,
         )

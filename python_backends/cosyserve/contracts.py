@@ -34,7 +34,7 @@ class Tensor:
         dtype: Triton type without prefix (``BYTES``, ``FP32``, ``INT32``, ``INT64``, ``INT16``, ``BOOL``).
         dims: shape without batch dimension.
         doc: meaning and unit.
-        optional: whether a request may leave it out (inputs only).
+        optional: whether a request, or a response to one that did not ask for it, may leave it out.
     """
 
     name: str
@@ -113,15 +113,20 @@ TTS = Model(
         Tensor("mode", "BYTES", (1,), "sft, zero_shot, cross_lingual, instruct or vc", optional=True),
         Tensor("source_audio", "FP32", (-1,), "mono samples to convert (mode vc), -1..1", optional=True),
         Tensor("source_sample_rate", "INT32", (1,), "rate of source_audio in Hz", optional=True),
-        Tensor("speed", "FP32", (1,), "speaking rate, 1 = as generated", optional=True),
+        Tensor("speed", "FP32", (1,), "speaking rate, 0.5 to 2; 1 = as generated", optional=True),
+        Tensor("sample_rate", "INT32", (1,), "rate of the audio in Hz; the bundle's own when absent", optional=True),
         Tensor("seed", "INT64", (1,), "seed of all randomness of the request", optional=True),
         Tensor("stream", "BOOL", (1,), "false: full attention, one chunk a segment", optional=True),
+        Tensor("timestamps", "BOOL", (1,), "true: estimate when each word begins", optional=True),
     ),
     outputs=(
-        Tensor("audio", "INT16", (-1,), "mono PCM at the bundle's rate"),
+        Tensor("audio", "INT16", (-1,), "mono PCM at the rate asked for"),
         Tensor("sample_offset", "INT64", (1,), "samples sent before this chunk"),
         Tensor("token_offset", "INT32", (1,), "speech tokens of this segment spoken before this chunk"),
+        Tensor("token_count", "INT32", (1,), "speech tokens spoken in this chunk"),
         Tensor("segment", "INT32", (1,), "index of the text segment"),
+        Tensor("words", "BYTES", (-1,), "words, or characters of CJK, that begin in this chunk, UTF-8", optional=True),
+        Tensor("word_starts", "FP32", (-1,), "seconds of audio before each, estimated", optional=True),
         Tensor("final", "BOOL", (1,), "true on the last response, which may carry no audio"),
     ),
     computes=False,
@@ -137,11 +142,12 @@ FRONTEND = Model(
     "frontend",
     Scheduling.PLAIN,
     "Checks a request and turns it into model inputs: text segments to token ids, prompt audio to features.",
-    inputs=tuple(t for t in TTS.inputs if t.name not in ("seed", "stream")),
+    inputs=tuple(t for t in TTS.inputs if t.name not in ("seed", "stream", "timestamps")),
     outputs=(
         Tensor("text_tokens", "INT32", (-1,), "token ids of all segments, one after another"),
         Tensor("speech_tokens", "INT32", (-1,), "speech tokens of source_audio, instead of text (mode vc)"),
         Tensor("segment_lengths", "INT32", (-1,), "token ids, or speech tokens in mode vc, of each segment"),
+        Tensor("segment_texts", "BYTES", (-1,), "each segment as it is spoken, UTF-8"),
         Tensor("prompt_text_tokens", "INT32", (-1,), "token ids before the text: transcript or instruction"),
         Tensor("llm_prompt_tokens", "INT32", (-1,), "speech tokens of the prompt, for the LLM"),
         *(Tensor(t.name, t.dtype, t.dims, t.doc) for t in _VOICE),
@@ -170,15 +176,20 @@ LLM = Model(
 )
 
 _DEADLINE = Tensor("deadline", "INT64", (1,), "ns of the monotonic clock; earlier goes first", optional=True)
+_STREAM = Tensor("stream", "BOOL", (1,), "at sequence start: false for whole segments at once", optional=True)
 _FLOW_INPUTS = (
     Tensor("speech_tokens", "INT32", (-1,), "the next speech tokens, any number"),
     Tensor("final", "BOOL", (1,), "true: no token of this segment follows; the next step begins another segment"),
     _DEADLINE,
-    Tensor("stream", "BOOL", (1,), "at sequence start: false for full attention", optional=True),
+    _STREAM,
     *_VOICE,
 )
 _MEL = Tensor("mel", "FP32", (80, -1), "the next mel frames")
-_SEED = Tensor("seed", "INT64", (1,), "with a segment's first mel frames: seed of the source noise", optional=True)
+_HIFT_INPUTS = (
+    Tensor("seed", "INT64", (1,), "with a segment's first mel frames: seed of the source noise", optional=True),
+    Tensor("speed", "FP32", (1,), "at sequence start: speaking rate", optional=True),
+    Tensor("sample_rate", "INT32", (1,), "at sequence start: rate of the audio in Hz", optional=True),
+)
 _AUDIO = Tensor("audio", "INT16", (-1,), "the next PCM samples")
 
 FLOW = Model(
@@ -193,8 +204,15 @@ FLOW = Model(
 HIFT = Model(
     "hift",
     Scheduling.SEQUENCE,
-    "Mel frames to PCM. Owns the phase of the source and the context of its receptive field.",
-    inputs=(_MEL, Tensor("mel_final", "BOOL", (1,), "true: no frame of this segment follows"), _DEADLINE, _SEED),
+    "Mel frames to PCM. Owns the phase of the source and the context of its receptive field, speaking rate and "
+    "resampler.",
+    inputs=(
+        _MEL,
+        Tensor("mel_final", "BOOL", (1,), "true: no frame of this segment follows"),
+        _DEADLINE,
+        _STREAM,
+        *_HIFT_INPUTS,
+    ),
     outputs=(_AUDIO,),
 )
 
@@ -202,7 +220,7 @@ TOKEN2WAV = Model(
     "token2wav",
     Scheduling.ENSEMBLE,
     "flow, then hift, one call a chunk.",
-    inputs=(*_FLOW_INPUTS, _SEED),
+    inputs=(*_FLOW_INPUTS, *_HIFT_INPUTS),
     outputs=(_AUDIO,),
     steps=(
         Step(
@@ -212,7 +230,7 @@ TOKEN2WAV = Model(
         ),
         Step(
             "hift",
-            inputs=(("mel", "mel"), ("mel_final", "mel_final"), ("deadline", "deadline"), ("seed", "seed")),
+            inputs=tuple((t.name, t.name) for t in HIFT.inputs),
             outputs=(("audio", "audio"),),
         ),
     ),

@@ -6,7 +6,6 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite
 from threading import Lock
 from typing import Any, Protocol
 
@@ -18,7 +17,7 @@ from cosyserve.audio.features import fbank, log_mel_128, prompt_mel, resample, s
 from cosyserve.audio.given import check_prompt, check_source, cut_at_pauses
 from cosyserve.config import ModelConfig
 from cosyserve.contracts import MODES
-from cosyserve.errors import InvalidInput, Unsupported
+from cosyserve.errors import InvalidInput
 from cosyserve.text.normalize import Expand, expand_numbers, is_silent, normalize
 from cosyserve.text.split import cut, segments
 from cosyserve.text.tokenizer import END_OF_PROMPT, Tokenizer
@@ -58,6 +57,7 @@ class Request:
     source_audio: NDArray[Any] | None = None
     source_sample_rate: int | None = None
     speed: float | None = None
+    sample_rate: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +66,7 @@ class Utterance:
 
     Attributes:
         segments: token ids of each text segment, int32 [n].
+        texts: those segments as they are spoken.
         speech: speech tokens of each segment of the source, int32 [n]: instead of text, in mode vc.
         prompt_text_tokens: token ids before the text, int32 [n]: transcript or instruction.
         llm_prompt_tokens: speech tokens before those the LLM makes, int32 [P] or [0].
@@ -75,6 +76,7 @@ class Utterance:
     """
 
     segments: list[Int32]
+    texts: list[str]
     speech: list[Int32]
     prompt_text_tokens: Int32
     llm_prompt_tokens: Int32
@@ -124,9 +126,8 @@ class Frontend:
         Raises:
             InvalidInput: a field is wrong or missing; it is named.
             VoiceNotFound: no voice has the given name.
-            Unsupported: a speed other than 1.
         """
-        _check_features(request)
+        _check_values(request, self._config.sample_rate)
         _check_source(request)
         if request.text is not None:
             _check_text("text", request.text, limits.MAX_TEXT_CHARS)
@@ -140,7 +141,8 @@ class Frontend:
         continues = mode == "zero_shot"
         prompted = mode != "sft"
         return Utterance(
-            segments=texts,
+            segments=[np.array(self._tokenizer.encode_user(text), np.int32) for text in texts],
+            texts=texts,
             speech=self._source(request),
             prompt_text_tokens=self._prompt_text_tokens(mode, instruct, voice),
             llm_prompt_tokens=voice.llm_prompt_tokens if continues else _NO_TOKENS,
@@ -186,7 +188,7 @@ class Frontend:
         # A rest of less than a window of the log-mel has nothing to hear.
         return [self._speech_tokens(piece) for piece in pieces if len(piece) >= token]
 
-    def _segments(self, text: str) -> list[Int32]:
+    def _segments(self, text: str) -> list[str]:
         def count(part: str) -> int:
             return len(self._tokenizer.encode_user(part))
 
@@ -194,7 +196,7 @@ class Frontend:
         parts = [part for piece in pieces for part in cut(piece, self._longest_segment, count) if not is_silent(part)]
         if not parts:
             raise InvalidInput("text", "holds nothing that can be spoken")
-        return [np.array(self._tokenizer.encode_user(part), np.int32) for part in parts]
+        return parts
 
     def _voice(self, request: Request) -> Voice:
         if request.prompt_audio is None:
@@ -264,15 +266,15 @@ class Frontend:
 _NO_TOKENS: Int32 = np.zeros(0, np.int32)
 
 
-def _check_features(request: Request) -> None:
-    """Refuses unknown modes and what only a later version does."""
+def _check_values(request: Request, native_rate: int) -> None:
+    """Refuses unknown modes, and speeds and sample rates out of bounds."""
     if request.mode is not None and request.mode not in MODES:
         raise InvalidInput("mode", f"must be one of {', '.join(MODES)}")
-    if request.speed is not None:
-        if not (isfinite(request.speed) and request.speed > 0):
-            raise InvalidInput("speed", "must be a positive number")
-        if request.speed != 1:
-            raise Unsupported("speed: a speaking rate other than 1 is not supported yet")
+    if request.speed is not None and not limits.MIN_SPEED <= request.speed <= limits.MAX_SPEED:
+        raise InvalidInput("speed", f"must be {limits.MIN_SPEED} to {limits.MAX_SPEED}, not {request.speed:g}")
+    rates = sorted({*limits.SAMPLE_RATES, native_rate})
+    if request.sample_rate is not None and request.sample_rate not in rates:
+        raise InvalidInput("sample_rate", f"must be one of {', '.join(map(str, rates))}, not {request.sample_rate}")
 
 
 def _check_source(request: Request) -> None:

@@ -29,6 +29,12 @@ MAX_AUDIO_RATE = 192_000
 MAX_AUDIO_PEAK = 2.0
 """Largest sample value of given audio: float audio may overshoot 1.0, samples on an integer scale are far above."""
 
+MIN_SPEED, MAX_SPEED = 0.5, 2.0
+"""Speaking rates: beyond them interpolated mels smear or skip what tells sounds apart."""
+
+SAMPLE_RATES = (8_000, 16_000, 24_000, 48_000)
+"""Rates of the audio in Hz besides the bundle's own: telephony, wide band, CosyVoice 2 and 3, web and studio."""
+
 SILENCE_PEAK = 1e-4
 """Given audio whose peak is below this (-80 dBFS) holds no voice."""
 

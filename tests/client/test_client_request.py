@@ -32,8 +32,10 @@ def test_everything_set_arrives(server: DummyServer) -> None:
         "source_audio": SAMPLES[::2],
         "source_sample_rate": 44_100,
         "speed": 1,
+        "sample_rate": 8000,
         "seed": -(2**63),
         "stream": False,
+        "timestamps": True,
     }
     with Client(server.url) as client:
         client.synthesize("你好", **values)
@@ -49,8 +51,10 @@ def test_everything_set_arrives(server: DummyServer) -> None:
         "source_audio": SAMPLES[::2].tolist(),
         "source_sample_rate": [44_100],
         "speed": [1.0],
+        "sample_rate": [8000],
         "seed": [-(2**63)],
         "stream": [False],
+        "timestamps": [True],
     }
 
 
@@ -85,10 +89,13 @@ def test_options_override_a_request(server: DummyServer) -> None:
         ("source_audio", np.zeros(4, np.int16)),
         ("speed", "fast"),
         ("speed", True),
+        ("sample_rate", 8000.0),
+        ("sample_rate", 2**31),
         ("seed", "1"),
         ("seed", True),
         ("seed", 2**63),
         ("stream", 1),
+        ("timestamps", 1),
     ],
 )
 def test_a_wrong_type_is_refused_before_any_call(server: DummyServer, field: str, value: object) -> None:

@@ -43,7 +43,7 @@ def test_it_writes_a_wav_and_sums_up(server: DummyServer, out: Path) -> None:
 
 def test_options_become_inputs(server: DummyServer, out: Path) -> None:
     arguments = ["--prompt-wav", str(TINY / "prompt.wav"), "--prompt-text", "three two one", "--instruct", "calm"]
-    arguments += ["--voice", "anna", "--seed", "7", "--speed", "1.5", "--no-stream"]
+    arguments += ["--voice", "anna", "--seed", "7", "--speed", "1.5", "--sample-rate", "8000", "--no-stream"]
     result = CliRunner().invoke(app, ["hello", *arguments, "-o", str(out), "--url", server.url])
     assert result.exit_code == 0, result.output
     inputs = server.requests[0]
@@ -57,6 +57,7 @@ def test_options_become_inputs(server: DummyServer, out: Path) -> None:
         "instruct": b"calm",
         "seed": 7,
         "speed": 1.5,
+        "sample_rate": 8000,
         "stream": False,
     }
 

@@ -55,6 +55,7 @@ class FakeStages:
         self.generating = 0
         self.live: dict[int, tuple[list[int], int]] = {}
         self.numbers: dict[int, int] = {}  # tokens taken, tokens spoken
+        self.samples_per_token = GRID.samples_per_token  # as the last utterance wants its audio
 
     @property
     def idle(self) -> bool:
@@ -99,6 +100,13 @@ class FakeStages:
         self.steps.append((sequence, inputs, start, end))
         if end and not start and sequence not in self.live:
             return np.zeros(0, np.int16)
+        if start:
+            self.samples_per_token = round(
+                GRID.samples_per_token
+                * float(inputs.get("sample_rate", [GRID.sample_rate])[0])
+                / GRID.sample_rate
+                / float(inputs.get("speed", [1])[0])
+            )
         taken, spoken = ([], 0) if start else self.live.pop(sequence, ([], -1))
         if spoken < 0:
             raise StageFailed("no such sequence")
@@ -116,7 +124,7 @@ class FakeStages:
         # After its last token a segment's state is gone, and the next one begins.
         self.live[sequence] = ([], 0) if inputs["final"][0] else (taken, settled)
         self._drop(sequence, end)
-        return np.repeat(np.array(taken[spoken:settled], np.int16), GRID.samples_per_token)
+        return np.repeat(np.array(taken[spoken:settled], np.int16), self.samples_per_token)
 
     def _drop(self, sequence: int, end: bool) -> None:
         if end:

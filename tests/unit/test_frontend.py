@@ -12,7 +12,7 @@ import pytest
 
 from cosyserve import limits
 from cosyserve.config import HiftConfig, LlmConfig, MelConfig, ModelConfig, UNetFlowConfig
-from cosyserve.errors import InvalidInput, Unsupported, VoiceNotFound
+from cosyserve.errors import InvalidInput, VoiceNotFound
 from cosyserve.frontend import Frontend, Request, Utterance
 from cosyserve.load import load_frontend
 from cosyserve.settings import Settings
@@ -285,9 +285,15 @@ def test_no_segment_can_outgrow_the_noise(frontend: Frontend) -> None:
         (Request(TEXT, source_sample_rate=16000), "source_sample_rate"),
         (Request(TEXT, mode="karaoke"), "mode"),
         (Request(TEXT, speed=0.0), "speed"),
+        (Request(TEXT, speed=0.499), "speed"),
+        (Request(TEXT, speed=2.001), "speed"),
         (Request(TEXT, speed=float("nan")), "speed"),
         (Request(TEXT, speed=float("inf")), "speed"),
         (Request(TEXT, speed=-1.0), "speed"),
+        (Request(TEXT, sample_rate=0), "sample_rate"),
+        (Request(TEXT, sample_rate=-8000), "sample_rate"),
+        (Request(TEXT, sample_rate=22050), "sample_rate"),
+        (Request(TEXT, sample_rate=2**31 - 1), "sample_rate"),
         (Request(TEXT, prompt_sample_rate=16000), "prompt_sample_rate"),
         (Request(TEXT, prompt_text="a"), "prompt_text"),
         (Request(TEXT, prompt_audio=voiced()), "prompt_sample_rate"),
@@ -336,16 +342,25 @@ def test_unknown_voice(frontend: Frontend) -> None:
         frontend(Request(TEXT, voice="nobody"))
 
 
-@pytest.mark.parametrize(
-    ("request_", "feature"),
-    [
-        (Request(TEXT, speed=1.25), "speaking rate"),
-    ],
-)
-def test_later_features_are_named(frontend: Frontend, request_: Request, feature: str) -> None:
-    with pytest.raises(Unsupported, match=feature):
-        frontend(request_)
+@pytest.mark.parametrize("speed", [0.5, 1.0, 2.0])
+def test_speeds_are_accepted(frontend: Frontend, speed: float) -> None:
+    assert frontend(Request(TEXT, speed=speed)).segments
 
 
-def test_speed_one_is_accepted(frontend: Frontend) -> None:
-    assert frontend(Request(TEXT, speed=1.0)).segments
+@pytest.mark.parametrize("rate", limits.SAMPLE_RATES)
+def test_sample_rates_are_accepted(frontend: Frontend, rate: int) -> None:
+    assert frontend(Request(TEXT, sample_rate=rate)).segments
+
+
+def test_the_model_s_own_rate_is_accepted(frontend: Frontend) -> None:
+    frontend._config = replace(CONFIG, sample_rate=22050)
+    assert frontend(Request(TEXT, sample_rate=22050)).segments
+
+
+def test_segments_come_with_their_text(frontend: Frontend, tokenizer: Tokenizer) -> None:
+    text = "It costs 3 dollars, he said. " * 8
+    utterance = frontend(Request(text))
+    assert len(utterance.segments) == len(utterance.texts) > 1
+    assert "".join(utterance.texts) == text.strip().replace("3", "three")
+    for tokens, segment in zip(utterance.segments, utterance.texts, strict=True):
+        assert tokens.tolist() == tokenizer.encode_user(segment)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from cosyserve.audio.pcm import to_pcm16
 from cosyserve.contracts import Tensors
 from cosyserve.hift.sessions import HiftSession, HiftSessions
 from cosyserve.hift.stream import F0_RADIUS, HiftNetworks, HiftStream, decoder_radius
+from cosyserve.hift.stretch import Stretch
 from cosyserve.jobs import Rounds, Task, alone
 from cosyserve.runtimes.graph import Arrays, Graph, Outputs
 
@@ -196,6 +198,50 @@ def test_sessions_speak_pcm_with_the_seed_of_the_opening(hift_networks: HiftNetw
 
     assert_same_sound(speak(SEED), whole)
     np.testing.assert_array_equal(speak(None), speak(0))
+
+
+def shaped(networks: HiftNetworks, pieces: list[Float], **shape: Any) -> Pcm:
+    """One segment of a session that is opened with these inputs."""
+    opening: Tensors = {name: np.array([value]) for name, value in shape.items()}
+    session = HiftSessions(networks).open(opening)
+    return np.concatenate([go_on(session, p, final=p is pieces[-1], seed=SEED) for p in pieces])
+
+
+SHAPES: list[dict[str, Any]] = [
+    {"speed": np.float32(0.5)},
+    {"speed": np.float32(1.7), "sample_rate": 8000},
+    {"sample_rate": 16_000},
+    {"speed": np.float32(2), "sample_rate": 48_000},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_speed_and_rate_sound_the_same_however_frames_arrive(
+    hift_networks: HiftNetworks, mel: Float, shape: dict[str, Any]
+) -> None:
+    once = shaped(hift_networks, [mel], **shape)
+    frames = int(FRAMES / float(str(shape.get("speed", 1))))
+    assert len(once) == frames * 480 * shape.get("sample_rate", 24_000) // 24_000
+    for at in ([10], [1, 60, 61, 200], list(range(25, FRAMES, 25))):
+        assert_same_sound(shaped(hift_networks, np.split(mel, at, axis=1), **shape), once)
+
+
+def test_speed_1_and_the_model_s_rate_change_no_bit(hift_networks: HiftNetworks, mel: Float, whole: Pcm) -> None:
+    plain = shaped(hift_networks, [mel], speed=np.float32(1), sample_rate=24_000, stream=True)
+    np.testing.assert_array_equal(plain, whole)
+
+
+def test_a_speed_means_its_decimal(hift_networks: HiftNetworks, mel: Float) -> None:
+    """float32 0.8 is a little more, and would make a frame less of 100."""
+    assert len(shaped(hift_networks, [mel[:, :100]], speed=np.float32(0.8))) == 480 * 125
+
+
+def test_whole_segments_are_stretched_as_upstream_does(hift_networks: HiftNetworks, mel: Float) -> None:
+    stretched = Stretch(80, 1.7, whole=True)(mel, final=True)
+    expected = to_pcm16(HiftStream(hift_networks, SEED).step(stretched, final=True))
+    given = shaped(hift_networks, [mel[:, :0], mel], speed=np.float32(1.7), stream=False)
+    np.testing.assert_array_equal(given, expected)
+    assert np.abs(shaped(hift_networks, [mel], speed=np.float32(1.7)).astype(int) - expected).max() > 10
 
 
 def test_each_segment_of_a_session_begins_anew_with_its_seed(

@@ -13,7 +13,8 @@ from fakes import GRID, FakeStages
 from cosyserve.contracts import FRONTEND, TTS, Tensors
 from cosyserve.errors import CosyServeError, InvalidInput, Overloaded, StageFailed, VoiceNotFound
 from cosyserve.pipeline.admission import Admission
-from cosyserve.pipeline.orchestrate import Chunk, Synthesizer
+from cosyserve.pipeline.orchestrate import Synthesizer
+from cosyserve.pipeline.timeline import Chunk
 
 SPT = GRID.samples_per_token
 REQUEST: Tensors = {"text": np.array([b"hello"], np.object_), "seed": np.array([11])}
@@ -54,6 +55,28 @@ async def test_offsets_count_what_was_sent_before() -> None:
     assert [chunk.sample_offset for chunk in chunks] == sent[:-1]
     assert [(chunk.segment, chunk.token_offset) for chunk in chunks[:-1]] == [(0, 0), (0, 25), (0, 50), (1, 0)]
     assert [len(chunk.audio) for chunk in chunks] == [25 * SPT, 25 * SPT, 10 * SPT, 10 * SPT, 0]
+
+
+async def test_token_ranges_join_and_add_up_to_the_segments() -> None:
+    chunks = await speak(FakeStages([60, 10]))
+    ranges = [(chunk.segment, chunk.token_offset, chunk.token_count) for chunk in chunks]
+    assert ranges == [(0, 0, 25), (0, 25, 25), (0, 50, 10), (1, 0, 10), (1, 10, 0)]
+
+
+@pytest.mark.parametrize(("speed", "rate"), [(2.0, 100), (0.5, 100), (1.0, 400), (0.8, 200)])
+async def test_offsets_and_deadlines_count_the_audio_that_is_sent(speed: float, rate: int) -> None:
+    """At another speed and rate a chunk has other samples, but the same tokens, and lasts as long as it is heard."""
+    stages = FakeStages([60, 10])
+    shape: Tensors = {"speed": np.array([speed], np.float32), "sample_rate": np.array([rate], np.int32)}
+    chunks = await speak(stages, REQUEST | shape)
+    opening = stages.steps[0][1]
+    assert {name: opening[name].tolist() for name in shape} == {name: shape[name].tolist() for name in shape}
+    assert [(chunk.token_offset, chunk.token_count) for chunk in chunks[:-1]] == [(0, 25), (25, 25), (50, 10), (0, 10)]
+    sizes = [len(chunk.audio) for chunk in chunks]
+    assert sizes == [round(tokens * SPT * rate / GRID.sample_rate / speed) for tokens in (25, 25, 10, 10, 0)]
+    assert [chunk.sample_offset for chunk in chunks] == np.cumsum([0, *sizes[:-1]]).tolist()
+    deadlines = [int(inputs["deadline"][0]) / 1e9 for _, inputs, _, _ in stages.steps]
+    np.testing.assert_allclose(np.diff(deadlines[2:]), np.array(sizes[1:3]) / rate, rtol=1e-6)
 
 
 async def test_only_the_last_chunk_is_final_and_it_has_no_audio() -> None:

@@ -52,10 +52,11 @@ class Speaker:
     async def speak(self, number: int, due: float) -> Utterance:
         """Speaks utterance `number`, which was due at `due`, and times it from then. Never raises a client's error."""
         client = self._clients[number % len(self._clients)]
-        playback = Playback(await client.sample_rate())
+        request = self._script.utterance(number)
+        playback = Playback(request.sample_rate or await client.sample_rate())
         late = self.now() - due
         try:
-            async for chunk in client.stream(self._script.utterance(number)):
+            async for chunk in client.stream(request):
                 playback.add(chunk.pcm, self.now() - due)
             outcome = INAUDIBLE if playback.first_audible is None else OK
         except CosyServeClientError as error:

@@ -2,34 +2,78 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from cosyserve.audio.pcm import to_pcm16
+from cosyserve.audio.resampler import Resampler
 from cosyserve.contracts import Tensors
 from cosyserve.hift.stream import HiftNetworks, HiftStream
+from cosyserve.hift.stretch import Stretch
 from cosyserve.jobs import Steps
 
 
-class HiftSession:
-    """One utterance: contract `HIFT` around a `HiftStream` for each of its segments."""
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What an utterance wants of its audio: speaking rate, Hz, and whether its segments come whole."""
 
-    def __init__(self, networks: HiftNetworks) -> None:
+    speed: float
+    sample_rate: int
+    whole: bool
+
+    @classmethod
+    def of(cls, inputs: Tensors, native_rate: int) -> Shape:
+        """From the inputs of a sequence's first step."""
+        return cls(
+            # The decimal that was meant: float32 0.8 is a little more than 0.8, and 100 frames would become 124.
+            speed=float(str(inputs["speed"][0])) if "speed" in inputs else 1.0,
+            sample_rate=int(inputs["sample_rate"][0]) if "sample_rate" in inputs else native_rate,
+            whole="stream" in inputs and not inputs["stream"][0],
+        )
+
+
+class _Segment:
+    """Mel to PCM: stretched if its speed is not 1, vocoded, resampled if its rate is not the model's."""
+
+    def __init__(self, networks: HiftNetworks, shape: Shape, seed: int) -> None:
+        config = networks.config
+        self._stretch = Stretch(config.mels, shape.speed, shape.whole) if shape.speed != 1 else None
+        self._stream = HiftStream(networks, seed)
+        own = shape.sample_rate == config.sample_rate
+        self._resampler = None if own else Resampler(config.sample_rate, shape.sample_rate)
+
+    def steps(self, inputs: Tensors, final: bool) -> Steps[Tensors]:
+        mel = inputs["mel"].astype(np.float32)
+        if self._stretch:
+            mel = self._stretch(mel, final)
+        audio = yield from self._stream.steps(mel, final)
+        if self._resampler:
+            audio = self._resampler(audio, final)
+        return {"audio": to_pcm16(audio)}
+
+
+class HiftSession:
+    """One utterance: contract `HIFT`, a `HiftStream` for each of its segments."""
+
+    def __init__(self, networks: HiftNetworks, shape: Shape) -> None:
         self._networks = networks
-        self._stream: HiftStream | None = None
+        self._shape = shape
+        self._segment: _Segment | None = None
 
     def steps(self, inputs: Tensors) -> Steps[Tensors]:
         """PCM that these mel frames settle. A segment's first step may bring its seed; else it is 0."""
-        if self._stream is None:
-            self._stream = HiftStream(self._networks, int(inputs["seed"][0]) if "seed" in inputs else 0)
+        if self._segment is None:
+            self._segment = _Segment(self._networks, self._shape, int(inputs["seed"][0]) if "seed" in inputs else 0)
         final = bool(inputs["mel_final"][0])
-        audio = yield from self._stream.steps(inputs["mel"].astype(np.float32), final)
+        outputs = yield from self._segment.steps(inputs, final)
         if final:
-            self._stream = None
-        return {"audio": to_pcm16(audio)}
+            self._segment = None
+        return outputs
 
     def close(self) -> None:
         """See `Session.close`."""
-        self._stream = None
+        self._segment = None
 
 
 class HiftSessions:
@@ -39,8 +83,8 @@ class HiftSessions:
         self._networks = networks
 
     def open(self, inputs: Tensors) -> HiftSession:
-        """A session; it needs nothing."""
-        return HiftSession(self._networks)
+        """A session for the speed, rate and mode in the first step's inputs."""
+        return HiftSession(self._networks, Shape.of(inputs, self._networks.config.sample_rate))
 
     def nothing(self, inputs: Tensors) -> Tensors:
         """No sample."""

@@ -14,12 +14,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cosyserve.contracts import FRONTEND, Tensors
+from cosyserve.contracts import FRONTEND, HIFT, Tensors
 from cosyserve.errors import CosyServeError
 from cosyserve.pipeline.admission import Admission
 from cosyserve.pipeline.chunks import ChunkPlan, Piece
-
-Pcm = NDArray[np.int16]
+from cosyserve.pipeline.timeline import Chunk, Pcm, Timeline
 
 WHOLE = 2**31
 """A hop that no segment reaches: everything in one piece."""
@@ -42,23 +41,12 @@ class Stages(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """One response to the client (contract `TTS`)."""
-
-    audio: Pcm
-    sample_offset: int
-    token_offset: int
-    segment: int
-    final: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Grid:
     """What the orchestrator knows of the model, and the chunk policy."""
 
     chunk: int  # tokens of one model chunk
     lookahead: int  # tokens
-    samples_per_token: int
+    samples_per_token: int  # at the model's rate, an average where tokens vary
     sample_rate: int  # Hz
     first_hop: int  # tokens
     max_hop: int  # tokens
@@ -108,34 +96,35 @@ class Synthesizer:
             segments = _split(features, int(request["seed"][0]) if "seed" in request else secrets.randbits(63))
             stream = bool(request["stream"][0]) if "stream" in request else True
             speech = _Speech(self._stages, features, segments)
-            wave = _Wave(self._stages, next(self._sequences), self._grid.sample_rate)
+            speed = float(request["speed"][0]) if "speed" in request else 1.0
+            sample_rate = int(request["sample_rate"][0]) if "sample_rate" in request else self._grid.sample_rate
+            shape = {t.name: request[t.name] for t in HIFT.inputs if t.name in request}
+            wave = _Wave(self._stages, next(self._sequences), sample_rate)
+            timeline = Timeline(self._grid.samples_per_token / speed * sample_rate / self._grid.sample_rate)
             try:
                 # The prompt is worked on, and a full server refuses, while the first tokens are generated.
-                await wave.open(features, stream, segments[0].seed)
-                sent = 0
+                await wave.open(features, shape | {"stream": np.asarray([stream]), "seed": segments[0].seed})
                 for index, segment in enumerate(segments):
-                    before, last = sent, segment is segments[-1]
-                    async for audio in self._speak_segment(speech, wave, segment, stream, last):
-                        token = (sent - before) // self._grid.samples_per_token
-                        yield Chunk(audio, sent, token, index, final=False)
-                        sent += len(audio)
-                yield Chunk(np.zeros(0, np.int16), sent, 0, len(segments) - 1, final=True)
+                    ends = segment is segments[-1]
+                    async for piece, audio in self._speak_segment(speech, wave, segment, stream, ends):
+                        yield timeline.chunk(audio, index, piece.stop, piece.final)
+                yield timeline.end()
             finally:
                 await speech.close()
                 await wave.close()
 
     async def _speak_segment(
-        self, speech: _Speech, wave: _Wave, segment: _Segment, stream: bool, last: bool
-    ) -> AsyncIterator[Pcm]:
+        self, speech: _Speech, wave: _Wave, segment: _Segment, stream: bool, ends: bool
+    ) -> AsyncIterator[tuple[Piece, Pcm]]:
         grid = self._grid
         plan = ChunkPlan(wave.prompt, grid.chunk, grid.lookahead, grid.first_hop if stream else WHOLE, grid.max_hop)
         final = False
         while not final:
             piece = await speech.piece(segment, plan)
             final = piece.final
-            audio = await wave.step(segment.tokens[piece.start : piece.stop], final, segment.seed, end=final and last)
+            audio = await wave.step(segment.tokens[piece.start : piece.stop], final, segment.seed, end=final and ends)
             if len(audio):
-                yield audio
+                yield piece, audio
 
 
 class _Wave:
@@ -154,12 +143,12 @@ class _Wave:
         self._live = False
         self.prompt = 0  # tokens
 
-    async def open(self, features: Tensors, stream: bool, seed: NDArray[np.int64]) -> None:
-        """Begin with the voice and the first segment's seed."""
+    async def open(self, features: Tensors, options: Tensors) -> None:
+        """Begin with the voice, the first segment's seed and what the audio shall be like."""
         voice = {name: features[name] for name in ("flow_prompt_tokens", "prompt_mel", "speaker_embedding")}
         self.prompt = len(features["flow_prompt_tokens"])
         self._live = True
-        await self._call({**voice, "stream": np.asarray([stream]), "seed": seed, **_step([], False)}, start=True)
+        await self._call({**voice, **options, **_step([], False)}, start=True)
 
     async def step(self, tokens: list[int], final: bool, seed: NDArray[np.int64], *, end: bool) -> Pcm:
         """The audio that further tokens settle; `final` ends a segment, `end` the utterance."""

@@ -55,6 +55,7 @@ def _outputs(utterance: Utterance) -> Tensors:
         "text_tokens": _joined(utterance.segments),
         "speech_tokens": _joined(utterance.speech),
         "segment_lengths": np.asarray([len(part) for part in parts], np.int32),
+        "segment_texts": np.asarray([text.encode() for text in utterance.texts], np.object_),
         "prompt_text_tokens": utterance.prompt_text_tokens,
         "llm_prompt_tokens": utterance.llm_prompt_tokens,
         "flow_prompt_tokens": utterance.flow_prompt_tokens,

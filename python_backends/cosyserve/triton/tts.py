@@ -15,7 +15,8 @@ from cosyserve.errors import Cancelled, Overloaded
 from cosyserve.load import load_grid
 from cosyserve.metrics import ACTIVE_STREAMS, AUDIO_SAMPLES, CANCELLED, REFUSED
 from cosyserve.pipeline.admission import Admission
-from cosyserve.pipeline.orchestrate import Chunk, Synthesizer
+from cosyserve.pipeline.orchestrate import Synthesizer
+from cosyserve.pipeline.timeline import Chunk
 from cosyserve.triton.adapter import FINAL, Instrument, final_failure, read_inputs, read_settings, response
 from cosyserve.triton.bls import BlsStages
 
@@ -83,6 +84,7 @@ def _outputs(chunk: Chunk) -> Tensors:
         "audio": chunk.audio,
         "sample_offset": np.asarray([chunk.sample_offset]),
         "token_offset": np.asarray([chunk.token_offset]),
+        "token_count": np.asarray([chunk.token_count]),
         "segment": np.asarray([chunk.segment]),
         "final": np.asarray([chunk.final]),
     }
