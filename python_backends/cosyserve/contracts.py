@@ -159,12 +159,15 @@ LLM = Model(
     "llm",
     Scheduling.PLAIN,
     "Speech tokens from text tokens, in small groups as they are sampled. One engine batches all utterances. A request "
-    "with text opens an utterance; each further one with its id alone asks for what comes next, and is answered when "
-    "there is some. (Not decoupled: Triton 2.51's iterator over a decoupled inner model corrupts its caller's memory.)",
+    "with text and seed opens an utterance; one with its id alone asks for what comes next, and is answered when there "
+    "is some; one with id and text adds to a text that was opened with more = true. The opening of such a text and all "
+    "additions are answered at once, and so is who asks then. (Not decoupled: Triton 2.51's iterator over a decoupled "
+    "inner model corrupts its caller's memory.)",
     inputs=(
         Tensor("utterance", "INT64", (1,), "id of the utterance, unique while it runs"),
         Tensor("stop", "BOOL", (1,), "given: end the utterance of this id", optional=True),
-        Tensor("text_tokens", "INT32", (-1,), "token ids of one segment", optional=True),
+        Tensor("text_tokens", "INT32", (-1,), "token ids of one segment, or the next of them", optional=True),
+        Tensor("more", "BOOL", (1,), "true: further token ids of the segment follow", optional=True),
         Tensor("prompt_text_tokens", "INT32", (-1,), "token ids before the text", optional=True),
         Tensor("llm_prompt_tokens", "INT32", (-1,), "speech tokens of the prompt", optional=True),
         Tensor("seed", "INT64", (1,), "seed of the sampler", optional=True),

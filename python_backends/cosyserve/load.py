@@ -66,7 +66,7 @@ def load_llm_networks(settings: Settings) -> LlmNetworks:
 
 
 def load_decoder(settings: Settings) -> tuple[LlmConfig, Decoder]:
-    """The language model with a row for each of `llm_slots` sequences, on the runtime that the settings ask for."""
+    """The language model with the rows that an engine of `llm_slots` needs, on the runtime that is asked for."""
     if settings.llm_runtime == "gguf":
         try:
             from cosyserve.runtimes.gguf import load_decoder as load_gguf
@@ -81,7 +81,7 @@ def load_decoder(settings: Settings) -> tuple[LlmConfig, Decoder]:
         _torch_runs(weights, settings)
         return weights.config.llm, load_torch(weights, settings)
     networks = load_llm_networks(settings)
-    return networks.config, GraphDecoder(networks, settings.llm_slots)
+    return networks.config, GraphDecoder(networks, settings.llm_rows)
 
 
 def load_flow_networks(settings: Settings) -> FlowNetworks:

@@ -33,7 +33,7 @@ class Settings:
         precision: ``fp32``, ``bf16`` or ``fp16``: of the layers of llm and flow and of what they keep; not with onnx.
         threads: cores that one network call may use.
         max_streams: utterances in progress at once.
-        llm_slots: sequences in one LLM step.
+        llm_slots: sequences that the LLM speaks at once, also those that wait for the rest of their text.
         first_hop: fewest speech tokens in a segment's first audio chunk.
         max_hop: most speech tokens in one audio chunk.
         max_batch: streams in one call of flow or hift.
@@ -77,6 +77,11 @@ class Settings:
                 raise WeightsError(f"setting {name}: must be at least {least}")
         if self.max_streams > limits.MAX_STREAMS:
             raise WeightsError(f"setting max_streams: at most {limits.MAX_STREAMS}")
+
+    @property
+    def llm_rows(self) -> int:
+        """Rows of the LLM's decoder: one more than there are sequences, so that two can change places."""
+        return self.llm_slots + 1
 
     @property
     def folder(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def sequence(id: int, *, text: int = 4, prompt: int = 0, seed: int | None = None
 
 
 def engine_of(networks: LlmNetworks, slots: int) -> Engine:
-    return Engine(GraphDecoder(networks, slots), networks.config, slots)
+    return Engine(GraphDecoder(networks, slots + 1), networks.config, slots)
 
 
 @dataclass
@@ -361,6 +362,174 @@ def test_a_slot_can_be_used_again(llm_networks: LlmNetworks) -> None:
     said(engine, sequence(1, text=9, prompt=60)[0])
     short, _ = sequence(2, text=2)
     assert said(engine, short) == alone(llm_networks, short)
+
+
+def opened(id: int, *, prompt: int = 0) -> tuple[Sequence, Emitted, list[int]]:
+    """A sequence whose text is still to come, where its tokens go, and how many it had said at each pause."""
+    made, emitted = sequence(id, text=0, prompt=prompt)
+    pauses: list[int] = []
+    return replace(made, more=True, pause=lambda: pauses.append(len(emitted))), emitted, pauses
+
+
+def run_dry(engine: Engine) -> None:
+    """Steps until there is nothing to do, be it that all has ended or that text is awaited."""
+    for _ in range(2000):
+        if not engine.busy:
+            return
+        engine.step()
+    raise AssertionError("the engine does not come to rest")
+
+
+def text_of(length: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.int32]]:
+    return np.random.default_rng(seed).integers(0, 256, length).astype(np.int32)
+
+
+def told_at_once(networks: LlmNetworks, made: Sequence, text: np.ndarray[Any, np.dtype[np.int32]]) -> Emitted:
+    """What an open sequence says alone, when all its text is there from the start."""
+    engine, emitted = engine_of(networks, slots=1), list[int | None]()
+    engine.admit(replace(made, emit=emitted.append))
+    engine.add_text(made.id, text, more=False)
+    finish(engine)
+    return emitted
+
+
+def test_blocks_of_speech_follow_their_text() -> None:
+    engine, decoder = scripted(lambda position: position)
+    made, emitted, pauses = opened(1)
+    engine.admit(made)
+    engine.add_text(1, np.array([1, 2, 3, 4], np.int32), more=True)
+    assert not engine.busy
+    engine.add_text(1, np.array([5, 6], np.int32), more=True)
+    run_dry(engine)
+    speech = list(range(6, 21))
+    assert (emitted, pauses) == (speech, [15])
+    fed = [NUMBERS.start, 1, 2, 3, 4, 5, *(NUMBERS.speech + token for token in speech)]
+    assert list(decoder.rows.values()) == [fed]
+    engine.add_text(1, np.array([7], np.int32), more=True)
+    assert not engine.busy
+    engine.stop(1)
+    assert emitted == [*speech, None]
+    assert not decoder.rows
+
+
+def test_the_rest_of_the_text_is_followed_by_the_task_and_an_end() -> None:
+    engine, decoder = scripted(lambda position: CONFIG.end if position > 60 else position)
+    made, emitted, pauses = opened(1)
+    engine.admit(made)
+    engine.add_text(1, np.arange(12, dtype=np.int32), more=False)
+    fed: list[int] = []
+    while engine.busy:
+        engine.step()
+        fed = next(iter(decoder.rows.values()), fed)
+    assert pauses == []
+    assert fed[-12:] != fed
+    task = fed.index(NUMBERS.task)
+    assert fed[task - 2 : task] == [10, 11]
+    # Held at first although the text had ended: two blocks of 15, and what follows the task.
+    assert len(emitted) - 1 == 61 - (task + 1) + 30
+    assert emitted[-1] is None
+
+
+@pytest.mark.parametrize("special", [CONFIG.end, CONFIG.fill])
+def test_neither_an_end_nor_a_question_comes_before_its_time(special: int) -> None:
+    engine, _ = scripted(lambda position: special)
+    made, emitted, pauses = opened(1)
+    engine.admit(made)
+    engine.add_text(1, np.arange(10, dtype=np.int32), more=True)
+    run_dry(engine)
+    assert pauses == [30]
+    engine.add_text(1, np.arange(2, dtype=np.int32), more=False)
+    finish(engine)
+    assert emitted[-1] is None
+
+
+@pytest.mark.parametrize("shuffle", range(4))
+def test_open_sequences_do_not_depend_on_company_or_on_when_text_comes(llm_networks: LlmNetworks, shuffle: int) -> None:
+    random = np.random.default_rng(shuffle)
+    texts = {id: text_of(int(random.integers(1, 24)), id) for id in range(6)}
+    made = {id: opened(id, prompt=int(random.choice([0, 7, 40]))) for id in texts}
+    engine = engine_of(llm_networks, slots=4)
+    left = dict(texts)
+    for one, _, _ in made.values():
+        engine.admit(one)
+    company, heard = sequence(9, text=4, prompt=70)
+    for step in itertools.count():
+        if step == 20:
+            engine.admit(company)
+        if left and random.random() < 0.4:
+            id = int(random.choice(list(left)))
+            count = int(random.integers(0, 6))
+            engine.add_text(id, left[id][:count], more=len(left[id]) > count)
+            left[id] = left[id][count:]
+            if not len(left[id]):
+                del left[id]
+        engine.step()
+        if not left and not engine.busy:
+            break
+    assert heard == alone(llm_networks, company)
+    for id, (one, emitted, _) in made.items():
+        assert emitted == told_at_once(llm_networks, one, texts[id])
+
+
+def test_a_sequence_that_waits_costs_the_others_nothing() -> None:
+    engine, decoder = scripted(lambda position: position, slots=3)
+    slow, said_slowly, _ = opened(1)
+    engine.admit(slow)
+    engine.add_text(1, np.arange(5, dtype=np.int32), more=True)
+    others = [sequence(id, text=9) for id in (2, 3)]
+    for one, _ in others:
+        engine.admit(one)
+    for _ in range(25):
+        engine.step()
+    assert len(said_slowly) == 15
+    decoder.calls.clear()
+    engine.step()
+    assert decoder.calls == [(2, 1)]
+    finish(engine)
+    assert [len(emitted) - 1 for _, emitted in others] == [180, 180]
+    engine.add_text(1, np.arange(5, dtype=np.int32), more=True)
+    run_dry(engine)
+    assert len(said_slowly) == 30
+
+
+def test_a_sequence_that_has_not_begun_takes_no_slot() -> None:
+    engine, _ = scripted(lambda position: position)
+    silent, nothing, _ = opened(1)
+    engine.admit(silent)
+    speaks, emitted = sequence(2)
+    engine.admit(speaks)
+    finish(engine)
+    assert len(emitted) == 81
+    engine.stop(1)
+    assert nothing == [None]
+
+
+def test_the_last_phase_is_cut_when_it_outgrows_the_text() -> None:
+    cuts: list[None] = []
+    engine, _ = scripted(lambda position: position)
+    engine.on_cut = lambda: cuts.append(None)
+    made, emitted, _ = opened(1)
+    engine.admit(made)
+    engine.add_text(1, np.arange(6, dtype=np.int32), more=False)
+    finish(engine)
+    assert len(emitted) - 1 == 15 + 20 * 6
+    assert len(cuts) == 1
+
+
+def test_text_for_a_sequence_that_ended_is_ignored_and_after_its_end_refused() -> None:
+    engine, _ = scripted(lambda position: position)
+    engine.add_text(7, text_of(3), more=True)
+    made, _, _ = opened(1)
+    engine.admit(made)
+    engine.add_text(1, text_of(3), more=False)
+    with pytest.raises(InvalidInput, match="after the end"):
+        engine.add_text(1, text_of(3), more=True)
+    whole, _ = sequence(2)
+    engine.admit(whole)
+    with pytest.raises(InvalidInput, match="after the end"):
+        engine.add_text(2, text_of(3), more=True)
+    with pytest.raises(InvalidInput, match=r"text_tokens.*outside"):
+        engine.add_text(1, np.array([CONFIG.vocab], np.int32), more=True)
 
 
 def test_clear_forgets_in_silence() -> None:

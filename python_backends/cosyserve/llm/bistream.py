@@ -35,6 +35,10 @@ class Interleaver:
             speech that still waits for text is dropped when the text ends, a prompt of whole blocks is spoken on
             without a block of text, and so is a prefix without a prompt. The server does none of it: prompt speech
             left over follows the task, as in a sequence whose text is known.
+
+    Attributes:
+        ended: no more text follows.
+        open: the last phase has not begun.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class Interleaver:
         block = config.mix_ratio[1]
         self._next_fill = block - len(self._speech) % block
         self._text_is_due = not (as_upstream and len(self._input) > 1)
-        self._text_ended = False
+        self.ended = False
         self.open = True
 
     def add(self, text_ids: Iterable[int]) -> None:
@@ -66,7 +70,7 @@ class Interleaver:
 
     def end(self) -> None:
         """No more text follows."""
-        self._text_ended = True
+        self.ended = True
 
     def next(self) -> Piece | None:
         """What to feed next, which is not to be asked before it was fed and its token taken; None: more text first.
@@ -75,7 +79,7 @@ class Interleaver:
         """
         self._place_blocks()
         if self.open and (self._speech or self._text_is_due):
-            if not self._text_ended:
+            if not self.ended:
                 return None
             self._place_rest()
         ids, self._input = self._input, []

@@ -46,15 +46,20 @@ class Numbering:
         Raises:
             InvalidInput: an id lies outside its vocabulary.
         """
-        for name, ids, size in (
-            ("prompt_text_tokens", prompt_text, self.config.vocab),
-            ("text_tokens", text, self.config.vocab),
-            ("llm_prompt_tokens", prompt_speech, self.config.speech_tokens),
-        ):
-            if np.any((ids < 0) | (ids >= size)):
-                raise InvalidInput(name, f"holds an id outside 0..{size - 1}")
+        self.check(prompt_text_tokens=prompt_text, text_tokens=text, llm_prompt_tokens=prompt_speech)
         start, task = np.asarray([[self.start], [self.task]], np.int64)
         return np.concatenate([start, prompt_text, text, task, prompt_speech + np.int64(self.speech)], dtype=np.int64)
+
+    def check(self, **given: NDArray[np.int32]) -> None:
+        """Refuses ids outside their vocabulary: text ids but for those called ``llm_prompt_tokens``.
+
+        Raises:
+            InvalidInput: naming them.
+        """
+        for name, ids in given.items():
+            size = self.config.speech_tokens if name == "llm_prompt_tokens" else self.config.vocab
+            if np.any((ids < 0) | (ids >= size)):
+                raise InvalidInput(name, f"holds an id outside 0..{size - 1}")
 
 
 class Scores(Protocol):

@@ -139,11 +139,11 @@ class GgufDecoder:
 
 
 def load_decoder(weights: Weights, settings: Settings) -> GgufDecoder:
-    """The language model with a row for each of `llm_slots` sequences.
+    """The language model with the rows that an engine of `llm_slots` sequences needs.
 
     Raises:
         WeightsError: the weights were prepared without it.
     """
     if "llm.gguf" not in weights.manifest["files"]:
         raise WeightsError("llm.gguf is not in the weights folder: prepare the bundle with `--llm-gguf q8_0`")
-    return GgufDecoder(weights.file("llm.gguf"), Embeddings.load(weights), settings.llm_slots, settings.threads)
+    return GgufDecoder(weights.file("llm.gguf"), Embeddings.load(weights), settings.llm_rows, settings.threads)

@@ -63,13 +63,15 @@ class Llm:
         utterance = int(inputs["utterance"][0])
         if "stop" in inputs:
             return lambda: self._stop(utterance, sender)
-        if "text_tokens" in inputs:
+        if "seed" in inputs:
             return self._start(inputs, sender)
+        if "text_tokens" in inputs:
+            return lambda: self._add(utterance, inputs, sender)
         return lambda: self._more(utterance, sender)
 
     def _start(self, inputs: Tensors, sender: Any) -> Callable[[], None]:
-        if "seed" not in inputs:
-            raise InvalidInput("seed", "is required")
+        if "text_tokens" not in inputs:
+            raise InvalidInput("text_tokens", "is required")
         spoken = Utterance(self._tokens)
         none = np.zeros(0, np.int32)
         sequence = Sequence(
@@ -80,6 +82,8 @@ class Llm:
             seed=int(inputs["seed"][0]),
             emit=spoken.emit,
             fail=spoken.fail,
+            more=_more_follows(inputs),
+            pause=spoken.hurry,
         )
 
         def order() -> None:
@@ -94,8 +98,20 @@ class Llm:
                 spoken.fail(error)
                 return
             self._live[sequence.id] = spoken
+            if sequence.more:
+                spoken.hurry()
 
         return order
+
+    def _add(self, utterance: int, inputs: Tensors, sender: Any) -> None:
+        try:
+            self._engine.add_text(utterance, inputs["text_tokens"].astype(np.int32), more=_more_follows(inputs))
+        except InvalidInput as error:
+            sender.send(failure(error), flags=FINAL)
+            return
+        sender.send(_answer([], final=False), flags=FINAL)
+        if utterance in self._live:
+            self._live[utterance].hurry()
 
     def _more(self, utterance: int, sender: Any) -> None:
         if utterance in self._live:
@@ -158,6 +174,7 @@ class Utterance:
     told: bool = False  # its end, or what went wrong with it
     _tokens: list[int] = field(default_factory=list)
     _ended: bool = False
+    _hurried: bool = False
     _error: Exception | None = None
     _asker: Any = None
     _answered: float = 0.0
@@ -183,22 +200,31 @@ class Utterance:
             self._tokens.append(token)
         self._answer()
 
+    def hurry(self) -> None:
+        """Answer now, or whoever asks next, however little there is: more may take long, or is about to be said."""
+        self._hurried = True
+        self._answer()
+
     def fail(self, error: Exception) -> None:
         """End with an error."""
         self._error = error
         self._answer()
 
     def _answer(self) -> None:
-        ready = self._ended or self._error or len(self._tokens) >= GROUP
+        ready = self._ended or self._error or self._hurried or len(self._tokens) >= GROUP
         if self._asker is None or self.told or not ready:
             return
         sender, self._asker, self._answered = self._asker, None, time.monotonic()
-        self.told = self._ended or self._error is not None
+        self.told, self._hurried = self._ended or self._error is not None, False
         self.counter.add(len(self._tokens))
         answer = failure(self._error) if self._error else _answer(self._tokens, final=self._ended)
         self._tokens = []
         with suppress(Exception):  # a client that cannot be told is gone
             sender.send(answer, flags=FINAL)
+
+
+def _more_follows(inputs: Tensors) -> bool:
+    return "more" in inputs and bool(inputs["more"][0])
 
 
 def _answer(tokens: list[int], *, final: bool) -> Any:

@@ -34,7 +34,7 @@ class TorchDecoder:
     Args:
         module: in float32, on `device`; changed to `dtype`, its head excepted.
         embeddings: all tables in the merged numbering, [ids, hidden], in `dtype`, on `device`.
-        rows: most sequences.
+        rows: most sequences in a step; there is one row more, so that two can change places.
         dtype: precision of the layers and of keys and values. Logits are float32.
     """
 
@@ -52,8 +52,8 @@ class TorchDecoder:
         self._embeddings = embeddings
         self._config = config
         self._batches = (*(step for step in BATCH if step < rows), rows)
-        self._scratch = rows  # one row more, for what rows that only fill up a batch write
-        shape = (rows + 1, config.kv_heads, CAPACITIES[-1], config.head_dim)
+        self._scratch = rows + 1  # the last row, for what rows that only fill up a batch write
+        shape = (rows + 2, config.kv_heads, CAPACITIES[-1], config.head_dim)
         self._k = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
         self._v = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
         self._step = Captured(self.run_step, device)
