@@ -129,11 +129,12 @@ class Rounds:
     def finish(self, call: Call) -> None:
         """Go on with the tasks of a call that has run; then who waited for others looks again."""
         live = [task for task in call.tasks if task in self._tasks]
+        error, call.error = call.error, None  # an error knows the frame that knows the call
         for task in live:
             task.called = False
-            if call.error is not None:
+            if error is not None:
                 self._end(task)
-                task.failed(call.error)
+                task.failed(error)
             else:
                 self._go_on(task, call.results[call.tasks.index(task)])
         self._wake()

@@ -151,6 +151,7 @@ class Sessions:
     def _forget(self, sequence: int) -> None:
         live = self._live.pop(sequence, None)
         if live is not None:
+            live.task = None  # it refers back: the state that its job holds would wait for the cycle collector
             live.session.close()
 
     def _drop_idle(self) -> None:

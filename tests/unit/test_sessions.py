@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -216,6 +218,24 @@ def test_a_start_replaces_what_was_left_of_an_earlier_sequence(
     assert closings(opener) == [1, 0]
     assert earlier.sums == ([] if in_progress else [5])
     assert [type(error) for error in earlier.errors] == [Cancelled] * in_progress
+
+
+@pytest.mark.parametrize("ending", ["abandoned", "failed"])
+def test_an_ended_sequence_is_gone_without_the_cycle_collector(
+    sessions: Sessions, opener: Opener, ending: str
+) -> None:
+    """It holds its caches, and the collector may not run for hours."""
+    answers = submit(sessions, 7, 5 if ending == "abandoned" else 13, start=True)
+    held = weakref.ref(opener.opened.pop())
+    gc.disable()
+    try:
+        if ending == "abandoned":
+            submit(sessions, 7, 0, end=True)
+        finish(sessions)
+        answers.errors.clear()  # an exception holds the frames that it went through
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_a_failing_step_ends_its_sequence_only(sessions: Sessions, opener: Opener) -> None:

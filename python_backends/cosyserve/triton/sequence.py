@@ -53,6 +53,7 @@ class SequenceModel:
         self._sessions = Sessions(self.load(settings), SEQUENCE_IDLE_SECONDS, settings.max_batch)
         self._held = Instrument(self.held)
         self._lanes = settings.lanes if settings.runtime == "onnx" else 1
+        self._running = 0
         self._pool = ThreadPoolExecutor(self._lanes, thread_name_prefix=f"{self.model.name}-call")
         self._events: queue.SimpleQueue[Step | Call | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=self.model.name, daemon=True)
@@ -97,17 +98,27 @@ class SequenceModel:
         )
 
     def _run(self) -> None:
-        running = 0
-        while (event := self._events.get()) is not None:
-            if isinstance(event, Call):
-                running -= 1
-                self._sessions.finish(event)
-            else:
-                self._sessions.submit(event)
-            while running < self._lanes and self._events.empty() and (call := self._sessions.call()):
-                running += 1
-                self._pool.submit(self._compute, call)
-            self._show()
+        while self._take_turn():
+            pass
+
+    def _take_turn(self) -> bool:
+        """Wait for what happens next and go on from there. False: the server shuts down.
+
+        Nothing of a turn is kept while the next one is waited for: a call holds the states of its streams.
+        """
+        event = self._events.get()
+        if event is None:
+            return False
+        if isinstance(event, Call):
+            self._running -= 1
+            self._sessions.finish(event)
+        else:
+            self._sessions.submit(event)
+        while self._running < self._lanes and self._events.empty() and (call := self._sessions.call()):
+            self._running += 1
+            self._pool.submit(self._compute, call)
+        self._show()
+        return True
 
     def _compute(self, call: Call) -> None:
         call.run()
