@@ -221,9 +221,7 @@ def test_a_start_replaces_what_was_left_of_an_earlier_sequence(
 
 
 @pytest.mark.parametrize("ending", ["abandoned", "failed"])
-def test_an_ended_sequence_is_gone_without_the_cycle_collector(
-    sessions: Sessions, opener: Opener, ending: str
-) -> None:
+def test_an_ended_sequence_is_gone_without_the_cycle_collector(sessions: Sessions, opener: Opener, ending: str) -> None:
     """It holds its caches, and the collector may not run for hours."""
     answers = submit(sessions, 7, 5 if ending == "abandoned" else 13, start=True)
     held = weakref.ref(opener.opened.pop())
