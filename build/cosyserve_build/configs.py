@@ -18,6 +18,7 @@ HEADER = "# Rendered from cosyserve/contracts.py by `make configs`; edit that.\n
 
 PARAMETERS: dict[str, dict[str, str]] = {
     "tts": {"max_streams": str(MAX_STREAMS), "first_hop": "25", "max_hop": "100", "sample_rate": "24000"},
+    "voices": {},
     "frontend": {"threads": "1"},
     "llm": {"threads": "1", "llm_slots": str(MAX_LLM_SLOTS)},
     "flow": {"threads": "1", "flow_cache_mib": "8192"},

@@ -108,17 +108,15 @@ def _write(
     for voice in voices_from_spk2info(speakers):
         store.save(voice)
         report(f"voice {voice.name}: imported")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    # Voices come and go, and each file has a checksum of its own.
+    files = sorted(path for path in folder.iterdir() if path.is_file())
     manifest = {
         "format": FORMAT,
         "random": _random(opened.folder),
         "tools": {tool: version(tool) for tool in TOOLS},
         "model": config.to_dict(),
         "graphs": graphs,
-        "files": {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-            for path in files
-        },
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
 

@@ -3,6 +3,7 @@
 from cosyserve_client.aio import AsyncClient, AsyncSpeechStream
 from cosyserve_client.audio import WavWriter, read_prompt, read_source
 from cosyserve_client.errors import (
+    AlreadyExists,
     Cancelled,
     ConnectFailed,
     CosyServeClientError,
@@ -16,9 +17,10 @@ from cosyserve_client.errors import (
     Unimplemented,
 )
 from cosyserve_client.sync import Client, SpeechStream
-from cosyserve_client.types import AudioChunk, Speech, SpeechOptions, SpeechRequest
+from cosyserve_client.types import AudioChunk, Speech, SpeechOptions, SpeechRequest, Voice
 
 __all__ = [
+    "AlreadyExists",
     "AsyncClient",
     "AsyncSpeechStream",
     "AudioChunk",
@@ -38,6 +40,7 @@ __all__ = [
     "StreamTruncated",
     "Unavailable",
     "Unimplemented",
+    "Voice",
     "WavWriter",
     "read_prompt",
     "read_source",

@@ -5,6 +5,7 @@ CosyServeClientError
   StreamTruncated            the stream ended without a response marked final: audio is missing
   ServerError                the server refused or broke off; ``code`` is the gRPC status name
     InvalidArgument          a field is wrong; the message starts with its name (also raised before any call)
+    AlreadyExists            a voice of that name is registered
     NotFound                 no such voice, or the server has no model ``tts``
     Unavailable              every stream of the server is taken, or it went away
     Cancelled                the stream was closed, here or there
@@ -49,6 +50,10 @@ class InvalidArgument(ServerError):
     """A field of the request is missing, malformed or out of bounds; the message starts with its name."""
 
 
+class AlreadyExists(ServerError):
+    """A voice of that name is registered already; remove or replace it."""
+
+
 class NotFound(ServerError):
     """No such voice, or no such model."""
 
@@ -75,6 +80,7 @@ class Internal(ServerError):
 
 _BY_CODE: dict[str, type[ServerError]] = {
     "INVALID_ARGUMENT": InvalidArgument,
+    "ALREADY_EXISTS": AlreadyExists,
     "NOT_FOUND": NotFound,
     "UNAVAILABLE": Unavailable,
     "CANCELLED": Cancelled,

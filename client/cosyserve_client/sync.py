@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2_grpc
 
 from cosyserve_client import wire
@@ -18,7 +20,7 @@ from cosyserve_client.errors import (
     Unavailable,
     from_status,
 )
-from cosyserve_client.types import AudioChunk, Speech, SpeechRequest
+from cosyserve_client.types import AudioChunk, Speech, SpeechRequest, Voice, VoiceRequest
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -102,14 +104,64 @@ class Client:
         """All the audio of `text`; raises what `stream` raises."""
         return Speech.join(list(self.stream(text, **options)))
 
+    def add_voice(
+        self,
+        name: str,
+        prompt_audio: NDArray[np.float32],
+        prompt_sample_rate: int,
+        *,
+        prompt_text: str | None = None,
+        consent: str | None = None,
+        replace: bool = False,
+    ) -> Voice:
+        """Registers a voice.
+
+        Args:
+            name: letters, digits and ``_``, with blanks, dots and hyphens between them.
+            prompt_audio: mono float32 [samples] in -1..1.
+            prompt_sample_rate: in Hz.
+            prompt_text: what is said in it; without it the voice speaks as in mode cross_lingual.
+            consent: a note on the speaker's consent.
+            replace: whether it may take the place of another voice of that name.
+
+        Raises:
+            AlreadyExists, InvalidArgument, Unavailable (too many voices), Unimplemented (the folder is read-only).
+        """
+        request = VoiceRequest(
+            action="register",
+            voice=name,
+            prompt_audio=prompt_audio,
+            prompt_sample_rate=prompt_sample_rate,
+            prompt_text=prompt_text,
+            consent=consent,
+            replace=replace,
+        )
+        return (self._voices(request))[0]
+
+    def list_voices(self) -> list[Voice]:
+        """All registered voices, sorted by name."""
+        return self._voices(VoiceRequest(action="list"))
+
+    def show_voice(self, name: str) -> Voice:
+        """One voice; `NotFound` when there is none of that name."""
+        return (self._voices(VoiceRequest(action="describe", voice=name)))[0]
+
+    def remove_voice(self, name: str) -> Voice:
+        """Deletes a voice, and tells what it was; speech in progress goes on. `NotFound` when there is none."""
+        return (self._voices(VoiceRequest(action="delete", voice=name)))[0]
+
+    def _voices(self, request: VoiceRequest) -> list[Voice]:
+        message = wire.voices_request(request)
+        return wire.voices(self._unary("ModelInfer", message, wire.VOICE_TIMEOUT_SECONDS))
+
     def _open(self, request: SpeechRequest) -> Any:
         return self._connected().ModelStreamInfer(
             iter([wire.infer_request(request)]), metadata=wire.HEADERS, timeout=self._stream_timeout
         )
 
-    def _unary(self, method: str, request: Any) -> Any:
+    def _unary(self, method: str, request: Any, seconds: float = wire.UNARY_TIMEOUT_SECONDS) -> Any:
         try:
-            return getattr(self._connected(), method)(request, timeout=wire.UNARY_TIMEOUT_SECONDS)
+            return getattr(self._connected(), method)(request, timeout=seconds)
         except grpc.RpcError as error:
             raise _error(error) from None
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from cosyserve.contracts import TTS, Tensor
+from cosyserve.contracts import TTS, VOICES, Model, Tensor
 from cosyserve_client.errors import invalid
 
 if TYPE_CHECKING:
@@ -85,8 +85,29 @@ class SpeechRequest:
 
     def tensors(self) -> list[tuple[Tensor, NDArray[Any]]]:
         """The inputs of model ``tts`` that are set, each with its array in the dtype of its contract."""
-        present = [(tensor, getattr(self, tensor.name)) for tensor in TTS.inputs]
-        return [(tensor, _array(tensor, value)) for tensor, value in present if value is not None]
+        return _set_inputs(self, TTS)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class VoiceRequest:
+    """One request to model ``voices``: its inputs, None where one is not sent. Raises as `SpeechRequest`."""
+
+    action: str
+    voice: str | None = None
+    prompt_audio: NDArray[np.float32] | None = None
+    prompt_sample_rate: int | None = None
+    prompt_text: str | None = None
+    consent: str | None = None
+    replace: bool | None = None
+
+    def tensors(self) -> list[tuple[Tensor, NDArray[Any]]]:
+        """The inputs that are set, as `SpeechRequest.tensors`."""
+        return _set_inputs(self, VOICES)
+
+
+def _set_inputs(request: object, model: Model) -> list[tuple[Tensor, NDArray[Any]]]:
+    present = [(tensor, getattr(request, tensor.name)) for tensor in model.inputs]
+    return [(tensor, _array(tensor, value)) for tensor, value in present if value is not None]
 
 
 def _array(tensor: Tensor, value: object) -> NDArray[Any]:
@@ -140,6 +161,27 @@ class Word:
 
     text: str
     start: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Voice:
+    """What the server knows of a registered voice.
+
+    Attributes:
+        name: what requests call it.
+        prompt_text: transcript of its prompt; empty when none is known.
+        prompt_seconds: length of its prompt.
+        digest: SHA-256 of its content.
+        consent: note on the speaker's consent; may be empty.
+        created: when it was registered, ISO 8601 in UTC; empty for a voice of the bundle.
+    """
+
+    name: str
+    prompt_text: str
+    prompt_seconds: float
+    digest: str
+    consent: str
+    created: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,6 +6,7 @@ connection and does not report a stream that just ends, and its asyncio client p
 
 from __future__ import annotations
 
+import json
 import random
 import struct
 import uuid
@@ -15,10 +16,10 @@ from typing import Any
 from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import InferenceServerException
 
-from cosyserve.contracts import TTS
+from cosyserve.contracts import TTS, VOICES, Model
 from cosyserve.limits import MAX_MESSAGE_BYTES
 from cosyserve_client.errors import CosyServeClientError, ServerError, StreamTruncated
-from cosyserve_client.types import AudioChunk, SpeechRequest, Word
+from cosyserve_client.types import AudioChunk, SpeechRequest, Voice, VoiceRequest, Word
 
 HEADERS = (("triton_grpc_error", "true"),)
 """Without it Triton's streaming errors carry no status code."""
@@ -28,6 +29,9 @@ STREAM_TIMEOUT_SECONDS = 600.0
 
 UNARY_TIMEOUT_SECONDS = 10.0
 """Longest wait for a readiness or configuration answer."""
+
+VOICE_TIMEOUT_SECONDS = 60.0
+"""Longest wait for an answer about voices: to register one, the server listens to its prompt."""
 
 KEEPALIVE_SECONDS = 300.0
 """Default between pings on a silent connection: Triton drops clients that ping more often than this."""
@@ -71,7 +75,25 @@ def sample_rate(response: Any) -> int:
 
 def infer_request(request: SpeechRequest) -> Any:
     """The ``ModelInferRequest`` that starts an utterance, under a fresh request id."""
-    message = service_pb2.ModelInferRequest(model_name=TTS.name, id=str(uuid.uuid4()))
+    return _message(TTS, request)
+
+
+def voices_request(request: VoiceRequest) -> Any:
+    """The ``ModelInferRequest`` for model ``voices``."""
+    return _message(VOICES, request)
+
+
+def voices(response: Any) -> list[Voice]:
+    """The voices that a ``ModelInferResponse`` of model ``voices`` describes."""
+    (output,) = VOICES.outputs
+    described = InferResult(response).as_numpy(output.name)
+    if described is None:
+        raise CosyServeClientError(f"the server sent a response without {output.name}")
+    return [Voice(**json.loads(each)) for each in described]
+
+
+def _message(model: Model, request: SpeechRequest | VoiceRequest) -> Any:
+    message = service_pb2.ModelInferRequest(model_name=model.name, id=str(uuid.uuid4()))
     for tensor, array in request.tensors():
         message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=array.shape)
         content = b"".join(map(_length_prefixed, array)) if tensor.dtype == "BYTES" else array.tobytes()

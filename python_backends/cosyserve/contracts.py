@@ -142,7 +142,10 @@ FRONTEND = Model(
     "frontend",
     Scheduling.PLAIN,
     "Checks a request and turns it into model inputs: text segments to token ids, prompt audio to features.",
-    inputs=tuple(t for t in TTS.inputs if t.name not in ("seed", "stream", "timestamps")),
+    inputs=(
+        *(t for t in TTS.inputs if t.name not in ("seed", "stream", "timestamps")),
+        Tensor("listen", "BOOL", (1,), "given: the voice of prompt_audio is wanted, and no text", optional=True),
+    ),
     outputs=(
         Tensor("text_tokens", "INT32", (-1,), "token ids of all segments, one after another"),
         Tensor("speech_tokens", "INT32", (-1,), "speech tokens of source_audio, instead of text (mode vc)"),
@@ -151,6 +154,31 @@ FRONTEND = Model(
         Tensor("prompt_text_tokens", "INT32", (-1,), "token ids before the text: transcript or instruction"),
         Tensor("llm_prompt_tokens", "INT32", (-1,), "speech tokens of the prompt, for the LLM"),
         *(Tensor(t.name, t.dtype, t.dims, t.doc) for t in _VOICE),
+    ),
+    computes=False,
+)
+
+ACTIONS = ("register", "list", "describe", "delete")
+"""Values of the ``action`` input of `VOICES`."""
+
+VOICES = Model(
+    "voices",
+    Scheduling.PLAIN,
+    "Registers, lists, describes and deletes voices. The answer describes those it is about, deleted ones included.",
+    inputs=(
+        Tensor("action", "BYTES", (1,), "register, list, describe or delete"),
+        Tensor("voice", "BYTES", (1,), "name; required but for list", optional=True),
+        *(TTS.input(name) for name in ("prompt_audio", "prompt_sample_rate", "prompt_text")),
+        Tensor("consent", "BYTES", (1,), "note on the speaker's consent, UTF-8", optional=True),
+        Tensor("replace", "BOOL", (1,), "true: register may take the place of another voice", optional=True),
+    ),
+    outputs=(
+        Tensor(
+            "voices",
+            "BYTES",
+            (-1,),
+            "a JSON object for each: name, prompt_text, prompt_seconds, digest, consent, created (ISO 8601, UTC)",
+        ),
     ),
     computes=False,
 )
@@ -239,5 +267,5 @@ TOKEN2WAV = Model(
     ),
 )
 
-MODELS = (TTS, FRONTEND, LLM, FLOW, HIFT, TOKEN2WAV)
+MODELS = (TTS, VOICES, FRONTEND, LLM, FLOW, HIFT, TOKEN2WAV)
 """All models, entry first."""

@@ -3,6 +3,7 @@
     CosyServeError                 code
       InvalidInput                 INVALID_ARGUMENT   a request field is wrong; the message starts with its name
       VoiceNotFound                NOT_FOUND          no such registered voice
+      VoiceExists                  ALREADY_EXISTS     a voice of that name is registered
       Overloaded                   UNAVAILABLE        every slot is taken; try again or elsewhere
       Unsupported                  UNIMPLEMENTED      a valid request that this server or bundle cannot serve
       Cancelled                    CANCELLED          the client went away
@@ -42,6 +43,12 @@ class VoiceNotFound(CosyServeError):
     """The named voice is not registered."""
 
     code = "NOT_FOUND"
+
+
+class VoiceExists(CosyServeError):
+    """A voice of that name is registered already."""
+
+    code = "ALREADY_EXISTS"
 
 
 class Overloaded(CosyServeError):

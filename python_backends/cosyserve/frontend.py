@@ -36,8 +36,8 @@ TokenizerSession = Callable[[Float32, Int32], NDArray[Any]]
 class Voices(Protocol):
     """Where registered voices come from."""
 
-    def list(self) -> list[str]:
-        """All names; the first is the default voice."""
+    def default(self) -> str | None:
+        """Name of the voice for requests that name none; None when there is no voice."""
 
     def get(self, name: str) -> Voice:
         """The voice; ``VoiceNotFound`` when there is none."""
@@ -151,6 +151,27 @@ class Frontend:
             speaker_embedding=voice.speaker_embedding,
         )
 
+    def listen(self, request: Request) -> Utterance:
+        """The voice of a request's prompt, and nothing to say: for registration.
+
+        Raises:
+            InvalidInput: the prompt is missing or wrong.
+        """
+        if request.prompt_audio is None:
+            raise InvalidInput("prompt_audio", "is required")
+        _check_optional_text("prompt_text", request.prompt_text, limits.MAX_PROMPT_TEXT_CHARS)
+        voice = self._voice(request)
+        return Utterance(
+            segments=[],
+            texts=[],
+            speech=[],
+            prompt_text_tokens=_NO_TOKENS,
+            llm_prompt_tokens=voice.llm_prompt_tokens,
+            flow_prompt_tokens=voice.flow_prompt_tokens,
+            prompt_mel=voice.prompt_mel,
+            speaker_embedding=voice.speaker_embedding,
+        )
+
     def voice_of(self, samples: NDArray[Any], rate: int, *, name: str = "", prompt_text: str = "") -> Voice:
         """The voice in some prompt audio.
 
@@ -213,10 +234,10 @@ class Frontend:
         )
 
     def _default_voice(self) -> str:
-        names = self._voices.list()
-        if not names:
+        name = self._voices.default()
+        if name is None:
             raise InvalidInput("voice", "is missing and this server has no voice; give prompt_audio")
-        return names[0]
+        return name
 
     def _prompt_text_tokens(self, mode: str, instruct: str | None, voice: Voice) -> Int32:
         encode = self._tokenizer.encode_user

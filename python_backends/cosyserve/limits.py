@@ -45,7 +45,16 @@ MAX_SOURCE_SEGMENT_SECONDS = 30.0
 """Longest piece of it that is converted as a whole: the window of the speech tokenizer."""
 
 CACHED_PROMPTS = 32
-"""Inline prompts whose features are kept; each takes up to 0.5 MB."""
+"""Inline prompts, and registered voices, whose features are kept; each takes up to 0.5 MB."""
+
+MAX_VOICES = 1000
+"""Registered voices: each takes up to 0.5 MB of disk, and listing them opens every file."""
+
+MAX_CONSENT_CHARS = 1024
+"""Characters of the note on a speaker's consent: a paragraph, a link, a reference."""
+
+FRONTEND_THREADS = 4
+"""Requests that the frontend works on at once, so that a long source or prompt holds up no short text."""
 
 MIN_TOKENS_PER_TEXT_TOKEN = 2
 """Speech tokens per text token before an end is allowed (upstream llm.py :: inference)."""

@@ -54,8 +54,13 @@ def load_frontend(settings: Settings) -> Frontend:
         Tokenizer.load(weights.file("tokenizer.json")),
         speaker.first,
         tokenizer.first,
-        VoiceStore(weights.folder / "voices"),
+        load_voices(weights),
     )
+
+
+def load_voices(weights: Weights) -> VoiceStore:
+    """Registered voices."""
+    return VoiceStore(weights.folder / "voices")
 
 
 def load_llm_networks(settings: Settings) -> LlmNetworks:

@@ -1,15 +1,20 @@
-"""Registered voices: what the models need of a speaker, stored as ``<name>.safetensors`` and ``<name>.json``."""
+"""Registered voices: what the models need of a speaker, stored as ``<name>.safetensors``."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +22,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from cosyserve import limits
-from cosyserve.errors import BundleError, InvalidInput, VoiceNotFound, WeightsError
+from cosyserve.errors import (
+    BundleError,
+    InvalidInput,
+    Overloaded,
+    Unsupported,
+    VoiceExists,
+    VoiceNotFound,
+    WeightsError,
+)
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
@@ -25,6 +38,12 @@ Float32 = NDArray[np.float32]
 # Letters of Latin, Chinese, Japanese and Korean; a name is also a file name.
 _LETTERS = "A-Za-z0-9_\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _NAME = re.compile(f"[{_LETTERS}](?:[{_LETTERS} .-]*[{_LETTERS}])?")
+
+
+SUFFIX = ".safetensors"
+
+_DESCRIPTION = "voice"
+"""Entry of the file's header that holds a voice's description in JSON."""
 
 
 def _no_tokens() -> Int32:
@@ -91,13 +110,38 @@ _DTYPES: dict[str, type[np.generic]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What is known of a voice besides its tensors.
+
+    Attributes:
+        name: what requests call it.
+        prompt_tokens: speech tokens of its prompt.
+        prompt_text: transcript; empty when none is known.
+        digest: see `Voice.digest`.
+        consent: what is known of the speaker's consent.
+        created: when it was registered, ISO 8601 in UTC; empty for a voice of the bundle.
+    """
+
+    name: str
+    prompt_tokens: int
+    prompt_text: str
+    digest: str
+    consent: str
+    created: str
+
+
 def is_voice_name(name: str) -> bool:
     """Letters (Latin, Chinese, Japanese, Korean), digits and ``_``, with blanks, dots and hyphens between them."""
     return len(name) <= limits.MAX_VOICE_NAME_CHARS and _NAME.fullmatch(name) is not None
 
 
 class VoiceStore:
-    """The voices of one folder. A voice is read when first asked for, and again after its file has changed.
+    """The voices of one folder, which any number of processes and replicas may share.
+
+    A voice is one file, so whoever reads it sees all of one version: safetensors with a description in its header. A
+    new file is linked into place or moved over the old one, both in one step. What was read stays in memory and is
+    read again after its file has changed.
 
     Args:
         folder: need not exist before the first `save`.
@@ -105,74 +149,188 @@ class VoiceStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._read: dict[str, tuple[tuple[int, int], Voice]] = {}
+        self._read: OrderedDict[str, tuple[tuple[int, int], Voice]] = OrderedDict()
+        self._lock = Lock()
 
     def list(self) -> list[str]:
         """Names of all voices, sorted."""
-        names = (os.fsencode(file.stem).decode("utf-8", "replace") for file in self._folder.glob("*.json"))
+        names = (os.fsencode(file.stem).decode("utf-8", "replace") for file in self._folder.glob(f"*{SUFFIX}"))
         return sorted(filter(is_voice_name, names))
+
+    def default(self) -> str | None:
+        """The oldest voice, whose place no new one takes; None when there is none."""
+        oldest = min(self.cards(), key=lambda card: (card.created, card.name), default=None)
+        return oldest.name if oldest else None
+
+    def cards(self) -> Sequence[Card]:
+        """What is known of each voice, sorted by name; damaged ones and those deleted meanwhile are left out."""
+        cards = []
+        for name in self.list():
+            with suppress(VoiceNotFound, WeightsError):
+                cards.append(self.card(name))
+        return cards
+
+    def card(self, name: str) -> Card:
+        """What is known of a voice; raises as `get`."""
+        with self._open(name) as file, _readable(name):
+            return _card(name, _header(file))
 
     def get(self, name: str) -> Voice:
         """The voice of that name.
 
         Raises:
             VoiceNotFound: there is none.
-            WeightsError: its files are damaged.
+            WeightsError: its file is damaged.
         """
-        try:
-            found = self._file(name, ".json").stat() if is_voice_name(name) else None
-        except FileNotFoundError:
-            found = None
-        if found is None:
-            raise VoiceNotFound(f"no voice named {name[: limits.MAX_VOICE_NAME_CHARS]!r}")
-        # The clock of a file system is coarse; a replaced file also has another inode.
-        version = (found.st_mtime_ns, found.st_ino)
-        known = self._read.get(name)
-        if known is None or known[0] != version:
-            known = self._read[name] = (version, self._load(name))
+        with self._open(name) as file:
+            found = os.fstat(file.fileno())
+            # The clock of a file system is coarse; a replaced file also has another inode.
+            version = (found.st_mtime_ns, found.st_ino)
+            with self._lock:
+                known = self._read.get(name)
+            if known is None or known[0] != version:
+                known = (version, _load(name, file))
+        with self._lock:
+            self._read[name] = known
+            self._read.move_to_end(name)
+            if len(self._read) > limits.CACHED_PROMPTS:
+                self._read.popitem(last=False)
         return known[1]
 
-    def _load(self, name: str) -> Voice:
-        try:
-            described = json.loads(self._file(name, ".json").read_text(encoding="utf-8"))
-            tensors = load(self._file(name, ".safetensors").read_bytes())
-            voice = Voice(name=name, prompt_text=described["prompt_text"], **tensors)
-            intact = voice.digest == described["digest"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise WeightsError(f"the files of voice {name!r} cannot be read") from error
-        if not intact:
-            raise WeightsError(f"the files of voice {name!r} do not match their checksum")
-        return voice
+    def check_new(self, name: str, *, replace: bool) -> None:
+        """Refuses a voice that could not be saved, before its audio is listened to. Raises as `save`."""
+        if not is_voice_name(name):
+            raise InvalidInput("voice", f"a name is up to {limits.MAX_VOICE_NAME_CHARS} letters, digits and ' _.-'")
+        names = self.list()
+        if name in names:
+            if not replace:
+                raise VoiceExists(f"there is a voice named {name!r}; remove or replace it")
+        elif len(names) >= limits.MAX_VOICES:
+            raise Overloaded(f"this server has {len(names)} voices, as many as it may; remove one first")
 
-    def save(self, voice: Voice) -> None:
-        """Writes or replaces a voice; it exists once its description, written last, is in place.
+    def save(self, voice: Voice, *, consent: str = "", created: str = "", replace: bool = False) -> Card:
+        """Writes a voice.
+
+        Args:
+            voice: under its name.
+            consent: what is known of the speaker's consent.
+            created: when it was registered, ISO 8601 in UTC; empty for a voice of the bundle.
+            replace: whether it may take the place of another.
 
         Raises:
-            InvalidInput: the name cannot be a voice name.
+            InvalidInput: the name cannot be a voice name, or the note is too long.
+            VoiceExists: there is a voice of that name, and it is not to be replaced.
+            Overloaded: there are too many voices (replicas that save at once may exceed the bound by one each), or
+                the disk is full.
+            Unsupported: the folder cannot be written.
         """
-        if not is_voice_name(voice.name):
-            raise InvalidInput("voice", f"a name is up to {limits.MAX_VOICE_NAME_CHARS} letters, digits and ' _.-'")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        described = {"name": voice.name, "prompt_text": voice.prompt_text, "digest": voice.digest}
-        _replace(self._file(voice.name, ".safetensors"), save(voice.tensors))
-        _replace(self._file(voice.name, ".json"), json.dumps(described, ensure_ascii=False, indent=1).encode())
+        self.check_new(voice.name, replace=replace)
+        if len(consent) > limits.MAX_CONSENT_CHARS:
+            raise InvalidInput("consent", f"has {len(consent)} characters, at most {limits.MAX_CONSENT_CHARS} allowed")
+        described = {
+            "prompt_text": voice.prompt_text,
+            "digest": voice.digest,
+            "consent": consent,
+            "created": created,
+        }
+        content = save(voice.tensors, {_DESCRIPTION: json.dumps(described, ensure_ascii=False)})
+        with _writable():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _place(content, self._file(voice.name), replace)
+        return Card(voice.name, len(voice.flow_prompt_tokens), **described)
 
-    def _file(self, name: str, suffix: str) -> Path:
+    def delete(self, name: str) -> Card:
+        """Removes a voice; streams that speak with it go on. Returns what was known of it.
+
+        Raises:
+            VoiceNotFound: there is none.
+            Unsupported: the folder cannot be written.
+        """
+        try:
+            card = self.card(name)
+        except WeightsError:  # a damaged voice can be removed too
+            card = Card(name, 0, "", "", "", "")
+        with _writable():
+            try:
+                os.unlink(self._file(name))
+            except FileNotFoundError:
+                raise _not_found(name) from None
+        return card
+
+    def _open(self, name: str) -> BinaryIO:
+        if not is_voice_name(name):
+            raise _not_found(name)
+        try:
+            return open(self._file(name), "rb")
+        except FileNotFoundError:
+            raise _not_found(name) from None
+
+    def _file(self, name: str) -> Path:
         # Inside Triton's stub Python takes file names for ASCII; this is UTF-8 whatever it takes them for.
-        return self._folder / (os.fsdecode(name.encode("utf-8")) + suffix)
+        return self._folder / (os.fsdecode(name.encode("utf-8")) + SUFFIX)
 
 
-def _replace(path: Path, content: bytes) -> None:
+def _not_found(name: str) -> VoiceNotFound:
+    return VoiceNotFound(f"no voice named {name[: limits.MAX_VOICE_NAME_CHARS]!r}")
+
+
+def _load(name: str, file: BinaryIO) -> Voice:
+    with _readable(name):
+        card = _card(name, _header(file))
+        file.seek(0)
+        voice = Voice(name=name, prompt_text=card.prompt_text, **load(file.read()))
+        intact = voice.digest == card.digest
+    if not intact:
+        raise WeightsError(f"the file of voice {name!r} does not match its checksum")
+    return voice
+
+
+def _header(file: BinaryIO) -> Any:
+    """Layout: 8 bytes of header length, then the header in JSON."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > os.fstat(file.fileno()).st_size:
+        raise ValueError("the header is cut short")
+    return json.loads(file.read(length))
+
+
+def _card(name: str, header: Any) -> Card:
+    return Card(name, header["flow_prompt_tokens"]["shape"][0], **json.loads(header["__metadata__"][_DESCRIPTION]))
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        raise WeightsError(f"the file of voice {name!r} cannot be read") from error
+
+
+@contextmanager
+def _writable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Overloaded("the disk that holds the voices is full") from error
+        raise Unsupported("voices cannot be changed here: their folder is read-only") from error
+
+
+def _place(content: bytes, path: Path, replace: bool) -> None:
     """Writes a file so that a reader sees the old content or the new one, never a part."""
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
         os.chmod(part, 0o644)  # mkstemp makes it private; the server may run as another user
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+        if replace:
+            os.replace(part, path)
+        else:
+            os.link(part, path)  # unlike a move, it fails if another process was faster
+    except FileExistsError:
+        raise VoiceExists("there is a voice of that name meanwhile; remove or replace it") from None
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(part)
 
 
 def voices_from_spk2info(speakers: Mapping[str, Mapping[str, NDArray[np.generic]]]) -> list[Voice]:

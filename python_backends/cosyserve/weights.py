@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cosyserve.config import ModelConfig
 from cosyserve.errors import WeightsError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's layout; a server refuses any other."""
 
 MANIFEST = "manifest.json"

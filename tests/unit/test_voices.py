@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import errno
+import multiprocessing
 import os
+import random
 import subprocess
 import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +19,17 @@ import numpy as np
 import pytest
 import torch
 
-from cosyserve.errors import BundleError, InvalidInput, VoiceNotFound, WeightsError
+from cosyserve import limits
+from cosyserve.errors import (
+    BundleError,
+    CosyServeError,
+    InvalidInput,
+    Overloaded,
+    Unsupported,
+    VoiceExists,
+    VoiceNotFound,
+    WeightsError,
+)
 from cosyserve.voices import Voice, VoiceStore, voices_from_spk2info
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"
@@ -43,7 +59,7 @@ def test_a_saved_voice_comes_back(tmp_path: Path) -> None:
         for name, tensor in voice().tensors.items():
             np.testing.assert_array_equal(read.tensors[name], tensor)
             assert read.tensors[name].dtype == tensor.dtype
-    assert not [file for file in (tmp_path / "voices").iterdir() if file.suffix not in (".json", ".safetensors")]
+    assert {file.suffix for file in (tmp_path / "voices").iterdir()} == {".safetensors"}
 
 
 def test_names_work_where_python_takes_file_names_for_ascii(tmp_path: Path) -> None:
@@ -65,8 +81,9 @@ def test_a_replaced_voice_is_read_again(tmp_path: Path) -> None:
     store.save(voice(text="one"))
     first = store.get("anna")
     assert store.get("anna") is first
-    store.save(voice(text="two"))
+    store.save(voice(text="two"), replace=True)
     assert store.get("anna").prompt_text == "two"
+    assert store.card("anna").prompt_text == "two"
 
 
 def test_digest_depends_on_content_only() -> None:
@@ -101,22 +118,167 @@ def test_unknown_voice(tmp_path: Path) -> None:
 
 
 def test_damaged_files(tmp_path: Path) -> None:
+    file = tmp_path / "anna.safetensors"
     VoiceStore(tmp_path).save(voice())
-    tensors, card = tmp_path / "anna.safetensors", tmp_path / "anna.json"
-    good = tensors.read_bytes()
-    tensors.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    with pytest.raises(WeightsError, match="checksum"):
-        VoiceStore(tmp_path).get("anna")
-    tensors.write_bytes(good[:20])
-    with pytest.raises(WeightsError, match="cannot be read"):
-        VoiceStore(tmp_path).get("anna")
-    tensors.unlink()
-    with pytest.raises(WeightsError, match="cannot be read") as caught:
-        VoiceStore(tmp_path).get("anna")
-    assert str(tmp_path) not in str(caught.value)
-    card.write_text(json.dumps([]))
-    with pytest.raises(WeightsError, match="cannot be read"):
-        VoiceStore(tmp_path).get("anna")
+    VoiceStore(tmp_path).save(voice("berta"))
+    good = file.read_bytes()
+    for damaged, problem in (
+        (good[:-1] + bytes([good[-1] ^ 1]), "checksum"),
+        (good[:20], "cannot be read"),
+        (good[:-20], "cannot be read"),
+        (b"\xff" * 8, "cannot be read"),
+        (b"", "cannot be read"),
+        (good.replace(b"digest", b"digits"), "cannot be read"),
+    ):
+        file.write_bytes(damaged)
+        with pytest.raises(WeightsError, match=problem) as caught:
+            VoiceStore(tmp_path).get("anna")
+        assert str(tmp_path) not in str(caught.value)
+    # The others serve, and it can be removed.
+    assert [card.name for card in VoiceStore(tmp_path).cards()] == ["berta"]
+    assert VoiceStore(tmp_path).default() == "berta"
+    VoiceStore(tmp_path).delete("anna")
+    assert VoiceStore(tmp_path).list() == ["berta"]
+
+
+def test_a_card_tells_what_was_said_at_registration(tmp_path: Path) -> None:
+    store = VoiceStore(tmp_path)
+    saved = store.save(voice(), consent="signed 2026-11-01", created="2026-11-25T10:00:00+00:00")
+    card = VoiceStore(tmp_path).card("anna")
+    assert card == saved
+    assert (card.name, card.prompt_tokens, card.prompt_text) == ("anna", 2, "你好")
+    assert (card.consent, card.created) == ("signed 2026-11-01", "2026-11-25T10:00:00+00:00")
+    assert card.digest == voice().digest
+    with pytest.raises(InvalidInput, match=r"^consent: "):
+        store.save(voice("berta"), consent="x" * (limits.MAX_CONSENT_CHARS + 1))
+    assert store.list() == ["anna"]
+
+
+def test_a_name_is_taken_until_it_is_replaced_or_deleted(tmp_path: Path) -> None:
+    store = VoiceStore(tmp_path)
+    store.save(voice(text="one"))
+    with pytest.raises(VoiceExists, match="'anna'"):
+        store.save(voice(text="two"))
+    assert store.get("anna").prompt_text == "one"
+    assert store.delete("anna").prompt_text == "one"
+    with pytest.raises(VoiceNotFound):
+        store.get("anna")
+    with pytest.raises(VoiceNotFound):
+        store.delete("anna")
+    store.save(voice(text="two"))
+    assert store.get("anna").prompt_text == "two"
+
+
+def test_a_new_voice_never_becomes_the_default(tmp_path: Path) -> None:
+    store = VoiceStore(tmp_path)
+    assert store.default() is None
+    store.save(voice("mona"), created="2026-11-25T10:00:00+00:00")
+    store.save(voice("anna"), created="2026-11-25T11:00:00+00:00")
+    assert store.default() == "mona"
+    store.save(voice("zoe"))  # of the bundle
+    assert store.default() == "zoe"
+    store.delete("zoe")
+    assert store.default() == "mona"
+
+
+def test_the_number_of_voices_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_VOICES", 2)
+    store = VoiceStore(tmp_path)
+    store.save(voice("a"))
+    store.save(voice("b"))
+    with pytest.raises(Overloaded):
+        store.save(voice("c"))
+    store.save(voice("a", "new"), replace=True)
+    store.delete("b")
+    store.save(voice("c"))
+    assert store.list() == ["a", "c"]
+
+
+def test_what_was_read_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CACHED_PROMPTS", 2)
+    store = VoiceStore(tmp_path)
+    for name in ("a", "b", "c"):
+        store.save(voice(name))
+    kept = store.get("c")
+    store.get("a")
+    assert store.get("c") is kept
+    store.get("b")
+    assert len(store._read) == 2
+    assert store.get("c") is kept
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(errno.EROFS, Unsupported), (errno.EACCES, Unsupported), (errno.ENOSPC, Overloaded)]
+)
+def test_a_folder_that_takes_nothing(
+    number: int, expected: type[CosyServeError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = VoiceStore(tmp_path)
+    store.save(voice())
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(tmp_path))
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(os, "unlink", refuse)
+    changes: list[Callable[[], object]] = [
+        lambda: store.save(voice("new")),
+        lambda: store.save(voice(), replace=True),
+        lambda: store.delete("anna"),
+    ]
+    for change in changes:
+        with pytest.raises(expected) as caught:
+            change()
+        assert str(tmp_path) not in str(caught.value)
+    assert VoiceStore(tmp_path).get("anna").digest == voice().digest
+
+
+def replace_often(folder: Path, seed: int) -> None:
+    """Several processes do this to one folder."""
+    store, chance = VoiceStore(folder), random.Random(seed)
+    for _ in range(60):
+        name = chance.choice(["anna", "berta"])
+        with suppress(VoiceExists, VoiceNotFound):
+            store.save(voice(name, text=str(seed)), replace=chance.random() < 0.7)
+            if chance.random() < 0.3:
+                store.delete(name)
+
+
+def test_readers_see_whole_voices_while_other_processes_write(tmp_path: Path) -> None:
+    store = VoiceStore(tmp_path)
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=replace_often, args=(tmp_path, seed)) for seed in range(2)]
+    for writer in writers:
+        writer.start()
+    read = 0
+    while any(writer.is_alive() for writer in writers):
+        for name in ("anna", "berta"):
+            with suppress(VoiceNotFound):
+                assert store.get(name).prompt_text in ("0", "1")
+                read += 1
+    assert read
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    assert {file.suffix for file in tmp_path.iterdir()} <= {".safetensors"}
+
+
+def test_of_those_who_register_one_name_at_once_one_succeeds(tmp_path: Path) -> None:
+    outcomes: list[str] = []
+    start = threading.Barrier(8)
+
+    def register(text: str) -> None:
+        start.wait()
+        with suppress(VoiceExists):
+            VoiceStore(tmp_path).save(voice(text=text))
+            outcomes.append(text)
+
+    threads = [threading.Thread(target=register, args=(str(i),)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [VoiceStore(tmp_path).get("anna").prompt_text] == outcomes
 
 
 def test_voices_of_a_bundle() -> None:

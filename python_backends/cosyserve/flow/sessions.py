@@ -169,6 +169,9 @@ class FlowSessions:
 
 
 def _digest(voice: FlowVoice) -> bytes:
-    """Content hash of a voice: two voices with one transcript never meet."""
-    parts = (voice.tokens, voice.mel, voice.embedding)
-    return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).digest()
+    """Content hash of a voice: two voices with one transcript never meet, nor two whose bytes join to the same."""
+    content = hashlib.sha256()
+    for part in (voice.tokens, voice.mel, voice.embedding):
+        content.update(f"{part.shape}".encode())
+        content.update(np.ascontiguousarray(part).tobytes())
+    return content.digest()

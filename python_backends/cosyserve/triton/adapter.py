@@ -33,6 +33,7 @@ def _codes() -> dict[str, Any]:
     return {
         "INVALID_ARGUMENT": pb_utils.TritonError.INVALID_ARG,
         "NOT_FOUND": pb_utils.TritonError.NOT_FOUND,
+        "ALREADY_EXISTS": pb_utils.TritonError.ALREADY_EXISTS,
         "UNAVAILABLE": pb_utils.TritonError.UNAVAILABLE,
         "UNIMPLEMENTED": pb_utils.TritonError.UNSUPPORTED,
         "CANCELLED": pb_utils.TritonError.CANCELLED,
@@ -62,6 +63,26 @@ def read_inputs(request: Any, model: Model) -> Tensors:
         elif not tensor.optional:
             raise InvalidInput(tensor.name, "is required")
     return given
+
+
+def values(inputs: Tensors, model: Model) -> dict[str, Any]:
+    """Inputs as Python values: text for ``BYTES``, numbers for one element, arrays for more.
+
+    Raises:
+        InvalidInput: text that is not UTF-8.
+    """
+    return {name: _value(model.input(name), array) for name, array in inputs.items()}
+
+
+def _value(tensor: Tensor, array: Any) -> Any:
+    if tensor.dims != (1,):
+        return array
+    if tensor.dtype != "BYTES":
+        return array[0].item()
+    try:
+        return array[0].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(tensor.name, f"is not valid UTF-8 at byte {error.start}") from None
 
 
 def response(values: Tensors, model: Model) -> Any:

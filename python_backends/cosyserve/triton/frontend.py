@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve.contracts import FRONTEND, Tensors
-from cosyserve.errors import InvalidInput
 from cosyserve.frontend import Request, Utterance
+from cosyserve.limits import FRONTEND_THREADS
 from cosyserve.load import load_frontend
-from cosyserve.triton.adapter import failure, read_inputs, read_settings, response
+from cosyserve.triton.adapter import FINAL, failure, read_inputs, read_settings, response, values
 
 
 class Frontend:
@@ -21,32 +23,26 @@ class Frontend:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by Triton once, before any request."""
         self._frontend = load_frontend(read_settings(args))
+        self._pool = ThreadPoolExecutor(FRONTEND_THREADS, thread_name_prefix="frontend")
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """Features of each request."""
-        return [self._answer(request) for request in requests]
+    def execute(self, requests: list[Any]) -> None:
+        """Features of each request, answered when they are ready."""
+        for request in requests:
+            self._pool.submit(self._answer, request, request.get_response_sender())
 
-    def _answer(self, request: Any) -> Any:
+    def finalize(self) -> None:
+        """Called by Triton at shutdown."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _answer(self, request: Any, sender: Any) -> None:
         try:
-            utterance = self._frontend(_request(read_inputs(request, FRONTEND)))
-            return response(_outputs(utterance), FRONTEND)
+            given = values(read_inputs(request, FRONTEND), FRONTEND)
+            hears = self._frontend.listen if given.pop("listen", False) else self._frontend
+            answer = response(_outputs(hears(Request(**given))), FRONTEND)
         except Exception as error:
-            return failure(error)
-
-
-def _request(inputs: Tensors) -> Request:
-    return Request(**{name: _value(name, array) for name, array in inputs.items()})
-
-
-def _value(name: str, array: Any) -> Any:
-    if FRONTEND.input(name).dims == (-1,):
-        return array
-    if array.dtype != np.object_:
-        return array[0].item()
-    try:
-        return array[0].decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidInput(name, f"is not valid UTF-8 at byte {error.start}") from None
+            answer = failure(error)
+        with suppress(Exception):  # a caller that cannot be told is gone
+            sender.send(answer, flags=FINAL)
 
 
 def _outputs(utterance: Utterance) -> Tensors:

@@ -1,0 +1,7 @@
+"""Registered voices."""
+
+from cosyserve.triton.voices import Voices
+
+
+class TritonPythonModel(Voices):
+    """See `cosyserve.triton.voices`."""

@@ -1,0 +1,77 @@
+"""The model `voices`: registers, lists, describes and deletes. It keeps files; the frontend listens to the audio."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from cosyserve.contracts import ACTIONS, FRONTEND, VOICES, Tensors
+from cosyserve.errors import InvalidInput
+from cosyserve.load import load_voices
+from cosyserve.triton.adapter import final_failure, read_inputs, read_settings, response, values
+from cosyserve.triton.bls import BlsStages
+from cosyserve.voices import Card, Voice
+from cosyserve.weights import Weights
+
+
+class Voices:
+    """Answers one request at a time. Several of these may share a folder of voices."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Called by Triton once, before any request."""
+        weights = Weights(read_settings(args).folder)
+        self._token_rate = weights.config.token_rate
+        self._store = load_voices(weights)
+        self._stages = BlsStages()
+
+    async def execute(self, requests: list[Any]) -> list[Any]:
+        """What is known of the voices that each request is about."""
+        return [await self._answer(request) for request in requests]
+
+    async def _answer(self, request: Any) -> Any:
+        try:
+            cards = await self._cards(read_inputs(request, VOICES))
+            return response({"voices": np.array([self._described(card) for card in cards], np.object_)}, VOICES)
+        except Exception as error:
+            return final_failure(error)
+
+    async def _cards(self, inputs: Tensors) -> Sequence[Card]:
+        given = values(inputs, VOICES)
+        action, name = given["action"], given.get("voice")
+        if action not in ACTIONS:
+            raise InvalidInput("action", f"must be one of {', '.join(ACTIONS)}")
+        if action == "list":
+            return self._store.cards()
+        if name is None:
+            raise InvalidInput("voice", "is required")
+        if action == "describe":
+            return [self._store.card(name)]
+        if action == "delete":
+            return [self._store.delete(name)]
+        return [await self._register(name, inputs, given)]
+
+    async def _register(self, name: str, inputs: Tensors, given: dict[str, Any]) -> Card:
+        replace = given.get("replace", False)
+        self._store.check_new(name, replace=replace)
+        prompt = {t.name: inputs[t.name] for t in FRONTEND.inputs if t.name in inputs and t.name != "voice"}
+        heard: dict[str, Any] = await self._stages.frontend({**prompt, "listen": np.array([True])})
+        voice = Voice(
+            name=name,
+            prompt_text=given.get("prompt_text", "").strip(),
+            speaker_embedding=heard["speaker_embedding"],
+            llm_prompt_tokens=heard["llm_prompt_tokens"],
+            flow_prompt_tokens=heard["flow_prompt_tokens"],
+            prompt_mel=heard["prompt_mel"],
+        )
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return self._store.save(voice, consent=given.get("consent", "").strip(), created=now, replace=replace)
+
+    def _described(self, card: Card) -> bytes:
+        described = asdict(card)
+        described["prompt_seconds"] = described.pop("prompt_tokens") / self._token_rate
+        return json.dumps(described, ensure_ascii=False).encode()
