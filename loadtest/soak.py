@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,7 +116,9 @@ async def _gauges(server: Server) -> dict[str, float]:
     deadline = time.monotonic() + 10
     while True:
         text = (await asyncio.to_thread(urllib.request.urlopen, url, timeout=5)).read().decode()
-        found = {name: float(value) for name, value in re.findall(r"^cosyserve_(\w+) (\S+)$", text, re.M)}
+        found: dict[str, float] = defaultdict(float)
+        for name, value in re.findall(r"^cosyserve_(\w+)(?:{.*})? (\S+)$", text, re.M):
+            found[name] += float(value)
         values = {name: found[name] for name in GAUGES}
         if not any(values.values()) or time.monotonic() > deadline:
             return values

@@ -10,14 +10,15 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from cosyserve.contracts import MODELS, Model, Scheduling, Tensor
-from cosyserve.limits import MAX_LLM_SLOTS, MAX_STREAMS, SEQUENCE_IDLE_SECONDS
+from cosyserve.contracts import MODELS, TTS, UPSTREAM, Model, Scheduling, Tensor
+from cosyserve.limits import MAX_LLM_SLOTS, MAX_SEQUENCES, MAX_STREAMS, SEQUENCE_IDLE_SECONDS
 
 FLAVOURS = {"gpu": "config.pbtxt", "cpu": "configs/cpu.pbtxt"}
 HEADER = "# Rendered from cosyserve/contracts.py by `make configs`; edit that.\n"
 
 PARAMETERS: dict[str, dict[str, str]] = {
     "tts": {"max_streams": str(MAX_STREAMS), "first_hop": "25", "max_hop": "100", "sample_rate": "24000"},
+    **{model.name: {"max_streams": str(MAX_STREAMS), "first_hop": "25", "max_hop": "100"} for model in UPSTREAM},
     "voices": {},
     "frontend": {"threads": "1"},
     "llm": {"threads": "1", "llm_slots": str(MAX_LLM_SLOTS)},
@@ -34,7 +35,7 @@ ON_CPU: dict[str, dict[str, str]] = {
 
 ON_GPU: dict[str, dict[str, str]] = {
     # What a second chunk takes is far less than the shorter first one lasts.
-    "tts": {"first_hop": "16"},
+    **{model.name: {"first_hop": "16"} for model in (TTS, *UPSTREAM)},
     "llm": {"runtime": "torch", "precision": "bf16"},
     "flow": {"runtime": "torch", "precision": "bf16", "max_batch": "32", "flow_cache_mib": "16384"},
     "hift": {"runtime": "torch", "max_batch": "32"},
@@ -49,7 +50,7 @@ def render(model: Model, flavour: str) -> str:
     config.output.extend(_output(tensor) for tensor in model.outputs)
     if model.scheduling is Scheduling.ENSEMBLE:
         config.platform = "ensemble"
-        config.max_batch_size = MAX_STREAMS
+        config.max_batch_size = MAX_SEQUENCES
         for step in model.steps:
             made = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
             made.input_map.update(dict(step.inputs))
@@ -61,10 +62,12 @@ def render(model: Model, flavour: str) -> str:
     # One instance whatever the number of GPUs: all streams of a server share one engine and one set of states.
     config.instance_group.add(kind=kind, count=1, gpus=[0] if on_gpu else [])
     if model.scheduling is Scheduling.SEQUENCE:
-        config.max_batch_size = MAX_STREAMS
+        config.max_batch_size = MAX_SEQUENCES
         config.sequence_batching.max_sequence_idle_microseconds = SEQUENCE_IDLE_SECONDS * 1_000_000
-        config.sequence_batching.oldest.max_candidate_sequences = MAX_STREAMS
-    config.model_transaction_policy.decoupled = model.scheduling is Scheduling.DECOUPLED
+        config.sequence_batching.oldest.max_candidate_sequences = MAX_SEQUENCES
+    if model.scheduling is Scheduling.SINGLE:
+        config.max_batch_size = 1
+    config.model_transaction_policy.decoupled = model.scheduling in (Scheduling.DECOUPLED, Scheduling.SINGLE)
     own = (ON_GPU if flavour == "gpu" else ON_CPU).get(model.name, {})
     for name, value in (PARAMETERS[model.name] | own).items():
         config.parameters[name].string_value = value

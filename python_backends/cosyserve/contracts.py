@@ -21,6 +21,7 @@ class Scheduling(Enum):
 
     PLAIN = "plain"  # one request a call, no batch dimension
     DECOUPLED = "decoupled"  # one request a call, any number of responses
+    SINGLE = "single"  # the same, with a batch dimension of one
     SEQUENCE = "sequence"  # batched over live sequences, state kept per correlation id
     ENSEMBLE = "ensemble"  # a graph of other models
 
@@ -158,6 +159,25 @@ FRONTEND = Model(
     computes=False,
 )
 
+
+def _upstream(version: int) -> Model:
+    return Model(
+        f"cosyvoice{version}",
+        Scheduling.SINGLE,
+        f"tts under the contract of upstream's Triton model for CosyVoice {version}; see `cosyserve.upstream`.",
+        inputs=(
+            Tensor("reference_wav", "FP32", (-1,), "the voice to clone, 16 kHz mono, -1..1", optional=True),
+            Tensor("reference_wav_len", "INT32", (1,), "samples of it, without padding", optional=True),
+            Tensor("reference_text", "BYTES", (1,), "its transcript, UTF-8", optional=True),
+            Tensor("target_text", "BYTES", (1,), "text to speak, UTF-8"),
+        ),
+        outputs=(Tensor("waveform", "FP32", (-1,), "the next samples at 24 kHz, -1..1"),),
+        computes=False,
+    )
+
+
+COSYVOICE2, COSYVOICE3 = UPSTREAM = (_upstream(2), _upstream(3))
+
 ACTIONS = ("register", "list", "describe", "delete")
 """Values of the ``action`` input of `VOICES`."""
 
@@ -267,5 +287,5 @@ TOKEN2WAV = Model(
     ),
 )
 
-MODELS = (TTS, VOICES, FRONTEND, LLM, FLOW, HIFT, TOKEN2WAV)
+MODELS = (TTS, *UPSTREAM, VOICES, FRONTEND, LLM, FLOW, HIFT, TOKEN2WAV)
 """All models, entry first."""

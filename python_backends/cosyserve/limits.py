@@ -78,6 +78,9 @@ MAX_NOISE_FRAMES = 15_000
 MAX_STREAMS = 64
 """Most utterances in progress at once; flow and hift hold no more sequences. A settings field lowers it."""
 
+MAX_SEQUENCES = 2 * MAX_STREAMS
+"""Most sequences of flow and hift: tts and the model of upstream's contract each bound their own streams."""
+
 MAX_LLM_SLOTS = MAX_STREAMS
 """Default for sequences in one LLM step: one for each stream, so that none waits for another's segment to end."""
 

@@ -10,7 +10,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from cosyserve.contracts import MODELS, TTS, Model, Scheduling
-from cosyserve.limits import MAX_LLM_SLOTS, MAX_STREAMS, SEQUENCE_IDLE_SECONDS
+from cosyserve.limits import MAX_LLM_SLOTS, MAX_SEQUENCES, MAX_STREAMS, SEQUENCE_IDLE_SECONDS
 from cosyserve.load import load_grid
 from cosyserve.runtimes.ladder import BATCH
 from cosyserve.settings import Settings
@@ -67,13 +67,15 @@ def test_scheduling_is_the_contract_s(model: Model, flavour: str) -> None:
     config = committed(model, flavour)
     sequence = model.scheduling is Scheduling.SEQUENCE
     ensemble = model.scheduling is Scheduling.ENSEMBLE
-    assert config.model_transaction_policy.decoupled is (model.scheduling is Scheduling.DECOUPLED)
+    single = model.scheduling is Scheduling.SINGLE
+    assert config.model_transaction_policy.decoupled is (single or model.scheduling is Scheduling.DECOUPLED)
     assert config.HasField("sequence_batching") is sequence
     assert config.HasField("ensemble_scheduling") is ensemble
-    assert (config.max_batch_size > 0) is (sequence or ensemble)
+    # Upstream's clients send a batch dimension of one.
+    assert config.max_batch_size == (1 if single else MAX_SEQUENCES if sequence or ensemble else 0)
     assert (config.backend, config.platform) == (("", "ensemble") if ensemble else ("python", ""))
     if sequence:
-        assert config.sequence_batching.oldest.max_candidate_sequences >= MAX_STREAMS
+        assert config.sequence_batching.oldest.max_candidate_sequences >= MAX_SEQUENCES >= 2 * MAX_STREAMS
         assert config.sequence_batching.max_sequence_idle_microseconds == SEQUENCE_IDLE_SECONDS * 1_000_000
         # Steps of different sequences have different lengths and still share a batch.
         assert {i.name for i in config.input if i.allow_ragged_batch} == {t.name for t in model.inputs if -1 in t.dims}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import urllib.error
 import urllib.request
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,7 +46,10 @@ class Live:
         wait_until(self._answers, lambda: "no metrics")
         with urllib.request.urlopen(self.metrics_url, timeout=PATIENCE) as page:
             lines = page.read().decode().splitlines()
-        return {name: float(value) for name, value in (line.split() for line in lines if line.startswith("cosyserve_"))}
+        values: dict[str, float] = defaultdict(float)
+        for name, value in (line.split() for line in lines if line.startswith("cosyserve_")):
+            values[name.partition("{")[0]] += float(value)
+        return dict(values)
 
     def _answers(self) -> bool:
         try:

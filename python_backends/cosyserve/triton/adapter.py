@@ -150,7 +150,7 @@ def _tensors(values: Tensors, specs: tuple[Tensor, ...], model: Model) -> list[A
 
 
 def _batched(model: Model) -> bool:
-    return model.scheduling in (Scheduling.SEQUENCE, Scheduling.ENSEMBLE)
+    return model.scheduling in (Scheduling.SINGLE, Scheduling.SEQUENCE, Scheduling.ENSEMBLE)
 
 
 def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -162,11 +162,11 @@ def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
 class Instrument:
     """A metric of `cosyserve.metrics` on Triton's metrics port."""
 
-    def __init__(self, metric: Metric) -> None:
+    def __init__(self, metric: Metric, **labels: str) -> None:
         kind = {"gauge": pb_utils.MetricFamily.GAUGE, "counter": pb_utils.MetricFamily.COUNTER}[metric.kind]
         # The family must outlive its metric.
         self._family = pb_utils.MetricFamily(name=metric.name, description=metric.description, kind=kind)
-        self._metric = self._family.Metric(labels={})
+        self._metric = self._family.Metric(labels=labels)
 
     def set(self, value: float) -> None:
         """Show this value from now on (gauges)."""

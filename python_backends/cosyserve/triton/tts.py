@@ -27,6 +27,8 @@ POLL_SECONDS = 0.05
 class Tts:
     """Streams the audio of each request."""
 
+    model = TTS
+
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by Triton once, before any request."""
         settings = read_settings(args)
@@ -34,10 +36,10 @@ class Tts:
         self._synthesizer = Synthesizer(BlsStages(), load_grid(settings), self._admission)
         # BLS calls wait in asyncio's default pool, which is far too small for many streams.
         self._pool = ThreadPoolExecutor(4 * settings.max_streams, thread_name_prefix="bls")
-        self._active = Instrument(ACTIVE_STREAMS)
-        self._samples = Instrument(AUDIO_SAMPLES)
-        self._cancelled = Instrument(CANCELLED)
-        self._refused = Instrument(REFUSED)
+        self._active = Instrument(ACTIVE_STREAMS, model=self.model.name)
+        self._samples = Instrument(AUDIO_SAMPLES, model=self.model.name)
+        self._cancelled = Instrument(CANCELLED, model=self.model.name)
+        self._refused = Instrument(REFUSED, model=self.model.name)
 
     async def execute(self, requests: list[Any]) -> None:
         """Answer each request; Triton runs many of these calls at once."""
@@ -66,25 +68,30 @@ class Tts:
                 sender.send(flags=FINAL)
 
     async def _speak(self, request: Any, sender: Any) -> None:
-        async with aclosing(self._synthesizer.speak(read_inputs(request, TTS))) as chunks:
+        async with aclosing(self._synthesizer.speak(self._inputs(request))) as chunks:
             async for chunk in chunks:
                 self._active.set(self._admission.active)
                 self._samples.add(len(chunk.audio))
-                sender.send(response(_outputs(chunk), TTS))
+                if outputs := self._outputs(chunk):
+                    sender.send(response(outputs, self.model))
+
+    def _inputs(self, request: Any) -> Tensors:
+        """What a request gives, as contract `TTS` has it."""
+        return read_inputs(request, TTS)
+
+    def _outputs(self, chunk: Chunk) -> Tensors:
+        """What a chunk is answered with; nothing for no response."""
+        return {
+            "audio": chunk.audio,
+            "sample_offset": np.asarray([chunk.sample_offset]),
+            "token_offset": np.asarray([chunk.token_offset]),
+            "token_count": np.asarray([chunk.token_count]),
+            "segment": np.asarray([chunk.segment]),
+            "final": np.asarray([chunk.final]),
+        }
 
 
 async def _cancel_when_gone(sender: Any, speech: asyncio.Task[None]) -> None:
     while not sender.is_cancelled():  # noqa: ASYNC110 - there is nothing to wait on
         await asyncio.sleep(POLL_SECONDS)
     speech.cancel()
-
-
-def _outputs(chunk: Chunk) -> Tensors:
-    return {
-        "audio": chunk.audio,
-        "sample_offset": np.asarray([chunk.sample_offset]),
-        "token_offset": np.asarray([chunk.token_offset]),
-        "token_count": np.asarray([chunk.token_count]),
-        "segment": np.asarray([chunk.segment]),
-        "final": np.asarray([chunk.final]),
-    }
