@@ -17,9 +17,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
 
-from cosyserve.config import HiftConfig, LlmConfig, ModelConfig, UNetFlowConfig
+from cosyserve.config import (
+    CausalHiftConfig,
+    CosyVoice3LlmConfig,
+    DitFlowConfig,
+    FlowConfig,
+    HiftConfig,
+    LlmConfig,
+    ModelConfig,
+    UNetFlowConfig,
+)
 from cosyserve.errors import BundleError, Unsupported
+from cosyserve.flow.dit import GuidedDit
 from cosyserve.flow.encoder import FlowEncoder
+from cosyserve.flow.lookahead import LookaheadEncoder
 from cosyserve.flow.unet import GuidedFlow
 from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import HarmonicSource
@@ -164,17 +175,47 @@ def _conformer(config: UNetFlowConfig, module: nn.Module) -> Spec:
     )
 
 
-def _estimator(config: UNetFlowConfig, module: nn.Module) -> Spec:
+def _dit_flow(config: DitFlowConfig, state: StateDict) -> Iterator[Spec]:
+    yield _lookahead(config, _load(LookaheadEncoder(config), state))
+    yield _estimator(config, _load(GuidedDit(config), state))
+
+
+def _lookahead(config: DitFlowConfig, module: nn.Module) -> Spec:
+    def inputs(batch: int, new: int) -> Inputs:
+        return {
+            "tokens": torch.arange(new).repeat(batch, 1) % config.tokens,
+            "context": torch.arange(config.lookahead).repeat(batch, 1),
+            "context_valid": torch.ones(batch, config.lookahead),
+            "conv_tail": torch.randn(batch, config.lookahead_channels, 2),
+        }
+
+    return Spec(
+        "flow_encoder",
+        module,
+        inputs,
+        sizes=({"batch": 3, "new": config.chunk}, {"batch": 1, "new": 1}, {"batch": 2, "new": 2}),
+        axes={name: {0: "batch"} for name in ("context", "context_valid", "conv_tail")}
+        | {"tokens": {0: "batch", 1: "new"}},
+        outputs=("mu", "conv_tail_out"),
+    )
+
+
+def _estimator(config: FlowConfig, module: nn.Module) -> Spec:
+    layers, heads, dim = config.attention
+
     def inputs(batch: int, new: int, prompt: int, past: int) -> Inputs:
         def cached(frames: int) -> list[Tensor]:
-            return _noise([(frames, 2 * batch, config.unet_heads, config.unet_head_dim)] * config.attentions)
+            return _noise([(frames, 2 * batch, heads, dim)] * layers)
 
+        position = {"position": torch.arange(past, past + batch)} if config.positions else {}
+        # In the order of the network's arguments, which is that of the graph's inputs.
         return {
             "x": torch.randn(batch, config.mels, new),
             "mu": torch.randn(batch, config.mels, new),
             "cond": torch.randn(batch, config.mels, new),
             "embedding": torch.randn(batch, config.speaker),
             "t": torch.rand(batch),
+            **position,
             "prompt_length": torch.arange(prompt, prompt - batch, -1) - 1,
             "length": torch.arange(past, past - batch, -1) - 1,
             "tails": _noise([(2 * batch, *tail) for tail in config.tails]),
@@ -184,8 +225,10 @@ def _estimator(config: UNetFlowConfig, module: nn.Module) -> Spec:
             "past_v": cached(past),
         }
 
-    chunk = config.unet_chunk
+    chunk = config.frame_chunk
     streams = {name: {0: "batch"} for name in ("embedding", "t", "prompt_length", "length")}
+    if config.positions:
+        streams["position"] = {0: "batch"}
     return Spec(
         "flow_estimator",
         module,
@@ -249,8 +292,11 @@ def _hift(config: HiftConfig, state: StateDict) -> Iterator[Spec]:
 
 _GRAPHS: dict[type, Callable[[Any, StateDict], Iterator[Spec]]] = {
     LlmConfig: _qwen,
+    CosyVoice3LlmConfig: _qwen,
     UNetFlowConfig: _unet_flow,
+    DitFlowConfig: _dit_flow,
     HiftConfig: _hift,
+    CausalHiftConfig: _hift,
 }
 """The graphs of each kind of network."""
 

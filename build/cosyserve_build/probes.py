@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -13,16 +13,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from cosyserve.bundle import StateDict
-from cosyserve.config import HiftConfig, LlmConfig, UNetFlowConfig
+from cosyserve.config import DitFlowConfig, FlowConfig, HiftConfig, LlmConfig, UNetFlowConfig
+from cosyserve.flow.dit import GuidedDit
 from cosyserve.flow.encoder import FlowEncoder
-from cosyserve.flow.encoders import ConformerEncoder
+from cosyserve.flow.encoders import ConformerGraph, Encoder, LookaheadGraph
 from cosyserve.flow.graphs import GraphFlow
+from cosyserve.flow.guided import Cache, Guided, Part
+from cosyserve.flow.lookahead import LookaheadEncoder
 from cosyserve.flow.past import Past
 from cosyserve.flow.solver import time_grid
 from cosyserve.flow.stream import FlowStream, FlowVoice
-from cosyserve.flow.unet import Cache, GuidedFlow, Part, UNet
+from cosyserve.flow.unet import GuidedFlow
 from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import HarmonicSource
 from cosyserve.hift.stream import HiftNetworks, HiftStream
@@ -182,15 +186,51 @@ class _Taps:
         return out
 
 
+@dataclass(frozen=True)
+class _Flow:
+    """The networks of one kind of flow."""
+
+    encoder: TorchGraph
+    estimator: TorchGraph
+    stage: Callable[[Any, Graph], Encoder]  # what the server runs the encoder in
+    tap: Callable[[Callable[[Array], None]], RemovableHandle]  # hands out what upstream calls the encoder's output
+
+
+def _unet_flow(config: UNetFlowConfig, state: StateDict) -> _Flow:
+    encoder = TorchGraph(FlowEncoder(config), state, "mu", "conv_tail_out", "up_tail_out", "new_k*", "new_v*")
+    estimator = TorchGraph(GuidedFlow(config), state, "velocity", "new_tails*", "new_k*", "new_v*")
+    projection = cast(FlowEncoder, encoder.module).encoder_proj
+    return _Flow(
+        encoder,
+        estimator,
+        ConformerGraph,
+        lambda take: projection.register_forward_pre_hook(lambda _, inputs: take(inputs[0].numpy())),
+    )
+
+
+def _dit_flow(config: DitFlowConfig, state: StateDict) -> _Flow:
+    encoder = TorchGraph(LookaheadEncoder(config), state, "mu", "conv_tail_out")
+    estimator = TorchGraph(GuidedDit(config), state, "velocity", "new_tails*", "new_k*", "new_v*")
+    layer = cast(LookaheadEncoder, encoder.module).pre_lookahead_layer
+    return _Flow(
+        encoder,
+        estimator,
+        LookaheadGraph,
+        lambda take: layer.register_forward_hook(lambda _, inputs, outputs: take(outputs[0].numpy())),
+    )
+
+
+_FLOWS: dict[type, Callable[[Any, StateDict], _Flow]] = {UNetFlowConfig: _unet_flow, DitFlowConfig: _dit_flow}
+
+
 class FlowProbe:
     """Runs of the server's `FlowStream`."""
 
-    def __init__(self, config: UNetFlowConfig, state: StateDict, voice: FlowVoice) -> None:
+    def __init__(self, config: FlowConfig, state: StateDict, voice: FlowVoice) -> None:
         self.config = config
         self._voice = voice
-        self._encoder = TorchGraph(FlowEncoder(config), state, "mu", "conv_tail_out", "up_tail_out", "new_k*", "new_v*")
-        self._estimator = TorchGraph(GuidedFlow(config), state, "velocity", "new_tails*", "new_k*", "new_v*")
-        self._guided = cast(GuidedFlow, self._estimator.module)
+        self._net = _FLOWS[type(config)](config, state)
+        self._guided = cast(Guided, self._net.estimator.module)
         self.noise = flow_noise(config.mels).numpy()
         self._runs: dict[tuple[bytes, bool, bool], FlowRun] = {}
 
@@ -203,11 +243,10 @@ class FlowProbe:
         return self._runs[key]
 
     def _run(self, tokens: Array, beyond: Array, streaming: bool) -> FlowRun:
-        taps = _Taps(self._encoder, self._estimator, beyond)
-        network = cast(FlowEncoder, self._encoder.module).encoder_proj
-        hook = network.register_forward_pre_hook(lambda _, inputs: taps.hidden.append(inputs[0].numpy()))
+        taps = _Taps(self._net.encoder, self._net.estimator, beyond)
+        hook = self._net.tap(taps.hidden.append)
         try:
-            tapped = GraphFlow(self.config, ConformerEncoder(self.config, taps.encode), taps.estimate, self.noise)
+            tapped = GraphFlow(self.config, self._net.stage(self.config, taps.encode), taps.estimate, self.noise)
             mel = FlowStream(tapped, self._voice, full=not streaming).step(tokens.astype(np.int32), final=True)
         finally:
             hook.remove()
@@ -234,22 +273,24 @@ class FlowProbe:
 
     def estimate(self, inputs: dict[str, Array], *, chunk: int) -> Array:
         """The bare estimator on two rows x, mu, cond [2, mels, T], t [2], spks [2, mels], `chunk` frames a call."""
-        config, unet = self.config, cast(UNet, self._guided.decoder["estimator"])
-        past = Past(config.attentions, config.unet_heads, config.unet_head_dim)
-        none = [torch.zeros(1, 2, config.unet_heads, config.unet_head_dim)] * config.attentions
+        config, estimator = self.config, self._guided.decoder["estimator"]
+        layers, heads, dim = config.attention
+        past = Past(layers, heads, dim)
+        none = [torch.zeros(1, 2, heads, dim)] * layers
         tails = [torch.zeros(2, *tail) for tail in config.tails]
         pieces: list[Array] = []
         for start in range(0, inputs["x"].shape[2], chunk):
             x, mu, cond = _tensors([inputs[name][:, :, start : start + chunk] for name in ("x", "mu", "cond")])
-            layers = [torch.from_numpy(layer) for layer in past.layers()]
-            keys, values = layers[: config.attentions], layers[config.attentions :]
+            known = [torch.from_numpy(layer) for layer in past.layers()]
+            keys, values = known[:layers], known[layers:]
+            position = [torch.full((2,), start)] if config.positions else []
             cache = Cache(
                 Part(none, none, torch.zeros(2, dtype=torch.int64)),
                 Part(keys, values, torch.full((2,), past.length)),
                 tails,
             )
             with torch.no_grad():
-                out = unet(x, mu, *_tensors([inputs["t"], inputs["spks"]]), cond, cache)
+                out = estimator(x, mu, *_tensors([inputs["t"], inputs["spks"]]), cond, *position, cache)
             tails = cache.new_tails
             past.append(_arrays([*cache.new_k, *cache.new_v]))
             pieces.append(out.numpy())

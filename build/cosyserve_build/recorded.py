@@ -14,7 +14,6 @@ import numpy as np
 import soundfile
 
 from cosyserve.bundle import Bundle
-from cosyserve.config import UNetFlowConfig
 from cosyserve.errors import BundleError
 from cosyserve.flow.stream import FlowVoice
 from cosyserve.text.normalize import normalize
@@ -92,9 +91,7 @@ class RecordedSet:
         """Runs of the flow with the recorded voice."""
         recorded = self.vectors["flow"]
         voice = FlowVoice(recorded["prompt_token"][0], recorded["prompt_feat"][0], recorded["spk_raw"][0])
-        config = self.bundle.config.flow
-        assert isinstance(config, UNetFlowConfig)
-        return FlowProbe(config, self.bundle.flow(), voice)
+        return FlowProbe(self.bundle.config.flow, self.bundle.flow(), voice)
 
     @cached_property
     def hift(self) -> HiftProbe:

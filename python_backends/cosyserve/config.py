@@ -146,6 +146,11 @@ class FlowConfig:
         raise NotImplementedError
 
     @property
+    def positions(self) -> bool:
+        """Whether the estimator must be told where a chunk lies."""
+        return False
+
+    @property
     def attention(self) -> tuple[int, int, int]:
         """Layers, heads and channels of a head of the estimator's attention, whose past a stream keeps."""
         raise NotImplementedError
@@ -211,6 +216,11 @@ class DitFlowConfig(FlowConfig):
     def frame_chunk(self) -> int:
         """See `FlowConfig.frame_chunk`."""
         return self.dit_chunk
+
+    @property
+    def positions(self) -> bool:
+        """See `FlowConfig.positions`."""
+        return True
 
     @property
     def attention(self) -> tuple[int, int, int]:

@@ -7,9 +7,9 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from cosyserve.config import LlmConfig, UNetFlowConfig
+from cosyserve.config import DitFlowConfig, LlmConfig, UNetFlowConfig
 from cosyserve.errors import WeightsError
-from cosyserve.flow.encoders import ConformerEncoder, Encoder
+from cosyserve.flow.encoders import ConformerGraph, Encoder, LookaheadGraph
 from cosyserve.flow.graphs import GraphFlow
 from cosyserve.flow.networks import FlowNetworks
 from cosyserve.frontend import Frontend
@@ -118,7 +118,10 @@ def load_hift_networks(settings: Settings) -> HiftNetworks:
     return HiftNetworks(weights.config.hift, f0, source, decoder)
 
 
-_ENCODERS: dict[type, Callable[[Any, Graph], Encoder]] = {UNetFlowConfig: ConformerEncoder}
+_ENCODERS: dict[type, Callable[[Any, Graph], Encoder]] = {
+    UNetFlowConfig: ConformerGraph,
+    DitFlowConfig: LookaheadGraph,
+}
 """What runs the encoder of each kind of flow."""
 
 

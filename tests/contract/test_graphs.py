@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from cosyserve.flow.encoders import ConformerEncoder
+from cosyserve.flow.encoders import ConformerGraph
 from cosyserve.flow.graphs import GraphFlow
 from cosyserve.flow.networks import FlowNetworks
 from cosyserve.flow.stream import FlowStream, FlowVoice
@@ -108,7 +108,7 @@ def test_flow_streams_feed_their_graphs(
         for name in ("flow_encoder", "flow_estimator")
     )
     config = flow_networks.config
-    networks = GraphFlow(config, ConformerEncoder(config, encoder), estimator, flow_networks.noise)
+    networks = GraphFlow(config, ConformerGraph(config, encoder), estimator, flow_networks.noise)
     bare = FlowVoice(flow_voice.tokens[:0], flow_voice.mel[:0], flow_voice.embedding)
 
     def failed(error: Exception) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from cosyserve.config import HiftConfig, LlmConfig, UNetFlowConfig
 from cosyserve.flow.encoder import FlowEncoder
-from cosyserve.flow.unet import Cache, GuidedFlow, Part
+from cosyserve.flow.guided import Cache, Part
+from cosyserve.flow.unet import GuidedFlow
 from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import HarmonicSource
 from cosyserve.llm.qwen2 import SpeechLM

@@ -237,5 +237,5 @@ def _estimator(data: RecordedSet) -> Produced:
     yield "est_spks", conditional(flow.speaker())
     yield "est_cond", conditional(run.cond)
     inputs = {name: recorded[f"est_{name}"] for name in ("x", "mu", "t", "spks", "cond")}
-    yield "est_out_streaming", flow.estimate(inputs, chunk=flow.config.unet_chunk)
+    yield "est_out_streaming", flow.estimate(inputs, chunk=flow.config.frame_chunk)
     yield "est_out_offline", flow.estimate(inputs, chunk=frames)

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosyserve.config import UNetFlowConfig
-
-_LOOKAHEAD_TAIL = 2  # left padding of the lookahead layer's second convolution (kernel 3)
+from cosyserve.flow.lookahead import PreLookahead
 
 
 class FlowEncoder(nn.Module):
@@ -98,7 +97,7 @@ class _Conformer(nn.Module):
     def __init__(self, config: UNetFlowConfig) -> None:
         super().__init__()
         self.embed = _Embed(config.width)
-        self.pre_lookahead_layer = _PreLookahead(config.width, config.lookahead)
+        self.pre_lookahead_layer = PreLookahead(config.width, config.width, config.lookahead)
         self.encoders = nn.ModuleList(_Layer(config) for _ in range(config.blocks))
         self.up_layer = _UpSample(config.width, config.ratio)
         self.up_embed = _Embed(config.width)
@@ -115,18 +114,6 @@ class _Embed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.out(x)
         return out * self.scale
-
-
-class _PreLookahead(nn.Module):
-    def __init__(self, width: int, lookahead: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv1d(width, width, lookahead + 1)
-        self.conv2 = nn.Conv1d(width, width, _LOOKAHEAD_TAIL + 1)
-
-    def forward(self, x: Tensor, ahead: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
-        h = F.leaky_relu(self.conv1(torch.cat([x, ahead], dim=1).mT))
-        h = torch.cat([tail, h], dim=2)
-        return x + self.conv2(h).mT, h[:, :, -_LOOKAHEAD_TAIL:]
 
 
 class _UpSample(nn.Module):

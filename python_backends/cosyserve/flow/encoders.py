@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cosyserve.config import UNetFlowConfig
+from cosyserve.config import DitFlowConfig, UNetFlowConfig
 from cosyserve.flow.networks import EncodeJob, Float
 from cosyserve.flow.past import GRANULE
 from cosyserve.runtimes.graph import Graph
@@ -64,7 +64,7 @@ class ConformerCache:
         return sum(layer.nbytes for layer in self.layers)
 
 
-class ConformerEncoder:
+class ConformerGraph:
     """The encoder of an up-sampling conformer."""
 
     def __init__(self, config: UNetFlowConfig, graph: Graph) -> None:
@@ -112,6 +112,50 @@ class ConformerEncoder:
         for row, cache in enumerate(caches):
             cache.conv_tail, cache.up_tail = out["conv_tail_out"][row : row + 1], out["up_tail_out"][row : row + 1]
             cache.layers = [np.concatenate([old, n[row]], axis=1) for old, n in zip(cache.layers, new, strict=True)]
+        return list(out["mu"])
+
+
+@dataclass
+class LookaheadCache:
+    """See `EncoderCache`; ``conv_tail`` is ``[1, channels, 2]``."""
+
+    conv_tail: Float
+
+    @property
+    def nbytes(self) -> int:
+        """Nothing grows."""
+        return 0
+
+
+class LookaheadGraph:
+    """The two convolutions of a flow without conformer."""
+
+    frame_bytes = 0
+
+    def __init__(self, config: DitFlowConfig, graph: Graph) -> None:
+        self._config, self._graph = config, graph
+
+    def open(self) -> LookaheadCache:
+        """See `Encoder.open`."""
+        return LookaheadCache(np.zeros((1, self._config.lookahead_channels, 2), np.float32))
+
+    def joins(self, batch: Sequence[EncodeJob], job: EncodeJob) -> bool:
+        """Chunks of one length."""
+        return len(job.tokens) == len(batch[0].tokens)
+
+    def __call__(self, batch: Sequence[EncodeJob]) -> list[Float]:
+        """Encode a chunk of each stream."""
+        caches: list[LookaheadCache] = [job.cache.encoder for job in batch]
+        out = self._graph(
+            {
+                "tokens": np.stack([job.tokens for job in batch]),
+                "context": np.stack([job.context for job in batch]),
+                "context_valid": np.stack([job.context_valid for job in batch]),
+                "conv_tail": np.concatenate([cache.conv_tail for cache in caches]),
+            }
+        )
+        for row, cache in enumerate(caches):
+            cache.conv_tail = out["conv_tail_out"][row : row + 1]
         return list(out["mu"])
 
 

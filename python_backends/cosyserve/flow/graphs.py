@@ -55,9 +55,10 @@ class GraphCache:
 class Solver:
     """Network of `SolveJob` over graph ``flow_estimator``."""
 
-    def __init__(self, graph: Graph, steps: int) -> None:
+    def __init__(self, graph: Graph, config: FlowConfig) -> None:
         self._graph = graph
-        self._steps = steps
+        self._steps = config.steps
+        self._positions = config.positions
 
     def joins(self, batch: Sequence[SolveJob], job: SolveJob) -> bool:
         """Chunks of one length, while their pasts are small enough to be copied together."""
@@ -75,6 +76,8 @@ class Solver:
             "prompt_length": np.asarray([cache.prompt[0].length for cache in caches], np.int64),
             "length": np.asarray([cache.past[0].length for cache in caches], np.int64),
         }
+        if self._positions:
+            shared["position"] = np.asarray([cache.prompt[0].count + cache.past[0].count for cache in caches], np.int64)
         memory: dict[str, Float | None] = {"prompt": None, "past": None}
 
         def velocity(step: int, x: Float, t: np.float32) -> Float:
@@ -124,7 +127,7 @@ class GraphFlow:
     ) -> None:
         self.config, self.noise = config, noise
         self._encoder = self.encode = encoder
-        self.solve = Solver(estimator, config.steps)
+        self.solve = Solver(estimator, config)
         self._window = window
 
     @property

@@ -32,6 +32,7 @@ class Past:
 
     def __init__(self, layers: int, heads: int, dim: int, window: int = 0) -> None:
         self.length = 0
+        self.count = 0  # frames ever added
         self._window = window
         self._arrays = _reserve(2 * layers, RESERVED, 2, heads, dim)
 
@@ -60,6 +61,7 @@ class Past:
         for array, frames in zip(self._arrays, layers, strict=True):
             array[self.length : stop] = frames
         self.length = stop
+        self.count += new
 
     def _forget(self, frames: int) -> None:
         kept = max(0, self.length - frames)

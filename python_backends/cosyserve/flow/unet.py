@@ -1,16 +1,11 @@
 """The flow's velocity field: a causal one-level U-Net of resnets and transformer blocks.
 
-Source of the algorithm: upstream flow/decoder.py :: CausalConditionalDecoder; guidance and speaker projection from
-flow/flow_matching.py :: ConditionalCFM.solve_euler and flow/flow.py :: CausalMaskedDiffWithXvec.inference. Parameter
-names are the keys of ``flow.pt``.
-
-Each call is one chunk. Its past enters as attention keys/values and as the last inputs of every causal convolution, so
-upstream's chunk masks do not exist here; a whole utterance in one call without past is the non-streaming mode.
+Source of the algorithm: upstream flow/decoder.py :: CausalConditionalDecoder. Parameter names are the keys of
+``flow.pt``. What a call is given of the past is described in `guided`.
 """
 
 from __future__ import annotations
 
-import math
 from typing import cast
 
 import torch
@@ -18,23 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosyserve.config import UNetFlowConfig
+from cosyserve.flow.guided import Cache, Guided, Part, mish, sinusoid
 
 _TAIL = 2  # left padding of a causal convolution of kernel 3
 
 
-class GuidedFlow(nn.Module):
-    """The velocity with classifier-free guidance: both rows of the U-Net and their mix.
-
-    Shapes: B streams, n new frames, P frames of prompt, C frames of past behind it, both at least 1, hd channels per
-    head. Caches hold the B conditional rows first, then the B unconditional ones.
-    """
+class GuidedFlow(Guided):
+    """The velocity with classifier-free guidance; shapes as in `Guided`."""
 
     def __init__(self, config: UNetFlowConfig) -> None:
-        super().__init__()
-        self.rate = config.cfg_rate
-        # The nesting only reproduces the key prefix decoder.estimator of flow.pt.
-        self.decoder = nn.ModuleDict({"estimator": UNet(config)})
-        self.spk_embed_affine_layer = nn.Linear(config.speaker, config.mels)
+        super().__init__(config, UNet(config))
 
     def forward(
         self,
@@ -72,24 +60,12 @@ class GuidedFlow(nn.Module):
         Returns:
             Velocity [B, mels, n], the new tails, and per layer keys and values [n, 2B, heads, hd] of the new frames.
         """
-        speaker = self.spk_embed_affine_layer(F.normalize(embedding, dim=1, eps=1e-12))
-        estimator = cast(UNet, self.decoder["estimator"])
         cache = Cache(
             Part(prompt_k, prompt_v, torch.cat([prompt_length, prompt_length])),
             Part(past_k, past_v, torch.cat([length, length])),
             tails,
         )
-        v = estimator(
-            torch.cat([x, x]),
-            torch.cat([mu, torch.zeros_like(mu)]),
-            torch.cat([t, t]),
-            torch.cat([speaker, torch.zeros_like(speaker)]),
-            torch.cat([cond, torch.zeros_like(cond)]),
-            cache,
-        )
-        streams = x.shape[0]
-        conditional, unconditional = v[:streams], v[streams:]
-        velocity = (1.0 + self.rate) * conditional - self.rate * unconditional
+        velocity = self.velocity(x, mu, cond, embedding, t, cache)
         return velocity, cache.new_tails, cache.new_k, cache.new_v
 
 
@@ -120,65 +96,15 @@ class UNet(nn.Module):
         return v
 
 
-class Part:
-    """A part of the past: per layer keys and values float [C, R, heads, hd], of which `length` [R] are valid."""
-
-    def __init__(self, k: list[Tensor], v: list[Tensor], length: Tensor) -> None:
-        self.k, self.v = k, v
-        unused = torch.arange(k[0].shape[0], device=length.device) >= length[:, None]
-        self.bias = torch.where(unused, float("-inf"), 0.0).to(k[0].dtype)[:, None, None, :]
-
-    def scores(self, layer: int, q: Tensor) -> Tensor:
-        """Attention scores [R, heads, n, C] of scaled queries [R, heads, n, hd].
-
-        The past lies frame by frame, so that its first frames are one piece of memory; onnxruntime multiplies it where
-        it lies, without transposing it.
-        """
-        return q @ self.k[layer].permute(1, 2, 3, 0) + self.bias
-
-    def mix(self, layer: int, weights: Tensor) -> Tensor:
-        """Values [R, heads, n, hd] summed with weights [R, heads, n, C]."""
-        return weights @ self.v[layer].permute(1, 2, 0, 3)
-
-
-class Cache:
-    """The past of one call, handed out in execution order, and what this call adds to it."""
-
-    def __init__(self, prompt: Part, past: Part, tails: list[Tensor]) -> None:
-        self.prompt, self.past, self.tails = prompt, past, tails
-        self.new_tails: list[Tensor] = []
-        self.new_k: list[Tensor] = []
-        self.new_v: list[Tensor] = []
-
-    def convolve(self, conv: nn.Module, x: Tensor) -> Tensor:
-        """Causal convolution of kernel 3 over (tail | x)."""
-        x = torch.cat([self.tails[len(self.new_tails)], x], dim=2)
-        self.new_tails.append(x[:, :, -_TAIL:])
-        out: Tensor = conv(x)
-        return out
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of scaled queries over (prompt | past | new) under one softmax."""
-        layer = len(self.new_k)
-        self.new_k.append(k.permute(2, 0, 1, 3))
-        self.new_v.append(v.permute(2, 0, 1, 3))
-        scores = [self.prompt.scores(layer, q), self.past.scores(layer, q), q @ k.mT]
-        widths = [part.shape[3] for part in scores]
-        prompt, past, new = torch.split(torch.cat(scores, dim=-1).softmax(-1), widths, dim=-1)
-        return self.prompt.mix(layer, prompt) + self.past.mix(layer, past) + new @ v
-
-
 class _TimeMlp(nn.Module):
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(inputs, width)
         self.linear_2 = nn.Linear(width, width)
-        self.frequencies = inputs // 2
+        self.channels = inputs
 
     def forward(self, t: Tensor) -> Tensor:
-        steps = torch.arange(self.frequencies, device=t.device, dtype=torch.float32)
-        angles = 1000.0 * t.float()[:, None] * torch.exp(steps * -(math.log(1e4) / (self.frequencies - 1)))
-        embedded = torch.cat([angles.sin(), angles.cos()], dim=-1).to(t.dtype)
+        embedded = sinusoid(t, self.channels)
         out: Tensor = self.linear_2(F.silu(self.linear_1(embedded)))
         return out
 
@@ -224,22 +150,12 @@ class _CausalBlock(nn.Module):
 
     def forward(self, x: Tensor, cache: Cache) -> Tensor:
         h = cache.convolve(self.block["0"], x)
-        return _mish(self.block["2"](h.mT)).mT
+        return mish(self.block["2"](h.mT)).mT
 
 
 class _Mish(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return _mish(x)
-
-
-def _mish(x: Tensor) -> Tensor:
-    """x tanh(softplus(x)), with one exponential in place of two functions that onnxruntime computes one by one.
-
-    With e = exp(x), tanh(softplus(x)) = e (e + 2) / (e (e + 2) + 2); beyond 20 that is 1 in float32.
-    """
-    e = x.clamp(max=20.0).exp()
-    n = e * (e + 2.0)
-    return x * (n / (n + 2.0))
+        return mish(x)
 
 
 class _Transformer(nn.Module):

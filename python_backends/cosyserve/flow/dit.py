@@ -1,0 +1,187 @@
+"""The flow's velocity field as a diffusion transformer.
+
+Source of the algorithm: upstream flow/DiT/dit.py :: DiT and flow/DiT/modules.py. Parameter names are the keys of
+``flow.pt``. What a call is given of the past is described in `guided`.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cosyserve.config import DitFlowConfig
+from cosyserve.flow.guided import Cache, Guided, Part, mish, sinusoid
+from cosyserve.shapes import DIT_GROUPS, DIT_TIME
+
+
+class GuidedDit(Guided):
+    """The velocity with classifier-free guidance; shapes as in `Guided`."""
+
+    def __init__(self, config: DitFlowConfig) -> None:
+        super().__init__(config, Dit(config))
+
+    def forward(
+        self,
+        x: Tensor,
+        mu: Tensor,
+        cond: Tensor,
+        embedding: Tensor,
+        t: Tensor,
+        position: Tensor,
+        prompt_length: Tensor,
+        length: Tensor,
+        tails: list[Tensor],
+        prompt_k: list[Tensor],
+        prompt_v: list[Tensor],
+        past_k: list[Tensor],
+        past_v: list[Tensor],
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+        """As `GuidedFlow.forward`, with one more input.
+
+        Args:
+            position: of the first new frame, counted from the start of the prompt, int64 [B].
+        """
+        cache = Cache(
+            Part(prompt_k, prompt_v, torch.cat([prompt_length, prompt_length])),
+            Part(past_k, past_v, torch.cat([length, length])),
+            tails,
+        )
+        velocity = self.velocity(x, mu, cond, embedding, t, cache, position)
+        return velocity, cache.new_tails, cache.new_k, cache.new_v
+
+
+class Dit(nn.Module):
+    """The velocity of R independent rows (no guidance)."""
+
+    def __init__(self, config: DitFlowConfig) -> None:
+        super().__init__()
+        width = config.dit_width
+        self.time_embed = nn.ModuleDict(
+            # Upstream keeps the activation at index 1.
+            {"time_mlp": nn.ModuleDict({"0": nn.Linear(DIT_TIME, width), "2": nn.Linear(width, width)})}
+        )
+        self.input_embed = _InputEmbedding(config)
+        self.rotary_embed = _Rotary(config.dit_head_dim)
+        self.transformer_blocks = nn.ModuleList(_Block(config) for _ in range(config.dit_blocks))
+        self.norm_out = nn.ModuleDict({"linear": nn.Linear(width, 2 * width)})
+        self.proj_out = nn.Linear(width, config.mels)
+
+    def forward(
+        self, x: Tensor, mu: Tensor, t: Tensor, speaker: Tensor, cond: Tensor, position: Tensor, cache: Cache
+    ) -> Tensor:
+        """As `GuidedDit.forward` on R plain rows, with the projected ``speaker``, float [R, mels]."""
+        time_mlp = cast(nn.ModuleDict, self.time_embed["time_mlp"])
+        time = F.silu(time_mlp["2"](F.silu(time_mlp["0"](sinusoid(t, DIT_TIME)))))
+        y = self.input_embed(x, cond, mu, speaker, cache)
+        rotary = self.rotary_embed(position, y)
+        for block in self.transformer_blocks:
+            y = block(y, time, rotary, cache)
+        scale, shift = self.norm_out["linear"](time)[:, None].chunk(2, dim=-1)
+        v: Tensor = self.proj_out(_norm(y) * (1 + scale) + shift)
+        return v.mT
+
+
+class _InputEmbedding(nn.Module):
+    def __init__(self, config: DitFlowConfig) -> None:
+        super().__init__()
+        self.proj = nn.Linear(4 * config.mels, config.dit_width)
+        self.conv_pos_embed = nn.ModuleDict(
+            {
+                # Upstream keeps the activation at index 1.
+                f"conv{index}": nn.ModuleList([nn.Conv1d(channels, channels, frames + 1, groups=DIT_GROUPS)])
+                for index, (channels, frames) in enumerate(config.tails, start=1)
+            }
+        )
+
+    def forward(self, x: Tensor, cond: Tensor, mu: Tensor, speaker: Tensor, cache: Cache) -> Tensor:
+        """All [R, mels, n] but the speaker [R, mels], to [R, n, width]."""
+        y = self.proj(torch.cat([x, cond, mu, speaker[:, :, None].expand_as(x)], dim=1).mT).mT
+        h = y
+        for layers in self.conv_pos_embed.values():
+            h = mish(cache.convolve(cast(nn.ModuleList, layers)[0], h))
+        out: Tensor = (y + h).mT
+        return out
+
+
+class _Rotary(nn.Module):
+    """Angles of rotary embedding; upstream stores their rates in the checkpoint."""
+
+    inv_freq: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("inv_freq", 1e4 ** -(torch.arange(0, dim, 2).float() / dim))
+
+    def forward(self, position: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine [R, 1, n, dim / 2] of the frames of x [R, n, width], of which `position` [R] is the first."""
+        frames = position[:, None] + torch.arange(x.shape[1], device=x.device)
+        angles = frames[:, None, :, None].float() * self.inv_freq.float()
+        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+
+
+class _Block(nn.Module):
+    def __init__(self, config: DitFlowConfig) -> None:
+        super().__init__()
+        width = config.dit_width
+        self.attn_norm = nn.ModuleDict({"linear": nn.Linear(width, 6 * width)})
+        self.attn = _Attention(width, config.dit_heads, config.dit_head_dim)
+        self.ff = _FeedForward(width, config.dit_feed_forward)
+
+    def forward(self, y: Tensor, time: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache) -> Tensor:
+        modulation = self.attn_norm["linear"](time)[:, None].chunk(6, dim=-1)
+        attn_shift, attn_scale, attn_gate, ff_shift, ff_scale, ff_gate = modulation
+        y = y + attn_gate * self.attn(_norm(y) * (1 + attn_scale) + attn_shift, rotary, cache)
+        out: Tensor = y + ff_gate * self.ff(_norm(y) * (1 + ff_scale) + ff_shift)
+        return out
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        inner = heads * head_dim
+        self.to_q = nn.Linear(width, inner)
+        self.to_k = nn.Linear(width, inner)
+        self.to_v = nn.Linear(width, inner)
+        self.to_out = nn.ModuleList([nn.Linear(inner, width)])
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache) -> Tensor:
+        rows, new, _ = x.shape
+        q, k, v = self._split(self.to_q(x)), self._split(self.to_k(x)), self._split(self.to_v(x))
+        out = cache.attend(_rotate_first(q, rotary) * self.head_dim**-0.5, _rotate_first(k, rotary), v).transpose(1, 2)
+        projected: Tensor = self.to_out[0](out.reshape(rows, new, self.heads * self.head_dim))
+        return projected
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], x.shape[1], self.heads, self.head_dim).transpose(1, 2)
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        # Upstream keeps the activation and dropout at the indices between.
+        self.ff = nn.ModuleDict({"0": nn.ModuleList([nn.Linear(width, inner)]), "2": nn.Linear(inner, width)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.gelu(cast(nn.ModuleList, self.ff["0"])[0](x), approximate="tanh")
+        out: Tensor = self.ff["2"](h)
+        return out
+
+
+def _norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def _rotate_first(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """The first head of x [R, heads, n, dim] turned by its positions, in pairs of neighbouring channels.
+
+    Upstream turns the first `dim` channels before it splits them into heads, so that the other heads know no position.
+    """
+    cos, sin = rotary
+    first, rest = x[:, :1], x[:, 1:]
+    even, odd = first[..., 0::2], first[..., 1::2]
+    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+    return torch.cat([turned, rest], dim=1)

@@ -1,0 +1,121 @@
+"""What the estimators of the flow have in common: guidance, and the past that a chunk is given.
+
+Source of the algorithm: upstream flow/flow_matching.py :: ConditionalCFM.solve_euler and the speaker projection of
+flow/flow.py. Each call is one chunk. Its past enters as attention keys/values and as the last inputs of every causal
+convolution, so upstream's chunk masks do not exist here; a whole utterance in one call without past is the
+non-streaming mode.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cosyserve.config import FlowConfig
+
+
+class Guided(nn.Module):
+    """An estimator with classifier-free guidance: both of its rows and their mix.
+
+    Shapes: B streams, n new frames, P frames of prompt, C frames of past behind it, both at least 1, hd channels per
+    head. Caches hold the B conditional rows first, then the B unconditional ones.
+
+    Args:
+        config: sizes.
+        estimator: the velocity of R independent rows (no guidance).
+    """
+
+    def __init__(self, config: FlowConfig, estimator: nn.Module) -> None:
+        super().__init__()
+        self.rate = config.cfg_rate
+        # The nesting only reproduces the key prefix decoder.estimator of flow.pt.
+        self.decoder = nn.ModuleDict({"estimator": estimator})
+        self.spk_embed_affine_layer = nn.Linear(config.speaker, config.mels)
+
+    def velocity(
+        self, x: Tensor, mu: Tensor, cond: Tensor, embedding: Tensor, t: Tensor, cache: Cache, *extra: Tensor
+    ) -> Tensor:
+        """Guided velocity [B, mels, n]; `extra` are inputs [B] that both rows get alike."""
+        speaker = self.spk_embed_affine_layer(F.normalize(embedding, dim=1, eps=1e-12))
+        v = self.decoder["estimator"](
+            torch.cat([x, x]),
+            torch.cat([mu, torch.zeros_like(mu)]),
+            torch.cat([t, t]),
+            torch.cat([speaker, torch.zeros_like(speaker)]),
+            torch.cat([cond, torch.zeros_like(cond)]),
+            *(torch.cat([value, value]) for value in extra),
+            cache,
+        )
+        streams = x.shape[0]
+        conditional, unconditional = v[:streams], v[streams:]
+        velocity: Tensor = (1.0 + self.rate) * conditional - self.rate * unconditional
+        return velocity
+
+
+class Part:
+    """A part of the past: per layer keys and values float [C, R, heads, hd], of which `length` [R] are valid."""
+
+    def __init__(self, k: list[Tensor], v: list[Tensor], length: Tensor) -> None:
+        self.k, self.v = k, v
+        unused = torch.arange(k[0].shape[0], device=length.device) >= length[:, None]
+        self.bias = torch.where(unused, float("-inf"), 0.0).to(k[0].dtype)[:, None, None, :]
+
+    def scores(self, layer: int, q: Tensor) -> Tensor:
+        """Attention scores [R, heads, n, C] of scaled queries [R, heads, n, hd].
+
+        The past lies frame by frame, so that its first frames are one piece of memory; onnxruntime multiplies it where
+        it lies, without transposing it.
+        """
+        return q @ self.k[layer].permute(1, 2, 3, 0) + self.bias
+
+    def mix(self, layer: int, weights: Tensor) -> Tensor:
+        """Values [R, heads, n, hd] summed with weights [R, heads, n, C]."""
+        return weights @ self.v[layer].permute(1, 2, 0, 3)
+
+
+class Cache:
+    """The past of one call, handed out in execution order, and what this call adds to it."""
+
+    def __init__(self, prompt: Part, past: Part, tails: list[Tensor]) -> None:
+        self.prompt, self.past, self.tails = prompt, past, tails
+        self.new_tails: list[Tensor] = []
+        self.new_k: list[Tensor] = []
+        self.new_v: list[Tensor] = []
+
+    def convolve(self, conv: nn.Module, x: Tensor) -> Tensor:
+        """Causal convolution over (tail | x)."""
+        tail = self.tails[len(self.new_tails)]
+        x = torch.cat([tail, x], dim=2)
+        self.new_tails.append(x[:, :, -tail.shape[2] :])
+        out: Tensor = conv(x)
+        return out
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of scaled queries over (prompt | past | new) under one softmax."""
+        layer = len(self.new_k)
+        self.new_k.append(k.permute(2, 0, 1, 3))
+        self.new_v.append(v.permute(2, 0, 1, 3))
+        scores = [self.prompt.scores(layer, q), self.past.scores(layer, q), q @ k.mT]
+        widths = [part.shape[3] for part in scores]
+        prompt, past, new = torch.split(torch.cat(scores, dim=-1).softmax(-1), widths, dim=-1)
+        return self.prompt.mix(layer, prompt) + self.past.mix(layer, past) + new @ v
+
+
+def sinusoid(t: Tensor, channels: int) -> Tensor:
+    """Flow times [R] as sines, then cosines [R, channels]."""
+    steps = torch.arange(channels // 2, device=t.device, dtype=torch.float32)
+    angles = 1000.0 * t.float()[:, None] * torch.exp(steps * -(math.log(1e4) / (channels // 2 - 1)))
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(t.dtype)
+
+
+def mish(x: Tensor) -> Tensor:
+    """x tanh(softplus(x)), with one exponential in place of two functions that onnxruntime computes one by one.
+
+    With e = exp(x), tanh(softplus(x)) = e (e + 2) / (e (e + 2) + 2); beyond 20 that is 1 in float32.
+    """
+    e = x.clamp(max=20.0).exp()
+    n = e * (e + 2.0)
+    return x * (n / (n + 2.0))
