@@ -15,13 +15,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cosyserve import bundle
-from cosyserve.config import HiftConfig, LlmConfig, ModelConfig, UNetFlowConfig
+from cosyserve.config import CausalHiftConfig, HiftConfig, LlmConfig, ModelConfig, UNetFlowConfig
 from cosyserve.errors import BundleError, Unsupported
 from cosyserve.flow.encoder import FlowEncoder
 from cosyserve.flow.unet import GuidedFlow
 from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import HarmonicSource
-from cosyserve.limits import MAX_NOISE_FRAMES
 from cosyserve.llm.qwen2 import SpeechLM
 from cosyserve.runtimes.torch.modules import weights_file
 from cosyserve.text.tokenizer import Tokenizer
@@ -30,6 +29,7 @@ from cosyserve.weights import FORMAT, MANIFEST, sha256
 from cosyserve_build import export
 from cosyserve_build.export_gguf import Quantisation, write_speech_gguf
 from cosyserve_build.folder import replaced
+from cosyserve_build.noise import flow_noise, vocoder_draws
 
 TOOLS = ("cosyserve", "torch", "onnx", "onnxscript", "onnxruntime")
 
@@ -95,6 +95,8 @@ def _write(
         tables["special"] = llm["llm_embedding.weight"]
     save_file(tables, folder / "llm.safetensors")
     save_file({"noise": flow_noise(config.flow.mels)}, folder / "flow.safetensors")
+    if isinstance(config.hift, CausalHiftConfig):
+        save_file({"twister": torch.from_numpy(vocoder_draws(config)[1])}, folder / "hift_noise.safetensors")
     shutil.copyfile(opened.campplus, folder / "campplus.onnx")
     shutil.copyfile(opened.speech_tokenizer, folder / "speech_tokenizer.onnx")
     Tokenizer.from_bundle(opened.tokenizer, opened.version).save(folder / "tokenizer.json")
@@ -147,12 +149,3 @@ def _random(folder: Path) -> bool:
     """Whether `synth-bundle` wrote the bundle: it says so in ``configuration.json``."""
     path = folder / "configuration.json"
     return path.is_file() and bool(json.loads(path.read_text("utf-8")).get("random_weights", False))
-
-
-def flow_noise(mels: int) -> torch.Tensor:
-    """The fixed starting noise ``[mels, frames]``: drawn by torch on a CPU after seeding with 0.
-
-    Source: upstream flow/flow_matching.py :: CausalConditionalCFM.
-    """
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, mels, MAX_NOISE_FRAMES, generator=generator)[0]

@@ -28,6 +28,7 @@ from cosyserve.flow.solver import time_grid
 from cosyserve.flow.stream import FlowStream, FlowVoice
 from cosyserve.flow.unet import GuidedFlow
 from cosyserve.hift.generator import Decoder, F0Predictor
+from cosyserve.hift.noise import FixedNoise
 from cosyserve.hift.source import HarmonicSource
 from cosyserve.hift.stream import HiftNetworks, HiftStream
 from cosyserve.limits import MAX_TOKENS_PER_TEXT_TOKEN, MIN_TOKENS_PER_TEXT_TOKEN
@@ -37,7 +38,7 @@ from cosyserve.llm.graph_decoder import LlmNetworks
 from cosyserve.llm.qwen2 import SpeechLM
 from cosyserve.llm.slots import SlotCache
 from cosyserve.runtimes.graph import Arrays, Graph, Outputs, flat
-from cosyserve_build.prepare import flow_noise
+from cosyserve_build.noise import flow_noise
 
 Array = NDArray[Any]
 
@@ -302,9 +303,16 @@ def _joined(calls: list[dict[str, Array]], name: str) -> Array:
 
 
 class HiftProbe:
-    """Runs of the server's `HiftStream` on whole windows, and its first two networks alone."""
+    """Runs of the server's `HiftStream` on whole windows, and its first two networks alone.
 
-    def __init__(self, config: HiftConfig, state: StateDict) -> None:
+    Args:
+        config: sizes.
+        state: the checkpoint.
+        twister: of `FixedNoise`, where the noise is fixed.
+    """
+
+    def __init__(self, config: HiftConfig, state: StateDict, twister: NDArray[np.uint32] | None = None) -> None:
+        self._twister = twister
         self.config = config
         self._networks = HiftNetworks(
             config,
@@ -319,21 +327,28 @@ class HiftProbe:
 
     def source(self, f0: Array, noise: Array | None = None) -> Array:
         """[1, 1, samples] from f0 [1, T], starting at phase zero; no noise unless given."""
-        sines = self.config.harmonics + 1
-        if noise is None:
-            noise = np.zeros((1, f0.shape[1] * self.config.frame, sines), np.float32)
+        sines, samples = self.config.harmonics + 1, f0.shape[1] * self.config.frame
+        noise = np.zeros((1, samples, sines), np.float32) if noise is None else noise[:, :samples]
         phase, start = np.zeros((1, sines)), np.ones(1, np.float32)
         return self._networks.source({"f0": f0.astype(np.float64), "phase": phase, "start": start, "noise": noise})[
             "source"
         ]
 
-    def wave(self, mel: Array, source: Array | None = None) -> Array:
-        """[1, samples] from mel [1, mels, T]; with a source [1, 1, samples] that one instead of its own."""
+    def noise(self, samples: int) -> Array:
+        """The first samples of the fixed noise, [1, samples, harmonics + 1]."""
+        assert self._twister is not None
+        return FixedNoise(self._twister)(samples, self.config.harmonics + 1)[None]
+
+    def wave(self, mel: Array, source: Array | None = None, *, final: bool = True) -> Array:
+        """[1, samples] from mel [1, mels, T]; with a source [1, 1, samples] that one instead of its own.
+
+        Without `final` only the samples that no later frame can change.
+        """
         networks = self._networks
         if source is not None:
             phases = np.zeros((1, mel.shape[2], self.config.harmonics + 1), np.float32)
             networks = replace(networks, source=_constant(Outputs(source=source, phases=phases)))
-        return HiftStream(networks, seed=0, noise_gain=0.0).step(mel[0], final=True)[None]
+        return HiftStream(networks, seed=0, noise_gain=0.0).step(mel[0], final)[None]
 
 
 def _constant(outputs: Outputs) -> Graph:

@@ -14,11 +14,13 @@ import numpy as np
 import soundfile
 
 from cosyserve.bundle import Bundle
+from cosyserve.config import CausalHiftConfig
 from cosyserve.errors import BundleError
 from cosyserve.flow.stream import FlowVoice
-from cosyserve.text.normalize import normalize
+from cosyserve.text.normalize import is_raw, normalize
 from cosyserve.text.split import segments
 from cosyserve.text.tokenizer import Tokenizer
+from cosyserve_build.noise import vocoder_draws
 from cosyserve_build.probes import Array, FlowProbe, HiftProbe, LlmProbe
 
 
@@ -72,7 +74,7 @@ class RecordedSet:
     def text(self, name: str) -> list[int]:
         """Ids of a text of the manifest, normalised without a number grammar, as it was recorded."""
         spoken = normalize(self.cases["texts"][name], lambda text: text)
-        if name == "prompt_text":
+        if name == "prompt_text" or is_raw(spoken):  # which are not split
             return self.tokenizer.encode(spoken)
         return self.tokenizer.encode(segments(spoken, lambda text: len(self.tokenizer.encode(text)))[0])
 
@@ -96,7 +98,9 @@ class RecordedSet:
     @cached_property
     def hift(self) -> HiftProbe:
         """Runs of the vocoder."""
-        return HiftProbe(self.bundle.config.hift, self.bundle.hift())
+        config = self.bundle.config
+        twister = vocoder_draws(config)[1] if isinstance(config.hift, CausalHiftConfig) else None
+        return HiftProbe(config.hift, self.bundle.hift(), twister)
 
     @cached_property
     def greedy(self) -> tuple[list[int], list[Array]]:

@@ -264,6 +264,21 @@ class HiftConfig:
             samples *= rate
         return samples
 
+    @property
+    def f0_padding(self) -> tuple[tuple[int, int], ...]:
+        """Frames that each convolution of the pitch predictor sees back and ahead; constants upstream."""
+        return ((1, 1),) * 5
+
+    @property
+    def f0_reach(self) -> tuple[int, int]:
+        """Frames that the pitch predictor sees back and ahead."""
+        return sum(left for left, _ in self.f0_padding), sum(right for _, right in self.f0_padding)
+
+    @property
+    def phase_ahead(self) -> int:
+        """Frames ahead that the phase of a frame's harmonics leans on: it is interpolated between frames."""
+        return 1
+
 
 @dataclass(frozen=True, slots=True)
 class CausalHiftConfig(HiftConfig):
@@ -272,9 +287,14 @@ class CausalHiftConfig(HiftConfig):
     look_right: int  # mel frames that the decoder's first convolution looks ahead
 
     @property
-    def f0_look_right(self) -> int:
-        """Mel frames that the pitch predictor looks ahead, a constant upstream."""
-        return 3
+    def f0_padding(self) -> tuple[tuple[int, int], ...]:
+        """See `HiftConfig.f0_padding`."""
+        return ((0, 3), *((2, 0),) * 4)
+
+    @property
+    def phase_ahead(self) -> int:
+        """See `HiftConfig.phase_ahead`; here it stands still during a frame."""
+        return 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from safetensors.numpy import load_file
@@ -13,6 +14,7 @@ from cosyserve.flow.encoders import ConformerGraph, Encoder, LookaheadGraph
 from cosyserve.flow.graphs import GraphFlow
 from cosyserve.flow.networks import FlowNetworks
 from cosyserve.frontend import Frontend
+from cosyserve.hift.noise import FixedNoise
 from cosyserve.hift.stream import HiftNetworks
 from cosyserve.llm.decoder import Decoder
 from cosyserve.llm.embeddings import Embeddings
@@ -115,7 +117,11 @@ def load_hift_networks(settings: Settings) -> HiftNetworks:
         _torch_runs(weights, settings)
         return load_hift(weights, settings)
     f0, source, decoder = (_graph(weights, name, settings) for name in ("hift_f0", "hift_source", "hift_decoder"))
-    return HiftNetworks(weights.config.hift, f0, source, decoder)
+    networks = HiftNetworks(weights.config.hift, f0, source, decoder)
+    if "hift_noise.safetensors" not in weights.manifest["files"]:
+        return networks
+    twister = load_file(weights.file("hift_noise.safetensors"))["twister"]
+    return replace(networks, noise=lambda seed: FixedNoise(twister))
 
 
 _ENCODERS: dict[type, Callable[[Any, Graph], Encoder]] = {

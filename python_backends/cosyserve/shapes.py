@@ -148,9 +148,9 @@ def _dit_flow_shapes(flow: DitFlowConfig) -> Shapes:
 
 
 def _hift_shapes(hift: HiftConfig) -> Shapes:
-    first, pitch, causal = 7, 3, False
+    first, causal = 7, False
     if isinstance(hift, CausalHiftConfig):
-        first, pitch, causal = hift.look_right + 1, hift.f0_look_right + 1, True
+        first, causal = hift.look_right + 1, True
     bins = hift.n_fft + 2  # real and imaginary parts
     shapes = _linear("m_source.l_linear", 1, hift.harmonics + 1)
     shapes |= _linear("conv_pre", hift.channels, hift.mels, first)
@@ -167,9 +167,9 @@ def _hift_shapes(hift: HiftConfig) -> Shapes:
             shapes |= _resblock_shapes(f"resblocks.{stage * len(hift.res_kernels) + branch}", half, size, dilations)
         width = half
     shapes |= _linear("conv_post", bins, width, 7)
-    for layer in range(5):
-        fan_in, kernel = (hift.f0_channels, 3) if layer else (hift.mels, pitch)
-        shapes |= _linear(f"f0_predictor.condnet.{2 * layer}", hift.f0_channels, fan_in, kernel)
+    for layer, padding in enumerate(hift.f0_padding):
+        fan_in = hift.f0_channels if layer else hift.mels
+        shapes |= _linear(f"f0_predictor.condnet.{2 * layer}", hift.f0_channels, fan_in, 1 + sum(padding))
     return shapes | _linear("f0_predictor.classifier", 1, hift.f0_channels)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cosyserve.audio.pcm import to_pcm16
 from cosyserve.contracts import Tensors
 from cosyserve.hift.sessions import HiftSession, HiftSessions
-from cosyserve.hift.stream import F0_RADIUS, HiftNetworks, HiftStream, decoder_radius
+from cosyserve.hift.stream import HiftNetworks, HiftStream
 from cosyserve.hift.stretch import Stretch
 from cosyserve.jobs import Rounds, Task, alone
 from cosyserve.runtimes.graph import Arrays, Graph, Outputs
@@ -83,7 +83,8 @@ def test_a_running_stream_holds_back_what_may_still_change(hift_networks: HiftNe
         sent += len(stream.step(mel[:, :frames], final=False)) // 480
         mel = mel[:, frames:]
     assert sent == 100 - stream.frames_held
-    assert stream.frames_held == F0_RADIUS + 1 + decoder_radius(hift_networks.config)
+    config = hift_networks.config
+    assert stream.frames_held == config.f0_reach[1] + config.phase_ahead + decoder_reach(config)[1]
 
 
 def test_seeds_decide_the_noise(hift_networks: HiftNetworks, mel: Float, whole: Pcm) -> None:
@@ -115,16 +116,17 @@ def test_the_decoder_sees_no_further_than_its_radius(hift_networks: HiftNetworks
     spoilt = inputs[path].copy()
     spoilt[:, :, hit * width : (hit + 1) * width] = np.nan  # spreads to everything that depends on it
     changed = np.flatnonzero(hift_networks.decoder(inputs | {path: spoilt})["audio"][0] != clean) // 480
-    radius = decoder_radius(hift_networks.config)
-    assert hit - radius <= changed.min() <= hit - radius + 3
-    assert hit + radius - 3 <= changed.max() <= hit + radius
+    back, ahead = decoder_reach(hift_networks.config)
+    assert hit - ahead <= changed.min() <= hit - ahead + 3
+    assert hit + back - 3 <= changed.max() <= hit + back
 
 
 def test_the_f0_predictor_sees_no_further_than_its_radius(hift_networks: HiftNetworks, mel: Float) -> None:
     spoilt = mel[None].copy()
     spoilt[:, :, 50] = np.nan
+    back, ahead = hift_networks.config.f0_reach
     f0, clean = (hift_networks.f0({"mel": m})["f0"][0] for m in (spoilt, mel[None]))
-    np.testing.assert_array_equal(np.flatnonzero(f0 != clean), np.arange(50 - F0_RADIUS, 50 + F0_RADIUS + 1))
+    np.testing.assert_array_equal(np.flatnonzero(f0 != clean), np.arange(50 - ahead, 50 + back + 1))
 
 
 # --- streams in shared calls ---

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cosyserve_build.recorded import RecordedSet
-from cosyserve_build.stages import common, windowed
+from cosyserve_build.stages import accumulated, common, windowed
 from cosyserve_build.stages.common import Stage
 
 _FED = "recorded input: only fed in"
@@ -47,7 +47,6 @@ _DECLARED = (
     ("flow/token", _FED),
     ("hift/mel", _FED),
     ("hift/stream_mel", _FED),
-    ("hift/rand_ini", "recorded random draw without effect: the down-sampling of the phase cancels it"),
 )
 
 PLANS: dict[int, Plan] = {
@@ -55,9 +54,11 @@ PLANS: dict[int, Plan] = {
         stages={**_COMMON, "hift": windowed.hift, "e2e": windowed.e2e},
         declared=(
             *_DECLARED,
+            ("hift/rand_ini", "recorded random draw without effect: the down-sampling of the phase cancels it"),
             ("hift/noise", "recorded random draw: only fed in"),
             ("hift/stream*_source", "made with noise that was not recorded: only fed in"),
         ),
     ),
+    3: Plan(stages={**_COMMON, "hift": accumulated.hift, "e2e": accumulated.e2e}, declared=_DECLARED),
 }
 """By CosyVoice version."""

@@ -15,11 +15,13 @@ import torch
 
 from cosyserve.audio.features import fbank, log_mel_128, prompt_mel, resample, subtract_mean
 from cosyserve.flow.solver import time_grid
+from cosyserve.hift.stretch import Stretch
 from cosyserve.llm.bistream import Interleaver
 from cosyserve.llm.sampling import draw_inverse_cdf, draw_race, nucleus
 from cosyserve.llm.sampling import ras as draw_ras
 from cosyserve.llm.scores import top
 from cosyserve.runtimes.onnx import OnnxGraph
+from cosyserve.text.tokenizer import END_OF_PROMPT
 from cosyserve_build.probes import Array, FlowRun, LlmProbe
 from cosyserve_build.recorded import RecordedSet
 
@@ -106,7 +108,8 @@ def _bistream(data: RecordedSet, case: dict[str, Any]) -> Produced:
     )
     model.reset()
     inputs: list[Array] = []
-    run = Interleaver(model.config, prompt_text, speech, as_upstream=True)
+    prefix, prompt_text = _opened(data, prompt_text)
+    run = Interleaver(model.config, prompt_text, speech, prefix, as_upstream=True)
     sample = _scripted(case["sampler"], model) if "sampler" in case else _greedy(model)
 
     def speak() -> Iterator[int]:
@@ -132,6 +135,13 @@ def _bistream(data: RecordedSet, case: dict[str, Any]) -> Produced:
     yield f"{tag}_emitted", np.asarray(emitted, np.int32)
     yield f"{tag}_forward_lengths", np.asarray([len(embeds) for embeds in inputs], np.int32)
     yield f"{tag}_first_input", inputs[0][None]
+
+
+def _opened(data: RecordedSet, prompt_text: list[int]) -> tuple[list[int], list[int]]:
+    """Version 3 puts a prompt text up to the end of its instruction in front of the blocks."""
+    end = data.tokenizer.special(END_OF_PROMPT)
+    head = prompt_text.index(end) + 1 if data.bundle.version == 3 else 0
+    return prompt_text[:head], prompt_text[head:]
 
 
 _Sample = Callable[["Array", Sequence[int], bool], int]
@@ -239,3 +249,17 @@ def _estimator(data: RecordedSet) -> Produced:
     inputs = {name: recorded[f"est_{name}"] for name in ("x", "mu", "t", "spks", "cond")}
     yield "est_out_streaming", flow.estimate(inputs, chunk=flow.config.frame_chunk)
     yield "est_out_offline", flow.estimate(inputs, chunk=frames)
+
+
+def offline(data: RecordedSet) -> Produced:
+    """Whole runs in one piece, at each speed."""
+    recorded, hift, cases = data.vectors["e2e"], data.hift, data.cases["e2e"]
+    yield "offline_mel", data.flow.run(recorded["tokens"], streaming=False, finalize=True).mel
+    mel = recorded["offline_mel"]
+    yield "offline_source", hift.source(hift.f0(mel))
+    yield "offline_pcm", hift.wave(mel, recorded["offline_source"])
+    for name in cases:
+        speed = re.fullmatch(r"offline_speed_([\d.]+)", name)
+        if speed:
+            stretch = Stretch(mel.shape[1], float(speed[1]), whole=True)
+            yield f"offline_speed{speed[1].replace('.', '')}_pcm", hift.wave(stretch(mel[0], final=True)[None])

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from cosyserve.hift.stretch import Stretch
 from cosyserve_build.probes import Join
 from cosyserve_build.recorded import RecordedSet
-from cosyserve_build.stages.common import Produced
+from cosyserve_build.stages.common import Produced, offline
 
 
 def hift(data: RecordedSet) -> Produced:
@@ -38,17 +36,8 @@ def hift(data: RecordedSet) -> Produced:
 
 
 def e2e(data: RecordedSet) -> Produced:
-    recorded, hift, cases = data.vectors["e2e"], data.hift, data.cases["e2e"]
-    yield "offline_mel", data.flow.run(recorded["tokens"], streaming=False, finalize=True).mel
-    mel = recorded["offline_mel"]
-    yield "offline_source", hift.source(hift.f0(mel))
-    yield "offline_pcm", hift.wave(mel, recorded["offline_source"])
-    for name in cases:
-        speed = re.fullmatch(r"offline_speed_([\d.]+)", name)
-        if speed:
-            stretch = Stretch(mel.shape[1], float(speed[1]), whole=True)
-            yield f"offline_speed{speed[1].replace('.', '')}_pcm", hift.wave(stretch(mel[0], final=True)[None])
-    yield from _e2e_stream(data, cases["stream"])
+    yield from offline(data)
+    yield from _e2e_stream(data, data.cases["e2e"]["stream"])
     yield "tokens", np.asarray(data.greedy[0], np.int32)
 
 

@@ -1,7 +1,8 @@
 """Mel to pitch, and mel with source signal to waveform.
 
 Source of the algorithm: upstream hifigan/f0_predictor.py :: ConvRNNF0Predictor, hifigan/generator.py :: HiFTGenerator,
-ResBlock and transformer/activation.py :: Snake. Parameter names are the keys of ``hift.pt`` with weight norm folded.
+ResBlock, the causal classes beside them, and transformer/activation.py :: Snake. Parameter names are the keys of
+``hift.pt`` with weight norm folded.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosyserve.config import HiftConfig
+from cosyserve.hift.layers import Layers, layers_of
 
 _MAX_MAGNITUDE = 100.0  # upstream clips the spectrum here before the inverse STFT
 
 
 class F0Predictor(nn.Module):
-    """Pitch of each mel frame; W frames in, W out, each seeing 5 frames to either side.
+    """Pitch of each mel frame; W frames in, W out, each seeing `HiftConfig.f0_reach` frames back and ahead.
 
     Computed in float64: phases add up pitch, and in float32 the rounding of differently cut windows would add up too
     and break ``chunked == one-shot``.
@@ -27,7 +29,7 @@ class F0Predictor(nn.Module):
 
     def __init__(self, config: HiftConfig) -> None:
         super().__init__()
-        self.f0_predictor = _PitchNet(config.mels, config.f0_channels)
+        self.f0_predictor = _PitchNet(config)
 
     def forward(self, mel: Tensor) -> Tensor:
         """Log-mel float [B, mels, W] to f0 in Hz, float64 [B, W]."""
@@ -47,24 +49,25 @@ class Decoder(nn.Module):
         self.slope, self.limit, self.bins = config.slope, config.limit, spectrum // 2
         self.resblocks_per_stage = len(config.res_kernels)
 
-        self.conv_pre = nn.Conv1d(config.mels, config.channels, 7, padding=3)
+        layers = layers_of(config)
+        self.conv_pre = layers.first(config.mels, config.channels)
         self.ups = nn.ModuleList(
-            nn.ConvTranspose1d(cin, cout, k, u, padding=(k - u) // 2)
+            layers.up(cin, cout, k, u)
             for cin, cout, u, k in zip(inputs, widths, config.up_rates, config.up_kernels, strict=True)
         )
         self.source_downs = nn.ModuleList(
-            _source_down(spectrum, cout, u) for cout, u in zip(widths, _later_rates(config.up_rates), strict=True)
+            layers.down(spectrum, cout, u) for cout, u in zip(widths, _later_rates(config.up_rates), strict=True)
         )
         self.source_resblocks = nn.ModuleList(
-            _ResBlock(width, k, d)
+            _ResBlock(layers, width, k, d)
             for width, k, d in zip(widths, config.source_kernels, config.source_dilations, strict=True)
         )
         self.resblocks = nn.ModuleList(
-            _ResBlock(width, k, d)
+            _ResBlock(layers, width, k, d)
             for width in widths
             for k, d in zip(config.res_kernels, config.res_dilations, strict=True)
         )
-        self.conv_post = nn.Conv1d(widths[-1], spectrum, 7, padding=3)
+        self.conv_post = layers.conv(widths[-1], spectrum, 7)
         self.stft = _Stft(config.n_fft, config.hop)
 
     def forward(self, mel: Tensor, source: Tensor) -> Tensor:
@@ -89,28 +92,30 @@ class Decoder(nn.Module):
 
 
 class _PitchNet(nn.Module):
-    def __init__(self, mels: int, channels: int) -> None:
+    def __init__(self, config: HiftConfig) -> None:
         super().__init__()
-        inputs = [mels, *[channels] * 4]
-        convs = [[nn.Conv1d(cin, channels, 3, padding=1), nn.ELU()] for cin in inputs]
+        channels, self.padded = config.f0_channels, config.f0_padding
+        inputs = [config.mels, *[channels] * 4]
+        kernels = [1 + sum(padding) for padding in self.padded]
+        convs = [[nn.Conv1d(cin, channels, k), nn.ELU()] for cin, k in zip(inputs, kernels, strict=True)]
         self.condnet = nn.Sequential(*itertools.chain.from_iterable(convs))
         self.classifier = nn.Linear(channels, 1)
 
     def forward(self, mel: Tensor) -> Tensor:
         x = mel.double()
-        for conv in list(self.condnet)[::2]:
-            x = _elu(_convolve(conv, x))
+        for conv, padding in zip(list(self.condnet)[::2], self.padded, strict=True):
+            x = _elu(_convolve(conv, F.pad(x, padding)))
         # Weight first: onnxruntime 1.31 multiplies a transposed float64 x wrongly.
         f0 = self.classifier.weight.double() @ x + self.classifier.bias.double()
         return f0.squeeze(1).abs()
 
 
-def _convolve(conv: nn.Module, x: Tensor) -> Tensor:
+def _convolve(conv: nn.Module, padded: Tensor) -> Tensor:
     """The convolution as one matrix product in float64, which onnxruntime has no convolution for."""
     weight, bias = conv.get_parameter("weight"), conv.get_parameter("bias")
     _, _, kernel = weight.shape
-    padded = F.pad(x, (kernel // 2, kernel // 2))
-    columns = torch.cat([padded[:, :, i : i + x.shape[2]] for i in range(kernel)], dim=1)
+    frames = padded.shape[2] - kernel + 1
+    columns = torch.cat([padded[:, :, i : i + frames] for i in range(kernel)], dim=1)
     return weight.mT.flatten(1).double() @ columns + bias.double()[:, None]
 
 
@@ -119,12 +124,10 @@ def _elu(x: Tensor) -> Tensor:
 
 
 class _ResBlock(nn.Module):
-    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
+    def __init__(self, layers: Layers, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
         super().__init__()
-        self.convs1 = nn.ModuleList(
-            nn.Conv1d(channels, channels, kernel, dilation=d, padding=(kernel - 1) * d // 2) for d in dilations
-        )
-        self.convs2 = nn.ModuleList(nn.Conv1d(channels, channels, kernel, padding=kernel // 2) for _ in dilations)
+        self.convs1 = nn.ModuleList(layers.conv(channels, channels, kernel, d) for d in dilations)
+        self.convs2 = nn.ModuleList(layers.conv(channels, channels, kernel) for _ in dilations)
         self.activations1 = nn.ModuleList(_Snake(channels) for _ in dilations)
         self.activations2 = nn.ModuleList(_Snake(channels) for _ in dilations)
 
@@ -191,9 +194,3 @@ def _later_rates(up_rates: tuple[int, ...]) -> list[int]:
     """For each stage the up-sampling that follows it: (8, 5, 3) gives [15, 3, 1]."""
     products = itertools.accumulate(reversed(up_rates[1:]), operator.mul, initial=1)
     return list(products)[::-1]
-
-
-def _source_down(spectrum: int, channels: int, rate: int) -> nn.Conv1d:
-    if rate == 1:
-        return nn.Conv1d(spectrum, channels, 1)
-    return nn.Conv1d(spectrum, channels, 2 * rate, rate, padding=rate // 2)

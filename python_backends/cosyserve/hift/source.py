@@ -53,14 +53,19 @@ class HarmonicSource(nn.Module):
         rad = rad - rad.floor()
         phases = phase[:, None] + config.frame * rad.cumsum(1)
 
+        voiced = (f0 > config.voiced_threshold).float()[:, :, None, None]
+        amplitude = voiced * config.nsf_sigma + (1 - voiced) * (config.nsf_alpha / 3)
+        sines = torch.sin(2 * torch.pi * self._cycles(phases, phase, start).float())
+        excitation = config.nsf_alpha * voiced * sines + amplitude * noise.view(batch, frames, config.frame, -1)
+        source = torch.tanh(self.m_source["l_linear"](excitation)).reshape(batch, 1, frames * config.frame)
+        return source, phases - phases.floor()
+
+    def _cycles(self, phases: Tensor, phase: Tensor, start: Tensor) -> Tensor:
+        """Phase in cycles, less than one, of every sample [B, T, frame, H], or of every frame [B, T, 1, H]."""
+        if not self.config.phase_ahead:
+            return (phases - phases.floor())[:, :, None]
         before = torch.where(start[:, None, None] > 0, phases[:, :1], phase[:, None])
         to_left = torch.cat([before, phases[:, :-1]], dim=1) - phases
         to_right = torch.cat([phases[:, 1:], phases[:, -1:]], dim=1) - phases
         cycles = phases[:, :, None] + self.left * to_left[:, :, None] + self.right * to_right[:, :, None]
-        sines = torch.sin(2 * torch.pi * (cycles - cycles.floor()).float())
-
-        voiced = (f0 > config.voiced_threshold).float()[:, :, None, None]
-        amplitude = voiced * config.nsf_sigma + (1 - voiced) * (config.nsf_alpha / 3)
-        excitation = config.nsf_alpha * voiced * sines + amplitude * noise.view(sines.shape)
-        source = torch.tanh(self.m_source["l_linear"](excitation)).reshape(batch, 1, frames * config.frame)
-        return source, phases - phases.floor()
+        return cycles - cycles.floor()

@@ -1,0 +1,52 @@
+"""The noise in the vocoder's source signal."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float32]
+
+
+class Noise(Protocol):
+    """The noise of one segment, from its first sample on."""
+
+    def __call__(self, samples: int, sines: int) -> Float:
+        """The next samples ``[samples, sines]``."""
+        ...
+
+
+class GaussianNoise:
+    """Standard normal, by seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = np.random.Generator(np.random.Philox(seed))
+
+    def __call__(self, samples: int, sines: int) -> Float:
+        """See `Noise`."""
+        return self._generator.standard_normal((samples, sines), dtype=np.float32)
+
+
+class FixedNoise:
+    """Uniform in [0, 1), the same for every segment.
+
+    Upstream draws 300 s of it when the vocoder is built (hifigan/generator.py :: SineGen2). Here the same numbers are
+    drawn as they are needed, as torch draws them on a CPU: the low 24 bits of each output of a Mersenne Twister.
+
+    Args:
+        twister: its state just before that draw, uint32 [625]: 624 words and the position.
+    """
+
+    def __init__(self, twister: NDArray[np.uint32]) -> None:
+        self._twister = np.random.MT19937()
+        self._twister.state = {
+            "bit_generator": "MT19937",
+            "state": {"key": twister[:-1].copy(), "pos": int(twister[-1])},
+        }
+
+    def __call__(self, samples: int, sines: int) -> Float:
+        """See `Noise`."""
+        bits = self._twister.random_raw(samples * sines) & np.uint64(2**24 - 1)
+        return (bits.astype(np.float32) * np.float32(2**-24)).reshape(samples, sines)
