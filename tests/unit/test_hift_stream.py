@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cosyserve.audio.pcm import to_pcm16
 from cosyserve.contracts import Tensors
 from cosyserve.hift.sessions import HiftSession, HiftSessions
-from cosyserve.hift.stream import HiftNetworks, HiftStream
+from cosyserve.hift.stream import HiftNetworks, HiftStream, decoder_reach
 from cosyserve.hift.stretch import Stretch
 from cosyserve.jobs import Rounds, Task, alone
 from cosyserve.runtimes.graph import Arrays, Graph, Outputs

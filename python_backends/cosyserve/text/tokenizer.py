@@ -21,7 +21,10 @@ _SPEECH_TAGS = (
 )
 
 # ARPABET; a vowel (*) also stands with each of its three stresses.
-_ENGLISH = "AA* AE* AH* AO* AW* AY* B CH D DH EH* ER* EY* F G HH IH* IY* JH K L M N NG OW* OY* P R S SH T TH UH* UW* V W Y Z ZH"
+_ENGLISH = (
+    "AA* AE* AH* AO* AW* AY* B CH D DH EH* ER* EY* F G HH IH* IY* JH K L M N NG OW* OY* P R S SH T TH UH* UW* "
+    "V W Y Z ZH"
+)
 
 # Initials and finals of pinyin with their tones.
 _CHINESE = """
