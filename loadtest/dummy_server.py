@@ -29,7 +29,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
-from tritonclient.utils import deserialize_bytes_tensor
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from cosyserve.contracts import TTS
 
@@ -122,6 +122,7 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
             return service_pb2.ModelStreamInferResponse(error_message=message)
 
         text = inputs["text"][0].decode() if "text" in inputs else ""
+        words, timed = text.split(), "timestamps" in inputs
         word, _, rest = text.partition(" ")
         if word == "late":
             yield from (sine_chunk(i, final=False) for i in range(3))
@@ -149,7 +150,7 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         else:
             for i in range(5):
                 ended.wait(self.pace if i else self.first_audio)
-                yield sine_chunk(i, final=i == 4)
+                yield sine_chunk(i, final=i == 4, word=words[i] if timed and i < len(words) else None)
         answered.set()
 
     def _count(self, streams: int) -> None:
@@ -178,10 +179,10 @@ def read_inputs(request: Any) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def sine_chunk(index: int, *, final: bool) -> Any:
-    """Response `index` of the sine."""
+def sine_chunk(index: int, *, final: bool, word: str | None = None) -> Any:
+    """Response `index` of the sine, in whose middle a word begins."""
     start = index * CHUNK
-    values = {
+    values: dict[str, Any] = {
         "audio": SINE[start : start + CHUNK],
         "sample_offset": [start],
         "token_offset": [index * 5],
@@ -189,13 +190,16 @@ def sine_chunk(index: int, *, final: bool) -> Any:
         "segment": [0],
         "final": [final],
     }
+    if word:
+        values |= {"words": [word.encode()], "word_starts": [(start + CHUNK / 2) / SAMPLE_RATE]}
     response = service_pb2.ModelStreamInferResponse()
     infer = response.infer_response
     infer.model_name = TTS.name
     for tensor in [tensor for tensor in TTS.outputs if tensor.name in values]:
         array = np.asarray(values[tensor.name], dtype=tensor.numpy)
         infer.outputs.add(name=tensor.name, datatype=tensor.dtype, shape=array.shape)
-        infer.raw_output_contents.append(array.tobytes())
+        content = serialize_byte_tensor(array).item() if tensor.dtype == "BYTES" else array.tobytes()
+        infer.raw_output_contents.append(content)
     return response
 
 

@@ -17,7 +17,7 @@ from cosyserve_client.errors import (
     Unimplemented,
 )
 from cosyserve_client.sync import Client, SpeechStream
-from cosyserve_client.types import AudioChunk, Speech, SpeechOptions, SpeechRequest, Voice
+from cosyserve_client.types import AudioChunk, Speech, SpeechOptions, SpeechRequest, Voice, Word
 
 __all__ = [
     "AlreadyExists",
@@ -42,6 +42,7 @@ __all__ = [
     "Unimplemented",
     "Voice",
     "WavWriter",
+    "Word",
     "read_prompt",
     "read_source",
 ]

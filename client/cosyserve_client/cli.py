@@ -56,6 +56,7 @@ def say(
     sample_rate: Annotated[int | None, typer.Option(help="Hz: 8000, 16000, 24000, 48000 or the model's.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same samples.")] = None,
     stream: Annotated[bool, typer.Option(help="Hear it as it is made, or wait for full-attention quality.")] = True,
+    timestamps: Annotated[bool, typer.Option("--timestamps", help="Print each word with its estimated start.")] = False,
     url: Annotated[str, typer.Option(help="The server's gRPC host:port.")] = "127.0.0.1:8001",
 ) -> None:
     """Speak TEXT, or what another voice says, into a WAV file, written as the audio arrives."""
@@ -75,6 +76,7 @@ def say(
             sample_rate=sample_rate,
             seed=seed,
             stream=stream,
+            timestamps=timestamps or None,
         )
         progress = _speak(request, output, url)
     except KeyboardInterrupt:
@@ -105,6 +107,8 @@ def _speak(request: SpeechRequest, output: str, url: str) -> Progress:
             # Opened late, so that a refused request leaves an existing file alone.
             writer = writer or stack.enter_context(WavWriter(output, progress.sample_rate))
             writer.write(chunk.pcm)
+            for word in chunk.words:
+                typer.echo(f"{word.start:8.2f} {word.text}", err=output == "-")
             if status is not None:
                 status.update(str(progress))
     return progress

@@ -62,6 +62,11 @@ MIN_TOKENS_PER_TEXT_TOKEN = 2
 MAX_TOKENS_PER_TEXT_TOKEN = 20
 """Speech tokens per text token after which generation is cut (upstream llm.py :: inference)."""
 
+MAX_SECONDS_AHEAD = 10.0
+"""Speech that may wait for its audio when the language model begins a further segment of an utterance: enough that a
+segment is there before the one before it ends, and all that is lost when the listener leaves. (Audio that a client does
+not read waits in Triton: `MAX_TEXT_CHARS` come to some 5 minutes, 15 MB.)"""
+
 PREFILL_CHUNK = 64
 """Prompt ids that the language model takes between two steps of those who speak: at full size on 2 CPU cores an id
 costs 9.1 ms, 8.0 among 128, which hold the others up twice as long, and 13.6 among 16."""

@@ -43,7 +43,8 @@ def test_it_writes_a_wav_and_sums_up(server: DummyServer, out: Path) -> None:
 
 def test_options_become_inputs(server: DummyServer, out: Path) -> None:
     arguments = ["--prompt-wav", str(TINY / "prompt.wav"), "--prompt-text", "three two one", "--instruct", "calm"]
-    arguments += ["--voice", "anna", "--seed", "7", "--speed", "1.5", "--sample-rate", "8000", "--no-stream"]
+    arguments += ["--voice", "anna", "--seed", "7", "--speed", "1.5", "--sample-rate", "8000"]
+    arguments += ["--no-stream", "--timestamps"]
     result = CliRunner().invoke(app, ["hello", *arguments, "-o", str(out), "--url", server.url])
     assert result.exit_code == 0, result.output
     inputs = server.requests[0]
@@ -59,6 +60,7 @@ def test_options_become_inputs(server: DummyServer, out: Path) -> None:
         "speed": 1.5,
         "sample_rate": 8000,
         "stream": False,
+        "timestamps": True,
     }
 
 
@@ -73,6 +75,11 @@ def test_a_source_goes_instead_of_a_text(server: DummyServer, out: Path) -> None
         "source_sample_rate": rate,
         "stream": True,
     }
+
+
+def test_timestamps_print_the_words(server: DummyServer, out: Path) -> None:
+    result = CliRunner().invoke(app, ["hello there", "--timestamps", "-o", str(out), "--url", server.url])
+    assert result.stdout.splitlines()[:2] == ["    0.05 hello", "    0.15 there"]
 
 
 def test_dashes_are_standard_input_and_raw_pcm(server: DummyServer) -> None:

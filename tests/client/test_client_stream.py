@@ -24,6 +24,7 @@ from cosyserve_client import (
     InvalidArgument,
     NotFound,
     ServerError,
+    SpeechRequest,
     StreamTruncated,
     Unavailable,
     Unimplemented,
@@ -64,6 +65,22 @@ def test_chunks_come_in_order_and_only_the_last_is_final(speak: Speak, server: D
     assert {chunk.segment for chunk in heard} == {0}
     assert heard[0].pcm.dtype == np.int16
     np.testing.assert_array_equal(np.concatenate([chunk.pcm for chunk in heard]), SINE)
+
+
+def test_words_come_with_the_chunks_they_begin_in(speak: Speak) -> None:
+    heard: list[AudioChunk] = []
+    speak(heard, SpeechRequest(text="three little words", timestamps=True))
+    words = [[(word.text, round(word.start, 3)) for word in chunk.words] for chunk in heard]
+    assert words == [[("three", 0.05)], [("little", 0.15)], [("words", 0.25)], [], []]
+    plain: list[AudioChunk] = []
+    speak(plain, "three little words")
+    assert not any(chunk.words for chunk in plain)
+
+
+def test_chunks_carry_the_rate_that_was_asked_for(speak: Speak) -> None:
+    heard: list[AudioChunk] = []
+    speak(heard, SpeechRequest(text="hello", sample_rate=8000))
+    assert {chunk.sample_rate for chunk in heard} == {8000}
 
 
 def test_every_utterance_is_one_stream_with_its_own_request_id(speak: Speak, server: DummyServer) -> None:

@@ -1,4 +1,4 @@
-"""Speaking rate and sample rate of real audio: the right length, the same speech, chunks that say what they cover."""
+"""Speed, sample rate and timing of real audio: the right length, the same speech, chunks that say what they cover."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from cosyserve.audio.pcm import to_pcm16
 from cosyserve.audio.resampler import Resampler
 from cosyserve.limits import SAMPLE_RATES
-from cosyserve_client import AudioChunk, Client
+from cosyserve.text.normalize import normalize
+from cosyserve.text.words import words
+from cosyserve_client import AudioChunk, Client, SpeechOptions
 
 TEXT = " ".join(f"Sentence {word} is long enough to be a segment of its own, or so I hope it is." for word in "ABC")
 FRAME = 480
@@ -76,3 +78,38 @@ def test_speed_shortens_each_segment(client: Client, plain: list[AudioChunk], sp
 
 def test_speed_1_changes_no_sample(client: Client, plain: list[AudioChunk]) -> None:
     np.testing.assert_array_equal(samples(list(client.stream(TEXT, seed=4, speed=1.0))), samples(plain))
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        (TEXT, {}),
+        (TEXT, {"speed": 2.0, "sample_rate": 8000}),
+        (TEXT, {"stream": False}),
+        ("他说：“好！”我们 go 吧，今天去。", {}),
+    ],
+)
+def test_each_word_begins_in_its_chunk(client: Client, text: str, shape: SpeechOptions) -> None:
+    heard = list(client.stream(text, seed=4, timestamps=True, **shape))
+    timed = [word for chunk in heard for word in chunk.words]
+    assert [word.text for word in timed] == words(normalize(text))
+    assert [word.start for word in timed] == sorted(word.start for word in timed)
+    for chunk in heard:
+        begins, ends = (at / chunk.sample_rate for at in (chunk.sample_offset, chunk.sample_offset + len(chunk.pcm)))
+        assert all(begins - 1e-3 <= word.start <= ends + 1e-3 for word in chunk.words)
+
+
+def test_a_long_text_is_spoken_whole(client: Client) -> None:
+    text = "All of it is heard. " * 50
+    heard = list(client.stream(text, seed=4, timestamps=True, speed=2.0, sample_rate=8000))
+    assert heard[-1].final
+    assert all(after.sample_offset == before.sample_offset + len(before.pcm) for before, after in pairwise(heard))
+    segments = [chunk.segment for chunk in heard]
+    assert segments == sorted(segments)
+    assert set(segments) == set(range(segments[-1] + 1))
+    assert segments[-1] >= 3
+    assert [word.text for chunk in heard for word in chunk.words] == text.split()
+
+
+def test_words_are_only_sent_when_asked_for(plain: list[AudioChunk]) -> None:
+    assert not any(chunk.words for chunk in plain)

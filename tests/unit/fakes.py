@@ -71,6 +71,7 @@ class FakeStages:
             "text_tokens": np.arange(0 if self.source else sum(lengths), dtype=np.int32),
             "speech_tokens": np.concatenate(speech)[: None if self.source else 0],
             "segment_lengths": np.array(lengths, np.int32),
+            "segment_texts": np.array([b"segment %d of many" % index for index in range(len(lengths))], object),
             "prompt_text_tokens": np.array([7, 8], np.int32),
             "llm_prompt_tokens": np.array([9], np.int32),
             "flow_prompt_tokens": np.arange(self.prompt, dtype=np.int32),

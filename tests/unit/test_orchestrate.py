@@ -12,6 +12,7 @@ from fakes import GRID, FakeStages
 
 from cosyserve.contracts import FRONTEND, TTS, Tensors
 from cosyserve.errors import CosyServeError, InvalidInput, Overloaded, StageFailed, VoiceNotFound
+from cosyserve.limits import MAX_SECONDS_AHEAD
 from cosyserve.pipeline.admission import Admission
 from cosyserve.pipeline.orchestrate import Synthesizer
 from cosyserve.pipeline.timeline import Chunk
@@ -119,6 +120,61 @@ async def test_segments_are_generated_ahead_of_the_audio() -> None:
     assert [point for point in stages.points if point.startswith("token2wav")] == ["token2wav 1.0"]
     hold.set()
     assert said(await task) == [*range(30), *range(1000, 1030), *range(2000, 2030)]
+
+
+async def test_a_segment_begins_only_when_little_waits_for_its_audio() -> None:
+    """Nor does it wait for the audio before it; GRID speaks 25 tokens a second."""
+    stages = FakeStages([200] * 12)
+    taken = 0
+    waiting: list[int] = []
+
+    async def hook(point: str) -> None:
+        nonlocal taken
+        kind, _, place = point.partition(" ")
+        if kind == "llm" and place.endswith(".0"):
+            waiting.append(200 * int(place.split(".")[0]) - taken)
+        elif kind == "token2wav":
+            taken = sum(len(inputs["speech_tokens"]) for _, inputs, _, _ in stages.steps)
+            for _ in range(500):  # the language model is fast
+                await asyncio.sleep(0)
+
+    stages.hook = hook
+    chunks = await asyncio.wait_for(speak(stages), 30)
+    assert said(chunks) == [1000 * segment + token for segment in range(12) for token in range(200)]
+    assert len(waiting) == 12
+    assert 0 < max(waiting) <= MAX_SECONDS_AHEAD * 25
+    assert min(waiting[2:]) > 0
+
+
+async def test_cancelling_while_the_language_model_waits_frees_everything() -> None:
+    stages = FakeStages([300] * 3)
+    async with aclosing(synthesizer(stages)[0].speak(REQUEST)) as chunks:
+        await anext(chunks)
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        assert not any(point.startswith("llm 1") for point in stages.points)
+    assert stages.idle
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+TIMED: Tensors = REQUEST | {"timestamps": np.array([True])}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_every_word_begins_once_in_its_chunk(stream: bool) -> None:
+    chunks = await speak(FakeStages([160, 90, 30]), TIMED | {"stream": np.array([stream])})
+    words = [word for chunk in chunks for word in chunk.words]
+    assert [word.text for word in words] == [w for s in range(3) for w in ("segment", str(s), "of", "many")]
+    assert [word.start for word in words] == sorted(word.start for word in words)
+    for chunk in chunks:
+        begins, ends = (at / GRID.sample_rate for at in (chunk.sample_offset, chunk.sample_offset + len(chunk.audio)))
+        assert all(begins <= word.start < ends for word in chunk.words)
+        assert all(word.text != "segment" or chunk.token_offset == 0 for word in chunk.words)
+
+
+async def test_words_come_only_when_asked_for() -> None:
+    for request in (REQUEST, REQUEST | {"timestamps": np.array([False])}):
+        assert not any(chunk.words for chunk in await speak(FakeStages([60]), request))
 
 
 async def test_an_utterance_opens_with_its_voice_and_goes_on_without() -> None:

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from cosyserve.contracts import FRONTEND, HIFT, Tensors
 from cosyserve.errors import CosyServeError
+from cosyserve.limits import MAX_SECONDS_AHEAD
 from cosyserve.pipeline.admission import Admission
+from cosyserve.pipeline.captions import Captions
 from cosyserve.pipeline.chunks import ChunkPlan, Piece
 from cosyserve.pipeline.timeline import Chunk, Pcm, Timeline
 
@@ -95,19 +97,19 @@ class Synthesizer:
             )
             segments = _split(features, int(request["seed"][0]) if "seed" in request else secrets.randbits(63))
             stream = bool(request["stream"][0]) if "stream" in request else True
-            speech = _Speech(self._stages, features, segments)
-            speed = float(request["speed"][0]) if "speed" in request else 1.0
             sample_rate = int(request["sample_rate"][0]) if "sample_rate" in request else self._grid.sample_rate
-            shape = {t.name: request[t.name] for t in HIFT.inputs if t.name in request}
+            speech = _Speech(self._stages, features, segments, self._grid)
             wave = _Wave(self._stages, next(self._sequences), sample_rate)
-            timeline = Timeline(self._grid.samples_per_token / speed * sample_rate / self._grid.sample_rate)
+            timeline = _timeline(self._grid, request, features, sample_rate)
+            shape = {t.name: request[t.name] for t in HIFT.inputs if t.name in request}
             try:
                 # The prompt is worked on, and a full server refuses, while the first tokens are generated.
                 await wave.open(features, shape | {"stream": np.asarray([stream]), "seed": segments[0].seed})
                 for index, segment in enumerate(segments):
                     ends = segment is segments[-1]
-                    async for piece, audio in self._speak_segment(speech, wave, segment, stream, ends):
-                        yield timeline.chunk(audio, index, piece.stop, piece.final)
+                    async for audio, last in self._speak_segment(speech, wave, segment, stream, ends):
+                        tokens = len(segment.tokens)
+                        yield timeline.chunk(audio, index, tokens, ended=segment.ended, last=last)
                 yield timeline.end()
             finally:
                 await speech.close()
@@ -115,7 +117,7 @@ class Synthesizer:
 
     async def _speak_segment(
         self, speech: _Speech, wave: _Wave, segment: _Segment, stream: bool, ends: bool
-    ) -> AsyncIterator[tuple[Piece, Pcm]]:
+    ) -> AsyncIterator[tuple[Pcm, bool]]:
         grid = self._grid
         plan = ChunkPlan(wave.prompt, grid.chunk, grid.lookahead, grid.first_hop if stream else WHOLE, grid.max_hop)
         final = False
@@ -124,7 +126,7 @@ class Synthesizer:
             final = piece.final
             audio = await wave.step(segment.tokens[piece.start : piece.stop], final, segment.seed, end=final and ends)
             if len(audio):
-                yield piece, audio
+                yield audio, final
 
 
 class _Wave:
@@ -173,12 +175,15 @@ class _Wave:
 
 
 class _Speech:
-    """Runs the LLM over the segments of a request, one after another, ahead of the audio."""
+    """Runs the LLM over the segments of a request, one after another, ahead of the audio but not too far."""
 
-    def __init__(self, stages: Stages, features: Tensors, segments: list[_Segment]) -> None:
+    def __init__(self, stages: Stages, features: Tensors, segments: list[_Segment], grid: Grid) -> None:
         self._stages = stages
         self._prompt = {name: features[name] for name in ("prompt_text_tokens", "llm_prompt_tokens")}
         self._segments = segments
+        self._most_ahead = MAX_SECONDS_AHEAD * grid.sample_rate / grid.samples_per_token
+        self._ahead = 0  # tokens that no piece has taken
+        self._taken = asyncio.Event()
         self._changed = asyncio.Event()
         self._task = asyncio.create_task(self._run())
 
@@ -189,6 +194,8 @@ class _Speech:
                 self._task.result()
             self._changed.clear()
             await self._changed.wait()
+        self._ahead -= piece.stop - piece.start
+        self._taken.set()
         return piece
 
     async def close(self) -> None:
@@ -202,15 +209,32 @@ class _Speech:
             for segment in self._segments:
                 if segment.ended:
                     continue
+                await self._room()
                 inputs: Tensors = {"text_tokens": segment.text, "seed": segment.seed, **self._prompt}
                 async with aclosing(self._stages.speech_tokens(inputs)) as groups:
                     async for group in groups:
                         segment.tokens.extend(group.tolist())
+                        self._ahead += len(group)
                         self._changed.set()
                 segment.ended = True
                 self._changed.set()
         finally:
             self._changed.set()
+
+    async def _room(self) -> None:
+        """Wait until another segment may begin."""
+        while self._ahead > self._most_ahead:
+            self._taken.clear()
+            await self._taken.wait()
+
+
+def _timeline(grid: Grid, request: Tensors, features: Tensors, sample_rate: int) -> Timeline:
+    speed = float(request["speed"][0]) if "speed" in request else 1.0
+    samples_per_token = grid.samples_per_token / speed * sample_rate / grid.sample_rate
+    if "timestamps" not in request or not request["timestamps"][0]:
+        return Timeline(samples_per_token)
+    texts = [text.decode() for text in features["segment_texts"]]
+    return Timeline(samples_per_token, Captions(texts, sample_rate, speed) if texts else None)
 
 
 def _split(features: Tensors, seed: int) -> list[_Segment]:

@@ -1,4 +1,4 @@
-"""Where the audio of an utterance stands, in samples and in the speech tokens of its segments."""
+"""Where the audio of an utterance stands: in samples, in the speech tokens of its segments, in words."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cosyserve.pipeline.captions import Captions, Word
 
 Pcm = NDArray[np.int16]
 
@@ -19,6 +21,7 @@ class Chunk:
     token_offset: int
     token_count: int
     segment: int
+    words: tuple[Word, ...]
     final: bool
 
 
@@ -30,32 +33,39 @@ class Timeline:
 
     Args:
         samples_per_token: of the audio as it is sent, at its speed and rate; an average where tokens vary.
+        captions: for words, if they are wanted.
     """
 
-    def __init__(self, samples_per_token: float) -> None:
+    def __init__(self, samples_per_token: float, captions: Captions | None = None) -> None:
         self._samples_per_token = samples_per_token
+        self._captions = captions
         self._sent = 0  # samples
         self._segment = 0
         self._samples = 0  # of the segment
         self._tokens = 0  # of the segment
 
-    def chunk(self, audio: Pcm, segment: int, tokens: int, last: bool) -> Chunk:
+    def chunk(self, audio: Pcm, segment: int, tokens: int, *, ended: bool, last: bool) -> Chunk:
         """The next chunk.
 
         Args:
             audio: of this segment.
             segment: its index, not below the one before.
-            tokens: of the segment that are known.
-            last: no audio of the segment follows; then `tokens` is all of them.
+            tokens: of the segment that are generated.
+            ended: those are all.
+            last: no audio of the segment follows.
         """
         if segment != self._segment:
             self._segment, self._samples, self._tokens = segment, 0, 0
-        offset, start = self._sent, self._tokens
+        offset, before, start = self._sent, self._samples, self._tokens
         self._sent += len(audio)
         self._samples += len(audio)
         self._tokens = tokens if last else min(int(self._samples / self._samples_per_token), tokens)
-        return Chunk(audio, offset, start, self._tokens - start, segment, final=False)
+        words: list[Word] = []
+        if self._captions:
+            made = tokens * self._samples_per_token
+            words = self._captions.chunk(segment, offset, before, len(audio), made=made, ended=ended, last=last)
+        return Chunk(audio, offset, start, self._tokens - start, segment, tuple(words), final=False)
 
     def end(self) -> Chunk:
         """The final chunk, without audio."""
-        return Chunk(np.zeros(0, np.int16), self._sent, self._tokens, 0, self._segment, final=True)
+        return Chunk(np.zeros(0, np.int16), self._sent, self._tokens, 0, self._segment, (), final=True)

@@ -81,7 +81,12 @@ class Tts:
 
     def _outputs(self, chunk: Chunk) -> Tensors:
         """What a chunk is answered with; nothing for no response."""
+        words: Tensors = {}
+        if chunk.words:
+            words["words"] = np.asarray([word.text.encode() for word in chunk.words], np.object_)
+            words["word_starts"] = np.asarray([word.start for word in chunk.words])
         return {
+            **words,
             "audio": chunk.audio,
             "sample_offset": np.asarray([chunk.sample_offset]),
             "token_offset": np.asarray([chunk.token_offset]),
