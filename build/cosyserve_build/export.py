@@ -25,16 +25,22 @@ from cosyserve.config import (
     HiftConfig,
     LlmConfig,
     ModelConfig,
+    SampleHiftConfig,
+    TransformerConfig,
     UNetFlowConfig,
+    WindowFlowConfig,
 )
 from cosyserve.errors import BundleError, Unsupported
 from cosyserve.flow.dit import GuidedDit
 from cosyserve.flow.encoder import FlowEncoder
 from cosyserve.flow.lookahead import LookaheadEncoder
 from cosyserve.flow.unet import GuidedFlow
+from cosyserve.flow.window_encoder import WindowEncoder
+from cosyserve.flow.window_unet import WindowFlow
 from cosyserve.hift.generator import Decoder, F0Predictor
-from cosyserve.hift.source import HarmonicSource
+from cosyserve.hift.source import source_of
 from cosyserve.llm.qwen2 import SpeechLM
+from cosyserve.llm.transformer import Positions, RelativeLM, TextEncoder
 from cosyserve.runtimes.graph import Outputs, flat
 from cosyserve.runtimes.onnx import OnnxGraph
 
@@ -261,7 +267,7 @@ def _hift(config: HiftConfig, state: StateDict) -> Iterator[Spec]:
     )
     yield Spec(
         "hift_source",
-        _load(HarmonicSource(config), state),
+        _load(source_of(config), state),
         lambda batch, frames: {
             "f0": 200 + 50 * torch.randn(batch, frames, dtype=torch.float64),
             "phase": torch.full((batch, harmonics), 0.25, dtype=torch.float64),
@@ -290,6 +296,86 @@ def _hift(config: HiftConfig, state: StateDict) -> Iterator[Spec]:
     )
 
 
+def _transformer(config: TransformerConfig, state: StateDict) -> Iterator[Spec]:
+    def text(batch: int, new: int) -> Inputs:
+        return {"embeds": torch.randn(batch, new, config.text_inputs), "speaker": torch.randn(batch, config.speaker)}
+
+    yield Spec(
+        "llm_text",
+        _load(TextEncoder(config), state),
+        text,
+        sizes=({"batch": 2, "new": 9}, {"batch": 1, "new": 1}, {"batch": 1, "new": 70}),
+        axes={"embeds": {0: "batch", 1: "new"}, "speaker": {0: "batch"}},
+        outputs=("text", "speaker_out"),
+    )
+    yield Spec(
+        "llm_positions",
+        _load(Positions(config), state),
+        lambda new: {"distances": torch.arange(new)},
+        sizes=({"new": 64}, {"new": 3}),
+        axes={"distances": {0: "new"}},
+        outputs=("positions*",),
+    )
+
+    def inputs(batch: int, new: int, capacity: int) -> Inputs:
+        past = [(batch, config.heads, capacity, config.head_dim)] * config.layers
+        return {
+            "embeds": torch.randn(batch, new, config.inputs),
+            "lengths": torch.arange(batch) % (capacity - new),
+            "positions": _noise([(capacity, config.heads, config.head_dim)] * config.layers),
+            "past_k": _noise(past),
+            "past_v": _noise(past),
+        }
+
+    cached = {0: "batch", 2: "capacity"}
+    yield Spec(
+        "llm",
+        _load(RelativeLM(config), state),
+        inputs,
+        sizes=(
+            {"batch": 3, "new": 5, "capacity": 64},
+            {"batch": 1, "new": 40, "capacity": 64},
+            {"batch": 2, "new": 1, "capacity": 128},
+        ),
+        axes={
+            "embeds": {0: "batch", 1: "new"},
+            "lengths": {0: "batch"},
+            "positions": {0: "capacity"},
+            "past_k": cached,
+            "past_v": cached,
+        },
+        outputs=("logits", "new_k*", "new_v*"),
+    )
+
+
+def _window_flow(config: WindowFlowConfig, state: StateDict) -> Iterator[Spec]:
+    yield Spec(
+        "flow_encoder",
+        _load(WindowEncoder(config), state),
+        lambda batch, tokens, frames: {
+            "tokens": torch.arange(tokens).repeat(batch, 1) % config.tokens,
+            "stretch": torch.rand(batch, frames, tokens) / tokens,
+        },
+        sizes=({"batch": 2, "tokens": 30, "frames": 50}, {"batch": 1, "tokens": 1, "frames": 2}),
+        axes={"tokens": {0: "batch", 1: "tokens"}, "stretch": {0: "batch", 1: "frames", 2: "tokens"}},
+        outputs=("mu",),
+    )
+    frames = {0: "batch", 2: "frames"}
+    yield Spec(
+        "flow_estimator",
+        _load(WindowFlow(config), state),
+        lambda batch, frames: {
+            **{name: torch.randn(batch, config.mels, frames) for name in ("x", "mu", "cond")},
+            "embedding": torch.randn(batch, config.speaker),
+            "t": torch.rand(batch),
+        },
+        # Odd lengths are halved and doubled with a frame too many.
+        sizes=({"batch": 2, "frames": 50}, {"batch": 1, "frames": 33}, {"batch": 1, "frames": 2}),
+        axes={"x": frames, "mu": frames, "cond": frames, "embedding": {0: "batch"}, "t": {0: "batch"}},
+        outputs=("velocity",),
+    )
+
+
 _GRAPHS: dict[type, Callable[[Any, StateDict], Iterator[Spec]]] = {
     LlmConfig: _qwen,
     CosyVoice3LlmConfig: _qwen,
@@ -297,6 +383,9 @@ _GRAPHS: dict[type, Callable[[Any, StateDict], Iterator[Spec]]] = {
     DitFlowConfig: _dit_flow,
     HiftConfig: _hift,
     CausalHiftConfig: _hift,
+    TransformerConfig: _transformer,
+    WindowFlowConfig: _window_flow,
+    SampleHiftConfig: _hift,
 }
 """The graphs of each kind of network."""
 

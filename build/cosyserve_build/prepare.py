@@ -15,7 +15,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cosyserve import bundle
-from cosyserve.config import CausalHiftConfig, HiftConfig, LlmConfig, ModelConfig, UNetFlowConfig
+from cosyserve.config import (
+    CausalHiftConfig,
+    HiftConfig,
+    LlmConfig,
+    ModelConfig,
+    UNetFlowConfig,
+    WindowFlowConfig,
+)
 from cosyserve.errors import BundleError, Unsupported
 from cosyserve.flow.encoder import FlowEncoder
 from cosyserve.flow.unet import GuidedFlow
@@ -30,6 +37,7 @@ from cosyserve_build import export
 from cosyserve_build.export_gguf import Quantisation, write_speech_gguf
 from cosyserve_build.folder import replaced
 from cosyserve_build.noise import flow_noise, vocoder_draws
+from cosyserve_build.whisper import whisper_tokenizer
 
 TOOLS = ("cosyserve", "torch", "onnx", "onnxscript", "onnxruntime")
 
@@ -87,19 +95,15 @@ def _write(
     if llm_gguf:
         write_speech_gguf(opened, folder / "llm.gguf", llm_gguf)
         report(f"llm.gguf: written, {llm_gguf}")
-    tables = {
-        "text": llm["llm.model.model.embed_tokens.weight"],
-        "speech": llm["speech_embedding.weight"],
-    }
-    if "llm_embedding.weight" in llm:
-        tables["special"] = llm["llm_embedding.weight"]
-    save_file(tables, folder / "llm.safetensors")
-    save_file({"noise": flow_noise(config.flow.mels)}, folder / "flow.safetensors")
+    save_file({name: llm[key] for name, key in _TABLES if key in llm}, folder / "llm.safetensors")
+    if not isinstance(config.flow, WindowFlowConfig):  # whose noise is drawn for each request
+        save_file({"noise": flow_noise(config.flow.mels)}, folder / "flow.safetensors")
     if isinstance(config.hift, CausalHiftConfig):
         save_file({"twister": torch.from_numpy(vocoder_draws(config)[1])}, folder / "hift_noise.safetensors")
     shutil.copyfile(opened.campplus, folder / "campplus.onnx")
     shutil.copyfile(opened.speech_tokenizer, folder / "speech_tokenizer.onnx")
-    Tokenizer.from_bundle(opened.tokenizer, opened.version).save(folder / "tokenizer.json")
+    tokenizer = whisper_tokenizer() if opened.version == 1 else Tokenizer.from_bundle(opened.tokenizer, opened.version)
+    tokenizer.save(folder / "tokenizer.json")
     report("embedding tables, noise, tokenizer, speaker model and speech tokenizer: copied")
     (folder / "voices").mkdir()
     store = VoiceStore(folder / "voices")
@@ -121,6 +125,15 @@ def _write(
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+_TABLES = (
+    ("text", "llm.model.model.embed_tokens.weight"),
+    ("text", "text_embedding.weight"),
+    ("speech", "speech_embedding.weight"),
+    ("special", "llm_embedding.weight"),
+)
+"""What ``llm.safetensors`` calls the embedding tables, and what checkpoints call them."""
 
 
 def _parameters(config: ModelConfig, network: str) -> set[str]:

@@ -29,12 +29,11 @@ from cosyserve.flow.stream import FlowStream, FlowVoice
 from cosyserve.flow.unet import GuidedFlow
 from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.noise import FixedNoise
-from cosyserve.hift.source import HarmonicSource
+from cosyserve.hift.source import source_of
 from cosyserve.hift.stream import HiftNetworks, HiftStream
 from cosyserve.limits import MAX_TOKENS_PER_TEXT_TOKEN, MIN_TOKENS_PER_TEXT_TOKEN
 from cosyserve.llm.decoder import Numbering
 from cosyserve.llm.embeddings import Embeddings
-from cosyserve.llm.graph_decoder import LlmNetworks
 from cosyserve.llm.qwen2 import SpeechLM
 from cosyserve.llm.slots import SlotCache
 from cosyserve.runtimes.graph import Arrays, Graph, Outputs, flat
@@ -85,7 +84,7 @@ class LlmProbe:
             state[f"{name}.weight"].numpy() for name in ("speech_embedding", "llm.model.model.embed_tokens")
         )
         special = state.get("llm_embedding.weight", torch.zeros(0, config.hidden)).numpy()
-        self.networks = LlmNetworks(self._graph, Embeddings(config, text, speech, special))
+        self.embed = Embeddings(config, text, speech, special)
         self.reset()
 
     def reset(self) -> None:
@@ -97,11 +96,11 @@ class LlmProbe:
         """Input embeddings [n, hidden]; `text` is prompt text and text."""
         none = np.zeros(0, np.int32)
         ids = Numbering(self.config).prompt(none, np.asarray(text, np.int32), np.asarray(speech, np.int32))
-        return self.networks.embed(ids)
+        return self.embed(ids)
 
     def embed_speech(self, ids: Sequence[int]) -> Array:
         """[n, hidden]."""
-        return self.networks.embed.speech[np.asarray(ids, np.int64)]
+        return self.embed.speech[np.asarray(ids, np.int64)]
 
     def hidden(self, embeds: Array) -> Array:
         """States after the final norm [n, hidden] of positions [n, hidden] without a past."""
@@ -317,7 +316,7 @@ class HiftProbe:
         self._networks = HiftNetworks(
             config,
             f0=TorchGraph(F0Predictor(config), state, "f0"),
-            source=TorchGraph(HarmonicSource(config), state, "source", "phases"),
+            source=TorchGraph(source_of(config), state, "source", "phases"),
             decoder=TorchGraph(Decoder(config), state, "audio"),
         )
 

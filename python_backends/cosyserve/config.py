@@ -116,6 +116,69 @@ class CosyVoice3LlmConfig(LlmConfig):
         return frozenset({1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323})
 
 
+@dataclass(frozen=True, slots=True)
+class TransformerConfig:
+    """Text encoder and decoder of CosyVoice 1 (upstream llm/llm.py :: TransformerLM)."""
+
+    inputs: int  # width of input embeddings
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    vocab: int  # rows of the text embedding
+    text_inputs: int  # width of the text embedding
+    text_hidden: int  # text encoder channels
+    text_heads: int
+    text_feed_forward: int
+    text_blocks: int
+    speaker: int  # channels of the speaker embedding
+    speech_tokens: int  # ordinary speech ids are 0..speech_tokens-1; the end id is speech_tokens
+    top_p: float
+    top_k: int
+    win_size: int
+    tau_r: float
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads: one for each query head."""
+        return self.heads
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.hidden // self.heads
+
+    @property
+    def speech_vocab(self) -> int:
+        """Rows of the head: ordinary ids and the end, which has no embedding."""
+        return self.speech_tokens + 1
+
+    @property
+    def end(self) -> int:
+        """The id that ends a sequence."""
+        return self.speech_tokens
+
+    @property
+    def start_row(self) -> int:
+        """See `LlmConfig.start_row`."""
+        return self.speech_vocab
+
+    @property
+    def task_row(self) -> int:
+        """See `LlmConfig.task_row`."""
+        return self.speech_vocab + 1
+
+    @property
+    def eos(self) -> int:
+        """See `LlmConfig.eos`."""
+        return self.speech_tokens
+
+    @property
+    def silent_tokens(self) -> frozenset[int]:
+        """See `LlmConfig.silent_tokens`."""
+        return frozenset()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowConfig:
     """Speech tokens to mel, whichever networks do it.
@@ -234,6 +297,36 @@ class DitFlowConfig(FlowConfig):
 
 
 @dataclass(frozen=True, slots=True)
+class WindowFlowConfig:
+    """Speech tokens to mel, window by window (upstream flow/flow.py :: MaskedDiffWithXvec)."""
+
+    tokens: int  # rows of the token embedding
+    inputs: int  # its width
+    width: int  # encoder channels
+    heads: int  # encoder attention heads
+    feed_forward: int  # encoder feed-forward channels
+    blocks: int  # encoder layers
+    regulator_convs: int  # convolutions behind the interpolation
+    token_rate: int  # tokens per second
+    frame_rate: float  # mel frames per second
+    mels: int
+    speaker: int  # channels of the speaker embedding
+    channels: tuple[int, ...]  # U-Net channels of each level; each level but the last halves time
+    unet_heads: int
+    unet_head_dim: int
+    unet_blocks: int  # transformer blocks behind each resnet
+    mid_blocks: int
+    cfg_rate: float  # classifier-free guidance: v = (1 + rate) cond - rate uncond
+    hop: int = 100  # tokens from one window to the next; this and what follows are constants upstream
+    overlap: int = 20  # tokens that two windows share
+    steps: int = 10  # Euler steps
+
+    def frames(self, tokens: int) -> int:
+        """Mel frames that so many tokens last, as upstream rounds them."""
+        return int(tokens / self.token_rate * self.frame_rate)
+
+
+@dataclass(frozen=True, slots=True)
 class HiftConfig:
     """Mel to waveform (upstream hifigan/generator.py :: HiFTGenerator)."""
 
@@ -298,6 +391,16 @@ class CausalHiftConfig(HiftConfig):
 
 
 @dataclass(frozen=True, slots=True)
+class SampleHiftConfig(HiftConfig):
+    """The vocoder whose sines run from sample to sample (upstream picks SineGen at 22,050 Hz)."""
+
+    @property
+    def phase_ahead(self) -> int:
+        """See `HiftConfig.phase_ahead`; here a frame's phases come from its own pitch."""
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
 class MelConfig:
     """The prompt mel (upstream matcha/utils/audio.py :: mel_spectrogram)."""
 
@@ -310,6 +413,10 @@ class MelConfig:
     sample_rate: int
 
 
+AnyLlm = LlmConfig | TransformerConfig
+"""A language model that the engine runs."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """One CosyVoice model."""
@@ -317,8 +424,8 @@ class ModelConfig:
     version: int
     sample_rate: int
     token_rate: int  # speech tokens per second
-    llm: LlmConfig
-    flow: FlowConfig
+    llm: Any  # what they are says `PARTS`
+    flow: Any
     hift: HiftConfig
     mel: MelConfig
 
@@ -334,6 +441,7 @@ class ModelConfig:
 
 
 PARTS: dict[int, dict[str, type]] = {
+    1: {"llm": TransformerConfig, "flow": WindowFlowConfig, "hift": SampleHiftConfig, "mel": MelConfig},
     2: {"llm": LlmConfig, "flow": UNetFlowConfig, "hift": HiftConfig, "mel": MelConfig},
     3: {"llm": CosyVoice3LlmConfig, "flow": DitFlowConfig, "hift": CausalHiftConfig, "mel": MelConfig},
 }

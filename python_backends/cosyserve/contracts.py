@@ -135,7 +135,7 @@ TTS = Model(
 
 _VOICE = (
     Tensor("flow_prompt_tokens", "INT32", (-1,), "speech tokens of the prompt, for the flow", optional=True),
-    Tensor("prompt_mel", "FP32", (-1, 80), "log-mel of the prompt, 2 frames a token", optional=True),
+    Tensor("prompt_mel", "FP32", (-1, 80), "log-mel of the prompt", optional=True),
     Tensor("speaker_embedding", "FP32", (192,), "CAMPPlus speaker vector", optional=True),
 )
 
@@ -154,6 +154,7 @@ FRONTEND = Model(
         Tensor("segment_texts", "BYTES", (-1,), "each segment as it is spoken, UTF-8"),
         Tensor("prompt_text_tokens", "INT32", (-1,), "token ids before the text: transcript or instruction"),
         Tensor("llm_prompt_tokens", "INT32", (-1,), "speech tokens of the prompt, for the LLM"),
+        Tensor("llm_speaker_embedding", "FP32", (-1,), "speaker vector for the LLM, where it takes one; else empty"),
         *(Tensor(t.name, t.dtype, t.dims, t.doc) for t in _VOICE),
     ),
     computes=False,
@@ -218,6 +219,7 @@ LLM = Model(
         Tensor("more", "BOOL", (1,), "true: further token ids of the segment follow", optional=True),
         Tensor("prompt_text_tokens", "INT32", (-1,), "token ids before the text", optional=True),
         Tensor("llm_prompt_tokens", "INT32", (-1,), "speech tokens of the prompt", optional=True),
+        Tensor("llm_speaker_embedding", "FP32", (-1,), "speaker vector, where the model takes one", optional=True),
         Tensor("seed", "INT64", (1,), "seed of the sampler", optional=True),
     ),
     outputs=(
@@ -228,16 +230,17 @@ LLM = Model(
 
 _DEADLINE = Tensor("deadline", "INT64", (1,), "ns of the monotonic clock; earlier goes first", optional=True)
 _STREAM = Tensor("stream", "BOOL", (1,), "at sequence start: false for whole segments at once", optional=True)
+_SEED = Tensor("seed", "INT64", (1,), "with a segment's first tokens or mel frames: seed of its noise", optional=True)
 _FLOW_INPUTS = (
     Tensor("speech_tokens", "INT32", (-1,), "the next speech tokens, any number"),
     Tensor("final", "BOOL", (1,), "true: no token of this segment follows; the next step begins another segment"),
     _DEADLINE,
     _STREAM,
+    _SEED,
     *_VOICE,
 )
 _MEL = Tensor("mel", "FP32", (80, -1), "the next mel frames")
 _HIFT_INPUTS = (
-    Tensor("seed", "INT64", (1,), "with a segment's first mel frames: seed of the source noise", optional=True),
     Tensor("speed", "FP32", (1,), "at sequence start: speaking rate", optional=True),
     Tensor("sample_rate", "INT32", (1,), "at sequence start: rate of the audio in Hz", optional=True),
 )
@@ -262,6 +265,7 @@ HIFT = Model(
         Tensor("mel_final", "BOOL", (1,), "true: no frame of this segment follows"),
         _DEADLINE,
         _STREAM,
+        _SEED,
         *_HIFT_INPUTS,
     ),
     outputs=(_AUDIO,),

@@ -73,6 +73,7 @@ class Utterance:
         flow_prompt_tokens: speech tokens before those the flow speaks, int32 [P] or [0].
         prompt_mel: their mel, float32 [2 P, 80] or [0, 80].
         speaker_embedding: float32 [192], not normalised.
+        llm_speaker_embedding: the same for the LLM, or [0] where it takes none.
     """
 
     segments: list[Int32]
@@ -83,6 +84,7 @@ class Utterance:
     flow_prompt_tokens: Int32
     prompt_mel: Float32
     speaker_embedding: Float32
+    llm_speaker_embedding: Float32
 
 
 class Frontend:
@@ -114,10 +116,11 @@ class Frontend:
         self._normalizer = normalizer
         self._prompts: OrderedDict[bytes, Voice] = OrderedDict()
         self._lock = Lock()
+        self._first = config.version == 1  # its models take other parts of a prompt than those of later versions
         # A segment of so many tokens, at the longest speech allowed and behind the longest prompt, fits the noise.
-        prompt_tokens = round(limits.MAX_PROMPT_SECONDS * config.token_rate)
-        speech_tokens = limits.MAX_NOISE_FRAMES // config.flow.ratio - prompt_tokens
-        fitting = speech_tokens // limits.MAX_TOKENS_PER_TEXT_TOKEN
+        frame_rate = config.sample_rate / config.hift.frame
+        speech_tokens = (limits.MAX_NOISE_FRAMES / frame_rate - limits.MAX_PROMPT_SECONDS) * config.token_rate
+        fitting = int(speech_tokens) // limits.MAX_TOKENS_PER_TEXT_TOKEN
         self._longest_segment = min(fitting, limits.MAX_SEGMENT_TEXT_TOKENS)
 
     def __call__(self, request: Request) -> Utterance:
@@ -132,14 +135,15 @@ class Frontend:
         if request.text is not None:
             _check_text("text", request.text, limits.MAX_TEXT_CHARS)
         _check_optional_text("prompt_text", request.prompt_text, limits.MAX_PROMPT_TEXT_CHARS)
-        instruct = None if request.instruct is None else request.instruct.strip().removesuffix(END_OF_PROMPT)
+        instruct = None if request.instruct is None else _without_end(request.instruct)
         _check_optional_text("instruct", instruct, limits.MAX_INSTRUCT_CHARS)
         texts = [] if request.text is None else self._segments(request.text)
         voice = self._voice(request)
         mode = request.mode or _infer_mode(request, voice)
         _check_mode(mode, request, voice)
         continues = mode == "zero_shot"
-        prompted = mode != "sft"
+        prompted = mode not in (("sft", "instruct") if self._first else ("sft",))
+        introduced = self._first and mode != "instruct"
         return Utterance(
             segments=[np.array(self._tokenizer.encode_user(text), np.int32) for text in texts],
             texts=texts,
@@ -149,6 +153,7 @@ class Frontend:
             flow_prompt_tokens=voice.flow_prompt_tokens if prompted else _NO_TOKENS,
             prompt_mel=voice.prompt_mel if prompted else np.zeros((0, self._config.mel.mels), np.float32),
             speaker_embedding=voice.speaker_embedding,
+            llm_speaker_embedding=voice.speaker_embedding if introduced else np.zeros(0, np.float32),
         )
 
     def listen(self, request: Request) -> Utterance:
@@ -241,6 +246,8 @@ class Frontend:
 
     def _prompt_text_tokens(self, mode: str, instruct: str | None, voice: Voice) -> Int32:
         encode = self._tokenizer.encode_user
+        if instruct is not None and self._first:
+            return np.array(encode(normalize(instruct, self._normalizer) + _END_OF_INSTRUCTION), np.int32)
         if instruct is not None:
             return np.array([*encode(instruct), self._tokenizer.special(END_OF_PROMPT)], np.int32)
         if mode != "zero_shot":
@@ -268,14 +275,16 @@ class Frontend:
         embedding = self._speaker_session(subtract_mean(fbank(wave_16k))[None])
         tokens = self._speech_tokens(wave_16k)
         mel = prompt_mel(resample(samples, rate, self._config.mel.sample_rate), self._config.mel)
-        ratio = self._config.flow.ratio
-        n = min(len(mel) // ratio, len(tokens))
+        if not self._first:  # whose flow stretches the tokens to the mel
+            ratio = self._config.flow.ratio
+            n = min(len(mel) // ratio, len(tokens))
+            tokens, mel = tokens[:n], mel[: n * ratio]
         return Voice(
             name="",
             speaker_embedding=embedding.reshape(-1).astype(np.float32),
-            llm_prompt_tokens=tokens[:n],
-            flow_prompt_tokens=tokens[:n],
-            prompt_mel=mel[: n * ratio],
+            llm_prompt_tokens=tokens,
+            flow_prompt_tokens=tokens,
+            prompt_mel=mel,
         )
 
     def _speech_tokens(self, wave_16k: Float32) -> Int32:
@@ -285,6 +294,14 @@ class Frontend:
 
 
 _NO_TOKENS: Int32 = np.zeros(0, np.int32)
+
+_END_OF_INSTRUCTION = "<endofprompt>"
+"""What ends an instruction to CosyVoice 1, in plain characters (upstream's frontend appended it when that model came
+out; later callers were told to write ``<|endofprompt|>``, which this version's tokenizer does not know either)."""
+
+
+def _without_end(instruct: str) -> str:
+    return instruct.strip().removesuffix(END_OF_PROMPT).removesuffix(_END_OF_INSTRUCTION)
 
 
 def _check_values(request: Request, native_rate: int) -> None:

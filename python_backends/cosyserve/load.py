@@ -8,17 +8,20 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from cosyserve.config import DitFlowConfig, LlmConfig, UNetFlowConfig
+from cosyserve.config import DitFlowConfig, TransformerConfig, UNetFlowConfig, WindowFlowConfig
 from cosyserve.errors import WeightsError
 from cosyserve.flow.encoders import ConformerGraph, Encoder, LookaheadGraph
 from cosyserve.flow.graphs import GraphFlow
-from cosyserve.flow.networks import FlowNetworks
+from cosyserve.flow.sessions import FlowSessions
+from cosyserve.flow.window_sessions import WindowSessions
+from cosyserve.flow.window_stream import WindowNetworks
 from cosyserve.frontend import Frontend
 from cosyserve.hift.noise import FixedNoise
 from cosyserve.hift.stream import HiftNetworks
 from cosyserve.llm.decoder import Decoder
 from cosyserve.llm.embeddings import Embeddings
 from cosyserve.llm.graph_decoder import GraphDecoder, LlmNetworks
+from cosyserve.llm.relative_decoder import Opening, RelativeDecoder, SpeechRows
 from cosyserve.pipeline.orchestrate import Grid
 from cosyserve.runtimes.graph import Graph
 from cosyserve.runtimes.onnx import OnnxGraph
@@ -26,7 +29,7 @@ from cosyserve.settings import Settings
 from cosyserve.text.normalize import preload
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve.voices import VoiceStore
-from cosyserve.weights import Weights
+from cosyserve.weights import Weights, map_tensors
 
 
 def load_grid(settings: Settings) -> Grid:
@@ -34,14 +37,11 @@ def load_grid(settings: Settings) -> Grid:
     config = Weights(settings.folder).config
     if config.sample_rate != settings.sample_rate:
         raise WeightsError(f"weights speak at {config.sample_rate} Hz, but tts promises {settings.sample_rate} Hz")
-    return Grid(
-        chunk=config.flow.chunk,
-        lookahead=config.flow.lookahead,
-        samples_per_token=config.flow.ratio * config.hift.frame,
-        sample_rate=config.sample_rate,
-        first_hop=settings.first_hop,
-        max_hop=settings.max_hop,
-    )
+    flow, tokens = config.flow, config.sample_rate // config.token_rate
+    if isinstance(flow, WindowFlowConfig):
+        # Windows of one length, each with what it shares with the next; hops are not for the settings to choose.
+        return Grid(1, flow.overlap, tokens, config.sample_rate, first_hop=flow.hop, max_hop=flow.hop)
+    return Grid(flow.chunk, flow.lookahead, tokens, config.sample_rate, settings.first_hop, settings.max_hop)
 
 
 def load_frontend(settings: Settings) -> Frontend:
@@ -68,11 +68,13 @@ def load_voices(weights: Weights) -> VoiceStore:
 def load_llm_networks(settings: Settings) -> LlmNetworks:
     """The language model and its embedding tables; the tables stay on disk and are read row by row."""
     weights = Weights(settings.folder)
-    graph = _graph(weights, "llm", settings)
+    graph, config = _graph(weights, "llm", settings), weights.config.llm
+    if isinstance(config, TransformerConfig):
+        return LlmNetworks(graph, SpeechRows(config, map_tensors(weights.file("llm.safetensors"))["speech"]))
     return LlmNetworks(graph, Embeddings.load(weights))
 
 
-def load_decoder(settings: Settings) -> tuple[LlmConfig, Decoder]:
+def load_decoder(settings: Settings) -> tuple[Any, Decoder]:
     """The language model with the rows that an engine of `llm_slots` needs, on the runtime that is asked for."""
     if settings.llm_runtime == "gguf":
         try:
@@ -88,17 +90,43 @@ def load_decoder(settings: Settings) -> tuple[LlmConfig, Decoder]:
         _torch_runs(weights, settings)
         return weights.config.llm, load_torch(weights, settings)
     networks = load_llm_networks(settings)
+    if isinstance(networks.config, TransformerConfig):
+        positions = _graph(Weights(settings.folder), "llm_positions", settings)
+        return networks.config, RelativeDecoder(networks, positions, settings.llm_rows)
     return networks.config, GraphDecoder(networks, settings.llm_rows)
 
 
-def load_flow_networks(settings: Settings) -> FlowNetworks:
-    """Encoder, estimator and noise."""
+def load_opening(settings: Settings) -> Opening | None:
+    """What makes the prompts of sequences, where the language model takes something else than ids."""
+    weights = Weights(settings.folder)
+    config = weights.config.llm
+    if not isinstance(config, TransformerConfig):
+        return None
+    tables = map_tensors(weights.file("llm.safetensors"))
+    return Opening(config, tables, _graph(weights, "llm_text", settings))
+
+
+def load_flow_sessions(settings: Settings, count_frames: Callable[[int], None]) -> FlowSessions:
+    """Flow networks, and the memory that streams and voices share."""
+    sessions = WindowSessions if _windowed(settings) else FlowSessions
+    return sessions(load_flow_networks(settings), settings.flow_cache_mib * 2**20, count_frames)
+
+
+def _windowed(settings: Settings) -> bool:
+    return isinstance(Weights(settings.folder).config.flow, WindowFlowConfig)
+
+
+def load_flow_networks(settings: Settings) -> Any:
+    """Encoder and estimator, and the noise where it is fixed: what the streams of the weights' version take."""
     weights = Weights(settings.folder)
     if settings.runtime != "onnx":
         from cosyserve.runtimes.torch.flow import load_flow
 
         _torch_runs(weights, settings)
         return load_flow(weights, settings)
+    if _windowed(settings):
+        encoder, estimator = (_graph(weights, name, settings) for name in ("flow_encoder", "flow_estimator"))
+        return WindowNetworks(weights.config.flow, encoder, estimator)
     return GraphFlow(
         weights.config.flow,
         encoder=_ENCODERS[type(weights.config.flow)](weights.config.flow, _graph(weights, "flow_encoder", settings)),

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cosyserve.config import ModelConfig
-from cosyserve.errors import BundleError, Unsupported
+from cosyserve.errors import BundleError
 from cosyserve.hyperyaml import read_yaml
-from cosyserve.recipes import cosyvoice2, cosyvoice3
+from cosyserve.recipes import cosyvoice1, cosyvoice2, cosyvoice3
 from cosyserve.recipes.parts import QWEN
 from cosyserve.recipes.section import Section
 
@@ -50,12 +50,11 @@ class Recipe:
 
 
 RECIPES = (
+    Recipe(1, "cosyvoice.yaml", "speech_tokenizer_v1.onnx", (), cosyvoice1.read),
     Recipe(2, "cosyvoice2.yaml", "speech_tokenizer_v2.onnx", _QWEN_FILES, cosyvoice2.read),
     Recipe(3, "cosyvoice3.yaml", "speech_tokenizer_v3.onnx", _QWEN_FILES, cosyvoice3.read),
 )
 """In the order in which they are looked for, as upstream does (cli/cosyvoice.py :: AutoModel)."""
-
-UNSUPPORTED = {"cosyvoice.yaml": 1}
 
 
 def recipe_of(folder: Path) -> Recipe:
@@ -63,14 +62,10 @@ def recipe_of(folder: Path) -> Recipe:
 
     Raises:
         BundleError: no file says which version it is.
-        Unsupported: a version that nothing here runs.
     """
     for recipe in RECIPES:
         if (folder / recipe.yaml).is_file():
             return recipe
-    for name, version in UNSUPPORTED.items():
-        if (folder / name).exists():
-            raise Unsupported(f"{name}: CosyVoice version {version} is not supported yet")
     names = ", ".join(recipe.yaml for recipe in RECIPES)
     raise BundleError(f"{folder.name}: no CosyVoice bundle: it has none of {names}")
 

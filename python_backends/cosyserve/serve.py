@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cosyserve.contracts import TTS
 from cosyserve.errors import ServeError
 from cosyserve.limits import MAX_STREAMS
 from cosyserve.weights import Weights
@@ -67,7 +69,7 @@ class Server:
             ServeError: no tritonserver, a port in use, or the server died or was not ready in time.
             WeightsError: the weights folder cannot be used.
         """
-        Weights(self.weights)
+        rate = Weights(self.weights).config.sample_rate
         for port in (self.grpc_port, self.metrics_port):
             _check_free(self.host, port)
         with contextlib.ExitStack() as stack:
@@ -77,7 +79,7 @@ class Server:
             shared_memory = f"{scratch.name}-"
             stack.callback(_remove_shared_memory, shared_memory)
             process = subprocess.Popen(
-                [binary, *self._arguments(), *_python_backend(shared_memory), *extra],
+                [binary, *self._arguments(_repository(scratch, rate)), *_python_backend(shared_memory), *extra],
                 env={**environ, **self._environ()},
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -89,10 +91,10 @@ class Server:
             self._wait(process)
             yield process
 
-    def _arguments(self) -> list[str]:
+    def _arguments(self, repository: Path) -> list[str]:
         flavour = ["--model-config-name=cpu"] if self.profile == "cpu" else []
         return [
-            f"--model-repository={model_repository()}",
+            f"--model-repository={repository}",
             f"--grpc-address={self.host}",
             f"--grpc-port={self.grpc_port}",
             f"--metrics-address={self.host}",
@@ -170,6 +172,20 @@ def model_repository() -> Path:
         if folder.is_dir():
             return folder
     raise ServeError("the model repository is missing from this installation")
+
+
+def _repository(scratch: Path, rate: int) -> Path:
+    """The model repository; for weights of another rate than it promises to clients, a copy that promises theirs."""
+    repository, name = model_repository(), f"{TTS.name}/configs/cpu.pbtxt"
+    if _RATE.sub(rf"\g<1>{rate}", promised := (repository / name).read_text("utf-8")) == promised:
+        return repository
+    shutil.copytree(repository, scratch / "models")
+    for config in (scratch / "models" / TTS.name).rglob("*.pbtxt"):
+        config.write_text(_RATE.sub(rf"\g<1>{rate}", config.read_text("utf-8")), "utf-8")
+    return scratch / "models"
+
+
+_RATE = re.compile(r'(key: "sample_rate"\s+value \{\s+string_value: ")\d+')
 
 
 def free_port() -> int:

@@ -13,7 +13,10 @@ from cosyserve.config import (
     HiftConfig,
     LlmConfig,
     ModelConfig,
+    SampleHiftConfig,
+    TransformerConfig,
     UNetFlowConfig,
+    WindowFlowConfig,
 )
 
 Shapes = dict[str, tuple[int, ...]]
@@ -69,53 +72,123 @@ def _unet_flow_shapes(flow: UNetFlowConfig) -> Shapes:
         shapes |= _linear(f"{at}.{embed}.out.0", flow.width, flow.width) | _norm(f"{at}.{embed}.out.1", flow.width)
     for stack, layers in (("encoders", flow.blocks), ("up_encoders", flow.up_blocks)):
         for layer in range(layers):
-            shapes |= _conformer_shapes(flow, f"{at}.{stack}.{layer}")
+            shapes |= _layer_shapes(f"{at}.{stack}.{layer}", flow.width, flow.heads, flow.feed_forward)
     return shapes | _unet_shapes(flow, "decoder.estimator")
 
 
-def _conformer_shapes(flow: UNetFlowConfig, at: str) -> Shapes:
+def _layer_shapes(
+    at: str, width: int, heads: int, inner: int, norms: tuple[str, str] = ("norm_ff", "norm_mha")
+) -> Shapes:
+    """A layer with relative attention."""
     shapes: Shapes = {
-        f"{at}.self_attn.linear_pos.weight": (flow.width, flow.width),
-        f"{at}.self_attn.pos_bias_u": (flow.heads, flow.width // flow.heads),
-        f"{at}.self_attn.pos_bias_v": (flow.heads, flow.width // flow.heads),
-        **_linear(f"{at}.feed_forward.w_1", flow.feed_forward, flow.width),
-        **_linear(f"{at}.feed_forward.w_2", flow.width, flow.feed_forward),
-        **_norm(f"{at}.norm_ff", flow.width),
-        **_norm(f"{at}.norm_mha", flow.width),
+        f"{at}.self_attn.linear_pos.weight": (width, width),
+        f"{at}.self_attn.pos_bias_u": (heads, width // heads),
+        f"{at}.self_attn.pos_bias_v": (heads, width // heads),
+        **_linear(f"{at}.feed_forward.w_1", inner, width),
+        **_linear(f"{at}.feed_forward.w_2", width, inner),
     }
+    for norm in norms:
+        shapes |= _norm(f"{at}.{norm}", width)
     for name in ("q", "k", "v", "out"):
-        shapes |= _linear(f"{at}.self_attn.linear_{name}", flow.width, flow.width)
+        shapes |= _linear(f"{at}.self_attn.linear_{name}", width, width)
+    return shapes
+
+
+def _stack_shapes(
+    at: str, inputs: int, width: int, heads: int, inner: int, layers: int, *norms: tuple[str, str]
+) -> Shapes:
+    """An input layer, layers with relative attention, and a norm."""
+    shapes = _linear(f"{at}.embed.out.0", width, inputs) | _norm(f"{at}.embed.out.1", width)
+    for layer in range(layers):
+        shapes |= _layer_shapes(f"{at}.encoders.{layer}", width, heads, inner, *norms)
+    return shapes | _norm(f"{at}.after_norm", width)
+
+
+def _transformer_shapes(llm: TransformerConfig) -> Shapes:
+    text = (llm.text_inputs, llm.text_hidden, llm.text_heads, llm.text_feed_forward, llm.text_blocks)
+    return {
+        "text_embedding.weight": (llm.vocab, llm.text_inputs),
+        "llm_embedding.weight": (2, llm.inputs),
+        "speech_embedding.weight": (llm.speech_tokens, llm.inputs),
+        **_stack_shapes("text_encoder", *text),
+        **_linear("text_encoder_affine_layer", llm.inputs, llm.text_hidden),
+        **_linear("spk_embed_affine_layer", llm.inputs, llm.speaker),
+        **_stack_shapes("llm", llm.inputs, llm.hidden, llm.heads, llm.intermediate, llm.layers, ("norm1", "norm2")),
+        **_linear("llm_decoder", llm.speech_vocab, llm.hidden),
+    }
+
+
+def _window_flow_shapes(flow: WindowFlowConfig) -> Shapes:
+    at, regulator = "decoder.estimator", "length_regulator.model"
+    widths, inputs, time = flow.channels, 4 * flow.mels, 4 * flow.channels[0]
+    last = len(widths) - 1
+    shapes: Shapes = {
+        "input_embedding.weight": (flow.tokens, flow.inputs),
+        **_linear("spk_embed_affine_layer", flow.mels, flow.speaker),
+        **_stack_shapes("encoder", flow.inputs, flow.width, flow.heads, flow.feed_forward, flow.blocks),
+        **_linear("encoder_proj", flow.mels, flow.width),
+        **_linear(f"{regulator}.{3 * flow.regulator_convs}", flow.mels, flow.mels, 1),
+        **_time_shapes(at, time, inputs),
+        **_block_shapes(f"{at}.final_block", widths[0], widths[0], norm=1),
+        **_linear(f"{at}.final_proj", flow.mels, widths[0], 1),
+    }
+    for conv in range(flow.regulator_convs):
+        shapes |= _linear(f"{regulator}.{3 * conv}", flow.mels, flow.mels, 3)
+        shapes |= _norm(f"{regulator}.{3 * conv + 1}", flow.mels)
+    for level, (fan_in, width) in enumerate(zip((inputs, *widths), widths, strict=False)):
+        shapes |= _stage_shapes(flow, f"{at}.down_blocks.{level}", fan_in, width, time, norm=1)
+        shapes |= _linear(f"{at}.down_blocks.{level}.2{'.conv' if level < last else ''}", width, width, 3)
+    for block in range(flow.mid_blocks):
+        shapes |= _stage_shapes(flow, f"{at}.mid_blocks.{block}", widths[-1], widths[-1], time, norm=1)
+    back = widths[::-1]
+    for level, (width, after) in enumerate(zip(back, (*back[1:], widths[0]), strict=True)):
+        name = f"{at}.up_blocks.{level}"
+        shapes |= _stage_shapes(flow, name, 2 * width, after, time, norm=1)
+        shapes |= _linear(f"{name}.2.conv", after, after, 4) if level < last else _linear(f"{name}.2", after, after, 3)
     return shapes
 
 
 def _unet_shapes(flow: UNetFlowConfig, at: str) -> Shapes:
     channels, inputs = flow.channels, 4 * flow.mels
     time = 4 * channels
-    inner = flow.unet_heads * flow.unet_head_dim
 
     def stage(name: str, fan_in: int) -> Shapes:
-        shapes = _linear(f"{name}.0.mlp.1", channels, time) | _linear(f"{name}.0.res_conv", channels, fan_in, 1)
-        for block, source in (("block1", fan_in), ("block2", channels)):
-            shapes |= _linear(f"{name}.0.{block}.block.0", channels, source, 3)
-            shapes |= _norm(f"{name}.0.{block}.block.2", channels)
-        for layer in range(flow.unet_blocks):
-            here = f"{name}.1.{layer}"
-            shapes |= _norm(f"{here}.norm1", channels) | _norm(f"{here}.norm3", channels)
-            for projection in ("q", "k", "v"):
-                shapes |= _linear(f"{here}.attn1.to_{projection}", inner, channels, bias=False)
-            shapes |= _linear(f"{here}.attn1.to_out.0", channels, inner)
-            shapes |= _linear(f"{here}.ff.net.0.proj", 4 * channels, channels)
-            shapes |= _linear(f"{here}.ff.net.2", channels, 4 * channels)
-        return shapes
+        return _stage_shapes(flow, name, fan_in, channels, time, norm=2)
 
-    shapes = _linear(f"{at}.time_mlp.linear_1", time, inputs) | _linear(f"{at}.time_mlp.linear_2", time, time)
+    shapes = _time_shapes(at, time, inputs)
     shapes |= stage(f"{at}.down_blocks.0", inputs) | _linear(f"{at}.down_blocks.0.2", channels, channels, 3)
     for block in range(flow.mid_blocks):
         shapes |= stage(f"{at}.mid_blocks.{block}", channels)
     shapes |= stage(f"{at}.up_blocks.0", 2 * channels) | _linear(f"{at}.up_blocks.0.2", channels, channels, 3)
-    shapes |= _linear(f"{at}.final_block.block.0", channels, channels, 3)
-    shapes |= _norm(f"{at}.final_block.block.2", channels)
+    shapes |= _block_shapes(f"{at}.final_block", channels, channels, norm=2)
     return shapes | _linear(f"{at}.final_proj", flow.mels, channels, 1)
+
+
+def _time_shapes(at: str, time: int, inputs: int) -> Shapes:
+    return _linear(f"{at}.time_mlp.linear_1", time, inputs) | _linear(f"{at}.time_mlp.linear_2", time, time)
+
+
+def _stage_shapes(
+    flow: UNetFlowConfig | WindowFlowConfig, at: str, fan_in: int, width: int, time: int, *, norm: int
+) -> Shapes:
+    """A resnet and its transformer blocks; `norm` is the index of the norm behind a convolution."""
+    inner = flow.unet_heads * flow.unet_head_dim
+    shapes = _linear(f"{at}.0.mlp.1", width, time) | _linear(f"{at}.0.res_conv", width, fan_in, 1)
+    for block, source in (("block1", fan_in), ("block2", width)):
+        shapes |= _block_shapes(f"{at}.0.{block}", width, source, norm=norm)
+    for layer in range(flow.unet_blocks):
+        here = f"{at}.1.{layer}"
+        shapes |= _norm(f"{here}.norm1", width) | _norm(f"{here}.norm3", width)
+        for projection in ("q", "k", "v"):
+            shapes |= _linear(f"{here}.attn1.to_{projection}", inner, width, bias=False)
+        shapes |= _linear(f"{here}.attn1.to_out.0", width, inner)
+        shapes |= _linear(f"{here}.ff.net.0.proj", 4 * width, width)
+        shapes |= _linear(f"{here}.ff.net.2", width, 4 * width)
+    return shapes
+
+
+def _block_shapes(at: str, width: int, fan_in: int, *, norm: int) -> Shapes:
+    return _linear(f"{at}.block.0", width, fan_in, 3) | _norm(f"{at}.block.{norm}", width)
 
 
 def _dit_flow_shapes(flow: DitFlowConfig) -> Shapes:
@@ -195,8 +268,11 @@ def _norm(name: str, width: int) -> Shapes:
 _SHAPES: dict[type, Callable[[Any], Shapes]] = {
     LlmConfig: _qwen_shapes,
     CosyVoice3LlmConfig: _qwen_shapes,
+    TransformerConfig: _transformer_shapes,
     UNetFlowConfig: _unet_flow_shapes,
     DitFlowConfig: _dit_flow_shapes,
+    WindowFlowConfig: _window_flow_shapes,
     HiftConfig: _hift_shapes,
     CausalHiftConfig: _hift_shapes,
+    SampleHiftConfig: _hift_shapes,
 }

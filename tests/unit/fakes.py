@@ -74,6 +74,7 @@ class FakeStages:
             "segment_texts": np.array([b"segment %d of many" % index for index in range(len(lengths))], object),
             "prompt_text_tokens": np.array([7, 8], np.int32),
             "llm_prompt_tokens": np.array([9], np.int32),
+            "llm_speaker_embedding": np.full(3, 0.5, np.float32),
             "flow_prompt_tokens": np.arange(self.prompt, dtype=np.int32),
             "prompt_mel": np.ones((2 * self.prompt, 80), np.float32),
             "speaker_embedding": np.ones(192, np.float32),

@@ -255,7 +255,13 @@ async def test_the_language_model_gets_each_segment_s_text_and_the_prompt() -> N
     await speak(stages)
     assert [inputs["text_tokens"].tolist() for inputs in stages.llm_inputs] == [[0, 1], [2, 3, 4], [5, 6, 7, 8]]
     for inputs in stages.llm_inputs:
-        assert set(inputs) == {"text_tokens", "seed", "prompt_text_tokens", "llm_prompt_tokens"}
+        assert set(inputs) == {
+            "text_tokens",
+            "seed",
+            "prompt_text_tokens",
+            "llm_prompt_tokens",
+            "llm_speaker_embedding",
+        }
         assert inputs["prompt_text_tokens"].tolist() == [7, 8]
         assert inputs["llm_prompt_tokens"].tolist() == [9]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cosyserve_build.recorded import RecordedSet
-from cosyserve_build.stages import accumulated, common, windowed
+from cosyserve_build.stages import accumulated, common, cosyvoice1, windowed
 from cosyserve_build.stages.common import Stage
 
 _FED = "recorded input: only fed in"
@@ -50,6 +50,21 @@ _DECLARED = (
 )
 
 PLANS: dict[int, Plan] = {
+    1: Plan(
+        stages={
+            "frontend": cosyvoice1.frontend,
+            "llm": cosyvoice1.llm,
+            "flow": cosyvoice1.flow,
+            "hift": cosyvoice1.hift,
+            "e2e": cosyvoice1.e2e,
+        },
+        declared=(
+            ("flow/noise", "recorded random draw: only fed in"),
+            ("hift/mel", _FED),
+            ("hift/source", "made with random draws that were not recorded: only fed in"),
+        ),
+        opens=cosyvoice1.CosyVoice1Set,
+    ),
     2: Plan(
         stages={**_COMMON, "hift": windowed.hift, "e2e": windowed.e2e},
         declared=(

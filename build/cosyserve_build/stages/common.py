@@ -26,7 +26,8 @@ from cosyserve_build.probes import Array, FlowRun, LlmProbe
 from cosyserve_build.recorded import RecordedSet
 
 Produced = Iterator[tuple[str, Array]]
-Stage = Callable[[RecordedSet], Produced]
+Stage = Callable[[Any], Produced]
+"""Takes a set of the class that its plan opens."""
 
 
 def frontend(data: RecordedSet) -> Produced:
@@ -120,7 +121,7 @@ def _bistream(data: RecordedSet, case: dict[str, Any]) -> Produced:
             else:
                 run.add(data.tokenizer.encode(text))
             while piece := run.next():
-                inputs.append(model.networks.embed(np.asarray(piece.ids, np.int64)))
+                inputs.append(model.embed(np.asarray(piece.ids, np.int64)))
                 logits = model.forward(inputs[-1])
                 token = sample(logits, history, run.open) if piece.draws else model.config.fill
                 history.append(token)

@@ -6,19 +6,38 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cosyserve.contracts import Tensors
 from cosyserve.errors import InvalidInput, Overloaded
-from cosyserve.flow.networks import FlowNetworks
 from cosyserve.flow.stream import FlowState, FlowStream, FlowVoice
 from cosyserve.jobs import Steps
 from cosyserve.limits import CACHED_VOICES, RESERVED_FRAMES
 
 
+class Stream(Protocol):
+    """The flow of one segment."""
+
+    @property
+    def frames(self) -> int:
+        """Mel frames computed so far, those of a prompt included."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept for the next step, besides what streams of a voice share."""
+        ...
+
+    def steps(self, tokens: NDArray[np.int32], final: bool) -> Steps[NDArray[np.float32]]:
+        """Mel frames ``[mels, frames]`` that the next speech tokens settle."""
+        ...
+
+
 @dataclass(eq=False)
-class _Voice:
+class VoiceEntry:
     """A voice and the flow state after its prompt, which all its sessions start from."""
 
     voice: FlowVoice
@@ -43,11 +62,11 @@ class _Voice:
 class FlowSession:
     """One utterance: contract `FLOW` around a `FlowStream` for each of its segments."""
 
-    def __init__(self, owner: FlowSessions, voice: _Voice, full: bool) -> None:
+    def __init__(self, owner: FlowSessions, voice: VoiceEntry, full: bool) -> None:
         self._owner = owner
         self.voice = voice
         self._full = full
-        self._stream: FlowStream | None = None
+        self._stream: Stream | None = None
         self._counted = 0
 
     @property
@@ -57,7 +76,7 @@ class FlowSession:
 
     def steps(self, inputs: Tensors) -> Steps[Tensors]:
         """Mel frames that these speech tokens settle; the last of a segment frees its state."""
-        stream = self._stream = self._stream or (yield from self._begin())
+        stream = self._stream = self._stream or (yield from self._begin(inputs))
         final = bool(inputs["final"][0])
         mel = yield from stream.steps(inputs["speech_tokens"].astype(np.int32), final)
         self._owner.computed(stream.frames - self._counted)
@@ -72,7 +91,8 @@ class FlowSession:
         self._stream = None
         self._owner.left(self)
 
-    def _begin(self) -> Steps[FlowStream]:
+    def _begin(self, inputs: Tensors) -> Steps[Stream]:
+        """The stream of the next segment, whose first step has these inputs."""
         networks, voice = self._owner.networks, self.voice
         self._counted = 0
         if self._full:
@@ -92,11 +112,13 @@ class FlowSessions:
         count_frames: called with the mel frames computed in each step, prompt included.
     """
 
-    def __init__(self, networks: FlowNetworks, cache_bytes: int, count_frames: Callable[[int], None]) -> None:
+    session: ClassVar[type[FlowSession]] = FlowSession
+
+    def __init__(self, networks: Any, cache_bytes: int, count_frames: Callable[[int], None]) -> None:
         self.networks = networks
         self.computed = count_frames
         self._limit = cache_bytes
-        self._voices: OrderedDict[bytes, _Voice] = OrderedDict()
+        self._voices: OrderedDict[bytes, VoiceEntry] = OrderedDict()
         self._open: list[FlowSession] = []
 
     @property
@@ -113,8 +135,8 @@ class FlowSessions:
         voice = self._voice(inputs)
         full = "stream" in inputs and not inputs["stream"][0]
         key = _digest(voice)
-        known = self._voices.get(key) or _Voice(voice)
-        session = FlowSession(self, known, full)
+        known = self._voices.get(key) or VoiceEntry(voice)
+        session = self.session(self, known, full)
         self._make_room([*self._open, session], known)
         self._voices[key] = known
         self._voices.move_to_end(key)
@@ -147,7 +169,7 @@ class FlowSessions:
         mel = inputs.get("prompt_mel", np.zeros((0, self.networks.config.mels), np.float32)).astype(np.float32)
         return FlowVoice(tokens, mel, inputs["speaker_embedding"].astype(np.float32))
 
-    def _make_room(self, sessions: list[FlowSession], voice: _Voice) -> None:
+    def _make_room(self, sessions: list[FlowSession], voice: VoiceEntry) -> None:
         streams = sum(max(self._reserved, session.nbytes) for session in sessions)
         idle = [(key, other) for key, other in self._voices.items() if not other.sessions and other is not voice]
         used = {id(v): v for v in (*self._voices.values(), voice)}
@@ -162,10 +184,11 @@ class FlowSessions:
 
     @property
     def _reserved(self) -> int:
-        return RESERVED_FRAMES * self.networks.frame_bytes
+        return RESERVED_FRAMES * int(self.networks.frame_bytes)
 
-    def _prompt(self, voice: _Voice) -> int:
-        return len(voice.voice.tokens) * self.networks.config.ratio * self.networks.frame_bytes
+    def _prompt(self, voice: VoiceEntry) -> int:
+        frames: int = len(voice.voice.tokens) * self.networks.config.ratio
+        return frames * int(self.networks.frame_bytes)
 
 
 def _digest(voice: FlowVoice) -> bytes:

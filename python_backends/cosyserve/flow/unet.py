@@ -6,6 +6,7 @@ Source of the algorithm: upstream flow/decoder.py :: CausalConditionalDecoder. P
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -14,6 +15,9 @@ from torch.nn import functional as F
 
 from cosyserve.config import UNetFlowConfig
 from cosyserve.flow.guided import Cache, Guided, Part, mish, sinusoid
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Scaled queries, keys and values of the new positions [rows, heads, n, hd] -> mixed values, same shape."""
 
 _TAIL = 2  # left padding of a causal convolution of kernel 3
 
@@ -75,7 +79,7 @@ class UNet(nn.Module):
     def __init__(self, config: UNetFlowConfig) -> None:
         super().__init__()
         width = config.channels
-        self.time_mlp = _TimeMlp(4 * config.mels, 4 * width)
+        self.time_mlp = TimeMlp(4 * config.mels, 4 * width)
         self.down_blocks = nn.ModuleList([_Stage(config, 4 * config.mels, tail_conv=True)])
         self.mid_blocks = nn.ModuleList(_Stage(config, width, tail_conv=False) for _ in range(config.mid_blocks))
         self.up_blocks = nn.ModuleList([_Stage(config, 2 * width, tail_conv=True)])
@@ -96,7 +100,9 @@ class UNet(nn.Module):
         return v
 
 
-class _TimeMlp(nn.Module):
+class TimeMlp(nn.Module):
+    """Flow time [rows] to [rows, width]: sinusoids, then two layers."""
+
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(inputs, width)
@@ -114,16 +120,16 @@ class _Stage(nn.ModuleList):
 
     def __init__(self, config: UNetFlowConfig, inputs: int, *, tail_conv: bool) -> None:
         width = config.channels
-        blocks = nn.ModuleList(_Transformer(config) for _ in range(config.unet_blocks))
+        blocks = (TransformerBlock(width, config.unet_heads, config.unet_head_dim) for _ in range(config.unet_blocks))
         conv = [nn.Conv1d(width, width, _TAIL + 1)] if tail_conv else []
-        super().__init__([_Resnet(inputs, width, 4 * width), blocks, *conv])
+        super().__init__([_Resnet(inputs, width, 4 * width), nn.ModuleList(blocks), *conv])
 
     def forward(self, x: Tensor, time: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
         """The stage's output and what it was before the convolution (the skip connection)."""
         resnet, blocks, *conv = self
         x = resnet(x, time, cache).mT
         for block in cast(nn.ModuleList, blocks):
-            x = block(x, cache)
+            x = block(x, cache.attend)
         x = x.mT
         return (cache.convolve(conv[0], x) if conv else x), x
 
@@ -131,7 +137,7 @@ class _Stage(nn.ModuleList):
 class _Resnet(nn.Module):
     def __init__(self, inputs: int, width: int, time_width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(_Mish(), nn.Linear(time_width, width))
+        self.mlp = nn.Sequential(Mish(), nn.Linear(time_width, width))
         self.block1 = _CausalBlock(inputs, width)
         self.block2 = _CausalBlock(width, width)
         self.res_conv = nn.Conv1d(inputs, width, 1)
@@ -153,22 +159,25 @@ class _CausalBlock(nn.Module):
         return mish(self.block["2"](h.mT)).mT
 
 
-class _Mish(nn.Module):
+class Mish(nn.Module):
+    """`mish` as a module."""
+
     def forward(self, x: Tensor) -> Tensor:
         return mish(x)
 
 
-class _Transformer(nn.Module):
-    def __init__(self, config: UNetFlowConfig) -> None:
+class TransformerBlock(nn.Module):
+    """Self-attention and feed-forward on [rows, n, width]; `attend` mixes values by scaled queries and keys."""
+
+    def __init__(self, width: int, heads: int, head_dim: int) -> None:
         super().__init__()
-        width = config.channels
         self.norm1 = nn.LayerNorm(width, eps=1e-5)
-        self.attn1 = _Attention(width, config.unet_heads, config.unet_head_dim)
+        self.attn1 = _Attention(width, heads, head_dim)
         self.norm3 = nn.LayerNorm(width, eps=1e-5)
         self.ff = _FeedForward(width, 4 * width)
 
-    def forward(self, x: Tensor, cache: Cache) -> Tensor:
-        x = x + self.attn1(self.norm1(x), cache)
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        x = x + self.attn1(self.norm1(x), attend)
         out: Tensor = x + self.ff(self.norm3(x))
         return out
 
@@ -183,10 +192,10 @@ class _Attention(nn.Module):
         self.to_v = nn.Linear(width, inner, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(inner, width)])
 
-    def forward(self, x: Tensor, cache: Cache) -> Tensor:
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
         rows, new, _ = x.shape
         q, k, v = self._split(self.to_q(x)), self._split(self.to_k(x)), self._split(self.to_v(x))
-        out = cache.attend(q * self.head_dim**-0.5, k, v).transpose(1, 2)
+        out = attend(q * self.head_dim**-0.5, k, v).transpose(1, 2)
         projected: Tensor = self.to_out[0](out.reshape(rows, new, self.heads * self.head_dim))
         return projected
 

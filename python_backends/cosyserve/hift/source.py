@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cosyserve.config import HiftConfig
+from cosyserve.config import HiftConfig, SampleHiftConfig
 
 
 class HarmonicSource(nn.Module):
@@ -69,3 +69,21 @@ class HarmonicSource(nn.Module):
         to_right = torch.cat([phases[:, 1:], phases[:, -1:]], dim=1) - phases
         cycles = phases[:, :, None] + self.left * to_left[:, :, None] + self.right * to_right[:, :, None]
         return cycles - cycles.floor()
+
+
+class SampleSource(HarmonicSource):
+    """The source of CosyVoice 1 (upstream SineGen): the phase runs on from sample to sample.
+
+    Frames lean on nothing behind them. The phase before the first frame is drawn at random but for the fundamental.
+    """
+
+    def _cycles(self, phases: Tensor, phase: Tensor, start: Tensor) -> Tensor:
+        before = torch.cat([phase[:, None], phases[:, :-1]], dim=1)
+        steps = torch.arange(1, self.config.frame + 1, device=phases.device) / float(self.config.frame)
+        cycles = before[:, :, None] + steps.double()[:, None] * (phases - before)[:, :, None]
+        return cycles - cycles.floor()
+
+
+def source_of(config: HiftConfig) -> HarmonicSource:
+    """The source of a vocoder."""
+    return SampleSource(config) if isinstance(config, SampleHiftConfig) else HarmonicSource(config)

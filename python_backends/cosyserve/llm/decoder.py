@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cosyserve.config import LlmConfig
+from cosyserve.config import AnyLlm
 from cosyserve.errors import InvalidInput
 
 Ids = NDArray[np.int64]
+Prompt = NDArray[Any]
+"""What a sequence holds up to its first new token, in the form that its decoder takes: ids ``[n]`` of `Numbering`, or
+input embeddings ``[n, width]``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,7 @@ class Numbering:
         config: its `vocab` and `speech_vocab` are the lengths of the first two parts.
     """
 
-    config: LlmConfig
+    config: AnyLlm
 
     @property
     def speech(self) -> int:
@@ -84,8 +87,8 @@ class Decoder(Protocol):
     Ids are those of `Numbering`. The scores of a row depend on the ids at its positions only, never on other rows.
     """
 
-    def prefill(self, row: int, start: int, ids: Ids) -> Scores:
-        """Append ids [t >= 1] to a row that holds `start` positions; scores of this one row."""
+    def prefill(self, row: int, start: int, prompt: Prompt) -> Scores:
+        """Append a piece of a prompt to a row that holds `start` positions; scores of this one row."""
         ...
 
     def step(self, ids: Ids, lengths: Ids) -> Scores:

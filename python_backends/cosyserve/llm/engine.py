@@ -12,19 +12,21 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve.config import LlmConfig
-from cosyserve.errors import InvalidInput, StageFailed
+from cosyserve.errors import InvalidInput, StageFailed, Unsupported
 from cosyserve.limits import MAX_TOKENS_PER_TEXT_TOKEN, MIN_TOKENS_PER_TEXT_TOKEN, PREFILL_CHUNK
 from cosyserve.llm.bistream import Interleaver, Piece
-from cosyserve.llm.decoder import Decoder, Ids, Numbering, Scores
+from cosyserve.llm.decoder import Decoder, Numbering, Prompt, Scores
 from cosyserve.llm.guard import CircleGuard
 from cosyserve.llm.sampling import RasSampler
 
 Ints = NDArray[np.int32]
+Floats = NDArray[np.float32]
 
 
 @dataclass(eq=False)
@@ -36,6 +38,7 @@ class Sequence:
         fail: called instead of the end when this sequence cannot go on.
         more: further text follows, by `Engine.add_text`.
         pause: called when it can say nothing more before that text comes.
+        speaker: embedding for models that take one; may be empty.
     """
 
     id: int
@@ -47,6 +50,7 @@ class Sequence:
     fail: Callable[[Exception], None]
     more: bool = False
     pause: Callable[[], None] = lambda: None
+    speaker: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 class WholeText:
@@ -54,8 +58,8 @@ class WholeText:
 
     open = False
 
-    def __init__(self, prompt: Ids, speech: int) -> None:
-        self._ids: list[int] = prompt.tolist()
+    def __init__(self, prompt: Prompt, speech: int) -> None:
+        self._ids: list[Any] = list(prompt)
         self._speech = speech
 
     def next(self) -> Piece:
@@ -76,7 +80,7 @@ class Run:
     sampler: RasSampler
     text_tokens: int
     guard: CircleGuard = field(default_factory=CircleGuard)
-    ids: deque[int] = field(default_factory=deque)  # to feed before the next draw
+    ids: deque[Any] = field(default_factory=deque)  # to feed before the next draw; see `Prompt`
     draws: bool = True
     position: int = 0  # positions in the decoder's row
     emitted: int = 0
@@ -110,6 +114,7 @@ class Engine:
         decoder: the model, with at least ``slots + 1`` empty rows: one is for exchanging two others.
         slots: most sequences that have begun, also those that wait for text.
         on_cut: called when a sequence is cut: it outgrew its text, or went in circles.
+        opening: makes the prompt of a sequence for a decoder that takes no ids for it.
         waiting: not begun, oldest first.
         joining: whose prompt is being fed.
         running: the sequence of each of the first rows.
@@ -121,6 +126,7 @@ class Engine:
     config: LlmConfig
     slots: int
     on_cut: Callable[[], None] = lambda: None
+    opening: Callable[[Sequence], Prompt] | None = None
     waiting: deque[Run] = field(default_factory=deque, init=False)
     joining: Run | None = field(default=None, init=False)
     running: list[Run] = field(default_factory=list, init=False)
@@ -137,6 +143,7 @@ class Engine:
 
         Raises:
             InvalidInput: a live sequence has the same id, or a token id lies outside its vocabulary.
+            Unsupported: more text shall follow, but the model needs all of it at once.
         """
         if self._find(sequence.id):
             raise InvalidInput("utterance", "is the id of an utterance that still runs")
@@ -211,6 +218,10 @@ class Engine:
 
     def _script(self, sequence: Sequence) -> WholeText | Interleaver:
         numbers = Numbering(self.config)
+        if self.opening:
+            if sequence.more:
+                raise Unsupported("this model cannot begin before all of its text is there")
+            return WholeText(self.opening(sequence), numbers.speech)
         prompt = numbers.prompt(sequence.prompt_text, sequence.text, sequence.prompt_speech)
         if not sequence.more:
             return WholeText(prompt, numbers.speech)
@@ -221,7 +232,7 @@ class Engine:
     def _join(self, run: Run) -> None:
         # Always cut at the same places: other products round differently, and samples must not depend on load.
         chunk = [run.ids.popleft() for _ in range(min(PREFILL_CHUNK, len(run.ids)))]
-        scores = self.decoder.prefill(run.row, run.position, np.asarray(chunk, np.int64))
+        scores = self.decoder.prefill(run.row, run.position, np.asarray(chunk))
         run.position += len(chunk)
         if not run.ids:
             self._enter(run)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cosyserve.config import LlmConfig
-from cosyserve.llm.decoder import Ids
-from cosyserve.llm.embeddings import Embeddings
+from cosyserve.config import AnyLlm
+from cosyserve.llm.decoder import Ids, Prompt
 from cosyserve.llm.scores import LogitScores
 from cosyserve.llm.slots import SlotCache
 from cosyserve.runtimes.graph import Graph, Outputs
@@ -18,15 +18,28 @@ from cosyserve.runtimes.graph import Graph, Outputs
 Float = NDArray[np.float32]
 
 
+class Rows(Protocol):
+    """Embedding tables, read by the ids of `Numbering`."""
+
+    @property
+    def config(self) -> AnyLlm:
+        """Sizes."""
+        ...
+
+    def __call__(self, ids: Ids) -> Float:
+        """Input embeddings ``[n, width]``."""
+        ...
+
+
 @dataclass(frozen=True)
 class LlmNetworks:
     """The decoder graph ``llm`` and its embedding tables."""
 
     graph: Graph
-    embed: Embeddings
+    embed: Rows
 
     @property
-    def config(self) -> LlmConfig:
+    def config(self) -> AnyLlm:
         """Sizes."""
         return self.embed.config
 
@@ -44,13 +57,9 @@ class GraphDecoder:
         self._networks = networks
         self._cache = SlotCache(config.layers, rows, config.kv_heads, config.head_dim)
 
-    def prefill(self, row: int, start: int, ids: Ids) -> LogitScores:
+    def prefill(self, row: int, start: int, prompt: Prompt) -> LogitScores:
         """See `Decoder`."""
-        rows = slice(row, row + 1)
-        self._cache.fit(start + len(ids))
-        out = self._run(rows, self._networks.embed(ids)[None], np.asarray([start], np.int64))
-        self._cache.write(rows, start, *_new(out))
-        return self._scores(out)
+        return self._append(row, start, self._networks.embed(prompt))
 
     def step(self, ids: Ids, lengths: Ids) -> LogitScores:
         """See `Decoder`."""
@@ -66,6 +75,13 @@ class GraphDecoder:
     def erase(self, row: int) -> None:
         """See `Decoder`."""
         self._cache.erase(row)
+
+    def _append(self, row: int, start: int, embeds: Float) -> LogitScores:
+        rows = slice(row, row + 1)
+        self._cache.fit(start + len(embeds))
+        out = self._run(rows, embeds[None], np.asarray([start], np.int64))
+        self._cache.write(rows, start, *_new(out))
+        return self._scores(out)
 
     def _run(self, rows: slice, embeds: Float, lengths: Ids) -> Outputs:
         past = {"past_k": self._cache.keys(rows), "past_v": self._cache.values(rows)}

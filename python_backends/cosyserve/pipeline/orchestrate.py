@@ -179,7 +179,7 @@ class _Speech:
 
     def __init__(self, stages: Stages, features: Tensors, segments: list[_Segment], grid: Grid) -> None:
         self._stages = stages
-        self._prompt = {name: features[name] for name in ("prompt_text_tokens", "llm_prompt_tokens")}
+        self._prompt = {name: features[name] for name in _LLM_PROMPT}
         self._segments = segments
         self._most_ahead = MAX_SECONDS_AHEAD * grid.sample_rate / grid.samples_per_token
         self._ahead = 0  # tokens that no piece has taken
@@ -235,6 +235,9 @@ def _timeline(grid: Grid, request: Tensors, features: Tensors, sample_rate: int)
         return Timeline(samples_per_token)
     texts = [text.decode() for text in features["segment_texts"]]
     return Timeline(samples_per_token, Captions(texts, sample_rate, speed) if texts else None)
+
+
+_LLM_PROMPT = ("prompt_text_tokens", "llm_prompt_tokens", "llm_speaker_embedding")
 
 
 def _split(features: Tensors, seed: int) -> list[_Segment]:

@@ -22,7 +22,6 @@ def llm_config(folder: Path, llm: Section, cls: type[LlmConfig]) -> LlmConfig:
             raise llm.error(key, f"expected {hidden} ({qwen.file}: hidden_size), found {llm.integer(key)}")
     qwen.require(hidden_act="silu", use_sliding_window=False, rope_scaling=None)
     text, speech = llm.integers("mix_ratio", 2)
-    sampling = llm.section("sampling", "ras_sampling")
     return cls(
         hidden=hidden,
         intermediate=qwen.integer("intermediate_size"),
@@ -35,11 +34,19 @@ def llm_config(folder: Path, llm: Section, cls: type[LlmConfig]) -> LlmConfig:
         vocab=qwen.integer("vocab_size"),
         speech_tokens=llm.integer("speech_token_size"),
         mix_ratio=(text, speech),
-        top_p=sampling.number("top_p"),
-        top_k=sampling.integer("top_k"),
-        win_size=sampling.integer("win_size"),
-        tau_r=sampling.number("tau_r"),
+        **sampling(llm),
     )
+
+
+def sampling(llm: Section) -> dict[str, Any]:
+    """How tokens are drawn, by field of the config."""
+    ras = llm.section("sampling", "ras_sampling")
+    return {
+        "top_p": ras.number("top_p"),
+        "top_k": ras.integer("top_k"),
+        "win_size": ras.integer("win_size"),
+        "tau_r": ras.number("tau_r"),
+    }
 
 
 def _qwen(folder: Path) -> Section:

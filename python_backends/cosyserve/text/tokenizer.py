@@ -52,6 +52,9 @@ SPECIALS: dict[int, tuple[str, ...]] = {
 }
 """Special tokens of each model version, in id order after the vocabulary: Qwen2's own, then CosyVoice's."""
 
+LANGUAGE_TAGS = ("<|zh|>", "<|en|>", "<|ja|>", "<|yue|>", "<|ko|>")
+"""The languages that CosyVoice 1 was taught to tell apart, as tags before a text."""
+
 # How Qwen2 cuts text into words before byte-pair encoding.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -71,7 +74,8 @@ class Tokenizer:
         description = json.loads(encoder.to_str())
         self._ids: dict[str, int] = {token["content"]: token["id"] for token in description["added_tokens"]}
         self._plain = tokenizers.Tokenizer.from_str(json.dumps({**description, "added_tokens": []}))
-        tags = sorted((token for token in self._ids if not token.startswith("<|")), key=len, reverse=True)
+        spoken = (token for token in self._ids if not token.startswith("<|") or token in LANGUAGE_TAGS)
+        tags = sorted(spoken, key=len, reverse=True)
         # A capturing group makes split() return the tags too, at the odd places.
         self._tags = re.compile("(" + "|".join(map(re.escape, tags)) + ")") if tags else None
 

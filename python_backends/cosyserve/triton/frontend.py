@@ -54,6 +54,7 @@ def _outputs(utterance: Utterance) -> Tensors:
         "segment_texts": np.asarray([text.encode() for text in utterance.texts], np.object_),
         "prompt_text_tokens": utterance.prompt_text_tokens,
         "llm_prompt_tokens": utterance.llm_prompt_tokens,
+        "llm_speaker_embedding": utterance.llm_speaker_embedding,
         "flow_prompt_tokens": utterance.flow_prompt_tokens,
         "prompt_mel": utterance.prompt_mel,
         "speaker_embedding": utterance.speaker_embedding,

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from cosyserve.contracts import LLM, Tensors
-from cosyserve.errors import Cancelled, InvalidInput, StageFailed
+from cosyserve.errors import Cancelled, InvalidInput, StageFailed, Unsupported
 from cosyserve.limits import SEQUENCE_IDLE_SECONDS
 from cosyserve.llm.engine import Engine, Sequence
-from cosyserve.load import load_decoder
+from cosyserve.load import load_decoder, load_opening
 from cosyserve.metrics import LLM_CUT, LLM_SEQUENCES, SPEECH_TOKENS
 from cosyserve.triton.adapter import FINAL, Instrument, failure, read_inputs, read_settings, response
 
@@ -33,7 +33,8 @@ class Llm:
         settings = read_settings(args)
         config, decoder = load_decoder(settings)
         cut = Instrument(LLM_CUT)
-        self._engine = Engine(decoder, config, settings.llm_slots, on_cut=lambda: cut.add(1))
+        opening = load_opening(settings)
+        self._engine = Engine(decoder, config, settings.llm_slots, on_cut=lambda: cut.add(1), opening=opening)
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._live: dict[int, Utterance] = {}
         # A stop may overtake the start it belongs to.
@@ -79,6 +80,7 @@ class Llm:
             text=inputs["text_tokens"].astype(np.int32),
             prompt_text=inputs.get("prompt_text_tokens", none).astype(np.int32),
             prompt_speech=inputs.get("llm_prompt_tokens", none).astype(np.int32),
+            speaker=inputs.get("llm_speaker_embedding", np.zeros(0, np.float32)).astype(np.float32),
             seed=int(inputs["seed"][0]),
             emit=spoken.emit,
             fail=spoken.fail,
@@ -94,7 +96,7 @@ class Llm:
                 return
             try:
                 self._engine.admit(sequence)
-            except InvalidInput as error:
+            except (InvalidInput, Unsupported) as error:
                 spoken.fail(error)
                 return
             self._live[sequence.id] = spoken

@@ -10,11 +10,10 @@ from contextlib import suppress
 from typing import Any
 
 from cosyserve.contracts import FLOW, HIFT, Model, Tensors
-from cosyserve.flow.sessions import FlowSessions
 from cosyserve.hift.sessions import HiftSessions
 from cosyserve.jobs import Call
 from cosyserve.limits import SEQUENCE_IDLE_SECONDS
-from cosyserve.load import load_flow_networks, load_hift_networks
+from cosyserve.load import load_flow_sessions, load_hift_networks
 from cosyserve.metrics import FLOW_CACHE, FLOW_FRAMES, FLOW_SEQUENCES, HIFT_SEQUENCES, Metric
 from cosyserve.sessions import SessionFactory, Sessions, Step
 from cosyserve.settings import Settings
@@ -139,7 +138,7 @@ class Flow(SequenceModel):
         """Flow networks, and the memory that streams and voices share."""
         frames = Instrument(FLOW_FRAMES)
         self._cache = Instrument(FLOW_CACHE)
-        self._flow = FlowSessions(load_flow_networks(settings), settings.flow_cache_mib * 2**20, frames.add)
+        self._flow = load_flow_sessions(settings, frames.add)
         return self._flow
 
     def show(self) -> None:

@@ -1,0 +1,152 @@
+"""The stage objects of CosyVoice 1 over torch networks, with taps; see `cosyserve_build.probes`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from cosyserve.bundle import StateDict
+from cosyserve.config import TransformerConfig, WindowFlowConfig
+from cosyserve.flow.solver import time_grid
+from cosyserve.flow.stream import FlowVoice
+from cosyserve.flow.window_encoder import WindowEncoder
+from cosyserve.flow.window_stream import WindowNetworks, WindowStream
+from cosyserve.flow.window_unet import WindowFlow
+from cosyserve.limits import MAX_TOKENS_PER_TEXT_TOKEN, MIN_TOKENS_PER_TEXT_TOKEN, PREFILL_CHUNK
+from cosyserve.llm.engine import Sequence as Segment
+from cosyserve.llm.graph_decoder import LlmNetworks
+from cosyserve.llm.relative_decoder import Opening, RelativeDecoder, SpeechRows
+from cosyserve.llm.transformer import Positions, RelativeLM, TextEncoder
+from cosyserve.runtimes.graph import Arrays, Outputs
+from cosyserve_build.probes import Array, TorchGraph
+
+
+class RelativeLlmProbe:
+    """The language model: openings, states, and greedy runs of the server's decoder."""
+
+    def __init__(self, config: TransformerConfig, state: StateDict) -> None:
+        self.config = config
+        tables = {name: state[f"{name}_embedding.weight"].numpy() for name in ("text", "speech")}
+        tables["special"] = state["llm_embedding.weight"].numpy()
+        self._opening = Opening(config, tables, TorchGraph(TextEncoder(config), state, "text", "speaker_out"))
+        self._graph = TorchGraph(RelativeLM(config), state, "logits", "new_k*", "new_v*")
+        self._positions = TorchGraph(Positions(config), state, "positions*")
+        self._networks = LlmNetworks(self._graph, SpeechRows(config, tables["speech"]))
+
+    def opening(self, prompt_text: Sequence[int], text: Sequence[int], speech: Sequence[int], speaker: Array) -> Array:
+        """Input embeddings [n, inputs] up to the first new token; `speaker` [192] or empty."""
+        segment = Segment(
+            id=0,
+            text=np.asarray(text, np.int32),
+            prompt_text=np.asarray(prompt_text, np.int32),
+            prompt_speech=np.asarray(speech, np.int32),
+            seed=0,
+            emit=_ignore,
+            fail=_ignore,
+            speaker=speaker.astype(np.float32),
+        )
+        return self._opening(segment)
+
+    def hidden(self, embeds: Array) -> Array:
+        """States after the final norm [n, hidden] of positions [n, inputs] without a past."""
+        config, count = self.config, len(embeds)
+        positions = [torch.from_numpy(p) for p in self._positions({"distances": np.arange(count)}).many("positions")]
+        past = [torch.zeros(1, config.kv_heads, count, config.head_dim)] * config.layers
+        with torch.no_grad():
+            model = cast(RelativeLM, self._graph.module)
+            states, *_ = model.hidden(torch.from_numpy(embeds)[None], torch.zeros(1).long(), positions, past, past)
+        return cast(Array, states[0].numpy())
+
+    def greedy(self, opening: Array, texts: int, limit: int | None = None) -> tuple[list[int], list[Array]]:
+        """Tokens without the end, and the raw logits of every step; the length rules count `texts` text ids."""
+        decoder = RelativeDecoder(self._networks, self._positions, rows=1)
+        for start in range(0, len(opening), PREFILL_CHUNK):
+            scores = decoder.prefill(0, start, opening[start : start + PREFILL_CHUNK])
+        tokens: list[int] = []
+        logits: list[Array] = []
+        most = MAX_TOKENS_PER_TEXT_TOKEN * texts if limit is None else limit
+        while len(tokens) < most:
+            logits.append(scores.row(0))
+            ordinary = len(tokens) < MIN_TOKENS_PER_TEXT_TOKEN * texts
+            token = int(logits[-1][: self.config.end if ordinary else None].argmax())
+            if token >= self.config.end:
+                break
+            tokens.append(token)
+            length = np.asarray([len(opening) + len(tokens) - 1])
+            scores = decoder.step(np.asarray([token + self.config.vocab]), length)
+        return tokens, logits
+
+
+def _ignore(_: object) -> None:
+    """Nobody listens."""
+
+
+@dataclass(frozen=True)
+class WindowRun:
+    """What one window of the flow computed, prompt frames included except in `mel`."""
+
+    hidden: Array  # [1, n, width]
+    mu: Array  # [1, mels, T]
+    cond: Array  # [1, mels, T]
+    inputs: Array  # [steps, mels, T]: the state before each Euler step
+    mel: Array  # [1, mels, frames]: not yet joined to the window before
+
+
+class WindowProbe:
+    """Runs of the server's `WindowStream`; every window starts from the same noise [mels, T]."""
+
+    def __init__(self, config: WindowFlowConfig, state: StateDict, voice: FlowVoice, noise: Array) -> None:
+        self.config = config
+        self._voice, self._noise = voice, noise
+        self._encoder = TorchGraph(WindowEncoder(config), state, "mu")
+        self._estimator = TorchGraph(WindowFlow(config), state, "velocity")
+        self._guided = cast(WindowFlow, self._estimator.module)
+
+    def run(self, tokens: Array, *, streaming: bool) -> list[WindowRun]:
+        """The windows of a segment."""
+        hidden: list[Array] = []
+        solved: list[dict[str, Array]] = []
+
+        def estimate(inputs: Arrays) -> Outputs:
+            out = self._estimator(inputs)
+            solved.append({name: cast(Array, inputs[name]) for name in ("x", "mu", "cond")} | {"v": out["velocity"]})
+            return out
+
+        projection = cast(WindowEncoder, self._encoder.module).encoder_proj
+        hook = projection.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0].numpy()))
+        try:
+            networks = WindowNetworks(self.config, self._encoder, estimate)
+            stream = WindowStream(networks, self._voice, lambda frames: self._noise[:, :frames], full=not streaming)
+            stream.step(tokens.astype(np.int32), final=True)
+        finally:
+            hook.remove()
+        steps, prompt = self.config.steps, len(self._voice.mel)
+        _, last = time_grid(steps)[-1]
+        return [
+            WindowRun(
+                hidden=states,
+                mu=calls[0]["mu"],
+                cond=calls[0]["cond"],
+                inputs=np.concatenate([call["x"] for call in calls]),
+                mel=(calls[-1]["x"] + last * calls[-1]["v"])[:, :, prompt:],
+            )
+            for states, calls in zip(hidden, (solved[i : i + steps] for i in range(0, len(solved), steps)), strict=True)
+        ]
+
+    def speaker(self) -> Array:
+        """The speaker vector as the estimator takes it, [1, mels]."""
+        with torch.no_grad():
+            unit = nn.functional.normalize(torch.from_numpy(self._voice.embedding)[None], dim=1)
+            return cast(Array, self._guided.spk_embed_affine_layer(unit).numpy())
+
+    def estimate(self, inputs: dict[str, Array]) -> Array:
+        """The bare estimator on two rows x, mu, cond [2, mels, T], t [2], spks [2, mels]."""
+        unet = self._guided.decoder["estimator"]
+        with torch.no_grad():
+            given = (torch.from_numpy(inputs[name]) for name in ("x", "mu", "t", "spks", "cond"))
+            return cast(Array, unet(*given).numpy())

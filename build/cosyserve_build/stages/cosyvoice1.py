@@ -1,0 +1,197 @@
+"""Stages of CosyVoice 1. A stage yields ``(key, array)`` for one file of vectors.
+
+Where the server leaves upstream's ways, what was recorded is rebuilt here: the prompt mel from 24 kHz samples by an
+extractor that was made for 22.05 kHz (the server resamples to that), and the cross-fades whose weights sum to 1.08.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from cosyserve.audio.features import fbank, log_mel_128, prompt_mel, resample, subtract_mean
+from cosyserve.config import TransformerConfig, WindowFlowConfig
+from cosyserve.flow.solver import time_grid
+from cosyserve.flow.stream import FlowVoice
+from cosyserve.runtimes.onnx import OnnxGraph
+from cosyserve.text.normalize import contains_chinese, normalize
+from cosyserve.text.tokenizer import LANGUAGE_TAGS, Tokenizer
+from cosyserve_build.probes import Array, Join
+from cosyserve_build.probes1 import RelativeLlmProbe, WindowProbe, WindowRun
+from cosyserve_build.recorded import RecordedSet
+from cosyserve_build.whisper import whisper_tokenizer
+
+Produced = Iterator[tuple[str, Array]]
+
+_NOBODY: Array = np.zeros(0, np.float32)
+
+
+class CosyVoice1Set(RecordedSet):
+    """A set of version 1. Its prompt lies in ``frontend.npz`` alone."""
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Whisper's."""
+        return whisper_tokenizer()
+
+    @cached_property
+    def opened(self) -> RelativeLlmProbe:
+        """Runs of the language model."""
+        config = self.bundle.config.llm
+        assert isinstance(config, TransformerConfig)
+        return RelativeLlmProbe(config, self.bundle.llm())
+
+    @cached_property
+    def windows(self) -> WindowProbe:
+        """Runs of the flow with the recorded voice and noise."""
+        config, heard = self.bundle.config.flow, self.vectors["frontend"]
+        assert isinstance(config, WindowFlowConfig)
+        voice = FlowVoice(heard["speech_token"][0], heard["speech_feat"][0], self.speaker)
+        return WindowProbe(config, self.bundle.flow(), voice, self.vectors["flow"]["noise"][0])
+
+    @property
+    def speaker(self) -> Array:
+        """The prompt's speaker embedding, [192]."""
+        embedding: Array = self.vectors["frontend"]["spk_embedding"][0]
+        return embedding
+
+    @cached_property
+    def offline(self) -> WindowRun:
+        """The whole utterance in one window."""
+        (run,) = self.windows.run(self.vectors["e2e"]["tokens"], streaming=False)
+        return run
+
+    @cached_property
+    def zero_shot(self) -> tuple[list[int], list[Array]]:
+        """Tokens and logits of the zero-shot run."""
+        return self.opened.greedy(self.opening, len(self.text("tts_text")))
+
+    @property
+    def opening(self) -> Array:
+        """Of the zero-shot run."""
+        return self.opened.opening(self.text("prompt_text"), self.text("tts_text"), self.prompt_speech, self.speaker)
+
+
+def frontend(data: CosyVoice1Set) -> Produced:
+    """As in the later versions, but prompt mel and tokens are not cut to a common length."""
+    config, recorded = data.bundle.config, data.vectors["frontend"]
+    for index, case in enumerate(data.cases["token_cases"]):
+        yield f"text_ids_{index:02d}", np.asarray(data.tokenizer.encode(case["text"]), np.int32)
+    yield "prompt_text_ids", np.asarray([data.text("prompt_text")], np.int32)
+    yield "tts_text_ids", np.asarray([data.text("tts_text")], np.int32)
+    yield f"wav_{data.rate // 1000}k", resample(data.prompt, data.rate, data.rate)[None]
+    energies = fbank(recorded["wav_16k"][0])
+    yield "fbank_raw", energies
+    yield "fbank_cmn", subtract_mean(energies)
+    yield "spk_embedding", OnnxGraph(data.bundle.campplus).first(recorded["fbank_cmn"][None])
+    yield "logmel128", log_mel_128(recorded["wav_16k"][0]).reshape(1, 128, -1)
+    log_mel = recorded["logmel128"]
+    length = np.asarray([log_mel.shape[2]], np.int32)
+    tokens = OnnxGraph(data.bundle.speech_tokenizer).first(log_mel, length)
+    yield "speech_token", tokens.reshape(1, -1).astype(np.int32)
+    yield "speech_feat", prompt_mel(recorded["wav_24k"][0], config.mel)[None]
+
+
+def llm(data: CosyVoice1Set) -> Produced:
+    """Openings, states and greedy runs of every mode."""
+    recorded, model = data.vectors["llm"], data.opened
+    opening = data.opening
+    yield "lm_input", opening[None]
+    yield "hidden_prefill", model.hidden(opening)[None]
+    tokens, steps = data.zero_shot
+    logits = np.stack(steps[: len(recorded["logits"])])
+    yield "logits", logits
+    yield "logp", torch.from_numpy(logits[: len(recorded["logp"])]).log_softmax(-1).numpy()
+    yield "greedy_tokens", np.asarray(tokens, np.int32)
+    text = data.text("tts_text")
+    instruct = data.tokenizer.encode(normalize(data.cases["texts"]["instruct_text"], lambda spoken: spoken))
+    runs: dict[str, list[tuple[list[int], list[int], Array]]] = {
+        "sft": [([], text, _stored_speaker(data))],
+        "instruct": [(instruct, text, _NOBODY)],
+        "cross_lingual": [([], crossed, data.speaker) for crossed in _crossed(data, text)],
+    }
+    # Runs were cut at one common length; a shorter one had ended by itself.
+    most = max(len(v) for k, v in recorded.items() if k.startswith("greedy_tokens_"))
+    for mode, candidates in runs.items():
+        for before, spoken, speaker in candidates:
+            tokens, _ = model.greedy(model.opening(before, spoken, [], speaker), len(spoken), most)
+            if tokens == recorded[f"greedy_tokens_{mode}"].tolist():
+                break
+        yield f"greedy_tokens_{mode}", np.asarray(tokens, np.int32)
+
+
+def _stored_speaker(data: CosyVoice1Set) -> Array:
+    """The embedding of the first speaker that has one for mode sft."""
+    speaker = next(entry for entry in data.bundle.spk2info().values() if "embedding" in entry)
+    return np.asarray(speaker["embedding"]).reshape(-1)
+
+
+def _crossed(data: CosyVoice1Set, text: list[int]) -> list[list[int]]:
+    """The text of the cross-lingual run: recorded, or the text behind a language tag of which no set says which."""
+    if "cross_lingual_text" in data.cases["texts"]:
+        return [data.text("cross_lingual_text")]
+    likely = "<|zh|>" if contains_chinese(data.cases["texts"]["tts_text"]) else "<|en|>"
+    tags = sorted(LANGUAGE_TAGS, key=lambda tag: tag != likely)
+    return [[*data.tokenizer.encode(tag), *text] for tag in tags]
+
+
+def flow(data: CosyVoice1Set) -> Produced:
+    """The offline run, and one estimator call inside it."""
+    recorded, windows, run = data.vectors["flow"], data.windows, data.offline
+    yield "spks", windows.speaker()
+    yield "encoder_out", run.hidden
+    yield "mu", run.mu
+    yield "cond", run.cond
+    yield "mel", run.mel
+    times = np.asarray([t for t, _ in time_grid(windows.config.steps)])
+    step = int(np.abs(times - recorded["est_t"][0]).argmin())
+
+    def conditional(tensor: Array) -> Array:
+        return np.concatenate([tensor, np.zeros_like(tensor)])
+
+    yield "est_x", np.stack([run.inputs[step]] * 2)
+    yield "est_mask", np.ones((2, 1, run.mu.shape[2]), np.float32)
+    yield "est_mu", conditional(run.mu)
+    yield "est_t", np.full(2, times[step], np.float32)
+    yield "est_spks", conditional(windows.speaker())
+    yield "est_cond", conditional(run.cond)
+    yield "est_out", windows.estimate({name: recorded[f"est_{name}"] for name in ("x", "mu", "t", "spks", "cond")})
+
+
+def hift(data: CosyVoice1Set) -> Produced:
+    """The vocoder behind the recorded source, whose random draws were not recorded."""
+    recorded = data.vectors["hift"]
+    yield "f0", data.hift.f0(recorded["mel"])
+    yield "wav", data.hift.wave(recorded["mel"], recorded["source"])
+
+
+def e2e(data: CosyVoice1Set) -> Produced:
+    """The utterance whole, and in upstream's windows, with its cross-fades of mel frames and of samples."""
+    recorded, hift, calls = data.vectors["e2e"], data.hift, data.cases["e2e"]["stream"]
+    yield "tokens", np.asarray(data.zero_shot[0], np.int32)
+    mel = data.vectors["flow"]["mel"]
+    yield "offline_source", hift.source(hift.f0(mel))
+    yield "offline_pcm", hift.wave(mel, recorded["offline_source"])
+
+    config, frame = data.windows.config, hift.config.frame
+    shared = config.frames(config.overlap)
+    held = calls[0]["hift_mel_frames"] * frame - calls[0]["emitted_samples"]
+    fade, join = Join(shared), Join(held)
+    vocoded = recorded["stream0_hift_mel"][:, :, :0]
+    before = np.zeros((1, 1, 0), np.float32)
+    for index, (call, run) in enumerate(zip(calls, data.windows.run(recorded["tokens"], streaming=True), strict=True)):
+        last = call["finalize"]
+        yield f"stream{index}_mel", run.mel
+        faded = fade(recorded[f"stream{index}_mel"][0], last=last)[None]
+        cached = call["hift_mel_frames"] - faded.shape[2]
+        yield f"stream{index}_hift_mel", np.concatenate([vocoded[:, :, vocoded.shape[2] - cached :], faded], axis=2)
+
+        vocoded = recorded[f"stream{index}_hift_mel"]
+        head = before[:, :, max(0, before.shape[2] - held) :]
+        own = hift.source(hift.f0(vocoded))
+        yield f"stream{index}_source", np.concatenate([head, own[:, :, head.shape[2] :]], axis=2)
+        before = recorded[f"stream{index}_source"]
+        yield f"stream{index}_pcm", join(hift.wave(vocoded, before), last=last)

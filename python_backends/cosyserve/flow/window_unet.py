@@ -1,0 +1,165 @@
+"""The velocity field of CosyVoice 1: a U-Net that halves time, over one whole window.
+
+Source of the algorithm: upstream flow/decoder.py :: ConditionalDecoder; guidance and speaker projection as in
+`cosyserve.flow.unet`. Parameter names are the keys of ``flow.pt``.
+
+Nothing here is causal: attention sees the whole window, convolutions look both ways and the group norms take their
+statistics over time. So there is no state to keep, and windows of different lengths cannot share a call.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cosyserve.config import WindowFlowConfig
+from cosyserve.flow.guided import mish
+from cosyserve.flow.unet import Mish, TimeMlp, TransformerBlock
+
+_GROUPS = 8  # of the norms, a constant upstream
+
+
+class WindowFlow(nn.Module):
+    """The velocity with classifier-free guidance. Shapes: B streams, n frames."""
+
+    def __init__(self, config: WindowFlowConfig) -> None:
+        super().__init__()
+        self.rate = config.cfg_rate
+        # The nesting only reproduces the key prefix decoder.estimator of flow.pt.
+        self.decoder = nn.ModuleDict({"estimator": WindowUNet(config)})
+        self.spk_embed_affine_layer = nn.Linear(config.speaker, config.mels)
+
+    def forward(self, x: Tensor, mu: Tensor, cond: Tensor, embedding: Tensor, t: Tensor) -> Tensor:
+        """One Euler step's velocity [B, mels, n].
+
+        Args:
+            x: state, float [B, mels, n].
+            mu: encoder output, float [B, mels, n].
+            cond: prompt mel where known, else zero, float [B, mels, n].
+            embedding: speaker embedding as the speaker model gives it, float [B, speaker].
+            t: flow time in [0, 1], float [B].
+        """
+        speaker = self.spk_embed_affine_layer(F.normalize(embedding, dim=1, eps=1e-12))
+        v = self.decoder["estimator"](
+            torch.cat([x, x]),
+            torch.cat([mu, torch.zeros_like(mu)]),
+            torch.cat([t, t]),
+            torch.cat([speaker, torch.zeros_like(speaker)]),
+            torch.cat([cond, torch.zeros_like(cond)]),
+        )
+        conditional, unconditional = v[: x.shape[0]], v[x.shape[0] :]
+        velocity: Tensor = (1.0 + self.rate) * conditional - self.rate * unconditional
+        return velocity
+
+
+class WindowUNet(nn.Module):
+    """The velocity of R independent rows (no guidance)."""
+
+    def __init__(self, config: WindowFlowConfig) -> None:
+        super().__init__()
+        inputs, widths = 4 * config.mels, config.channels
+        time = 4 * widths[0]
+        last = len(widths) - 1
+        self.time_mlp = TimeMlp(inputs, time)
+        self.down_blocks = nn.ModuleList(
+            _Stage(config, before, width, time, _Down(width) if level < last else _conv(width, width))
+            for level, (before, width) in enumerate(zip((inputs, *widths), widths, strict=False))
+        )
+        self.mid_blocks = nn.ModuleList(_Stage(config, widths[-1], widths[-1], time) for _ in range(config.mid_blocks))
+        back = widths[::-1]
+        self.up_blocks = nn.ModuleList(
+            _Stage(config, 2 * width, after, time, _Up(after) if level < last else _conv(after, after))
+            for level, (width, after) in enumerate(zip(back, (*back[1:], widths[0]), strict=True))
+        )
+        self.final_block = _Block(widths[0], widths[0])
+        self.final_proj = nn.Conv1d(widths[0], config.mels, 1)
+
+    def forward(self, x: Tensor, mu: Tensor, t: Tensor, speaker: Tensor, cond: Tensor) -> Tensor:
+        """As `WindowFlow.forward` on R plain rows, with the projected ``speaker``, float [R, mels]."""
+        time = self.time_mlp(t)
+        h = torch.cat([x, mu, speaker[:, :, None].expand_as(x), cond], dim=1)
+        skips: list[Tensor] = []
+        for down in self.down_blocks:
+            h, skip = down(h, time)
+            skips.append(skip)
+        for mid in self.mid_blocks:
+            h, _ = mid(h, time)
+        for up in self.up_blocks:
+            skip = skips.pop()
+            # Halving rounds up, so that doubling may give one frame too many.
+            h, _ = up(torch.cat([h[:, :, : skip.shape[2]], skip], dim=1), time)
+        v: Tensor = self.final_proj(self.final_block(h))
+        return v
+
+
+class _Stage(nn.ModuleList):
+    """Resnet, transformer blocks and, but in the middle, a convolution that may change the resolution."""
+
+    def __init__(
+        self, config: WindowFlowConfig, inputs: int, width: int, time: int, conv: nn.Module | None = None
+    ) -> None:
+        blocks = (TransformerBlock(width, config.unet_heads, config.unet_head_dim) for _ in range(config.unet_blocks))
+        super().__init__([_Resnet(inputs, width, time), nn.ModuleList(blocks), *([conv] if conv else [])])
+
+    def forward(self, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """The stage's output and what it was before the convolution (the skip connection)."""
+        resnet, blocks, *conv = self
+        x = resnet(x, time).mT
+        for block in cast(nn.ModuleList, blocks):
+            x = block(x, _attend)
+        x = x.mT
+        return (conv[0](x) if conv else x), x
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT).softmax(-1) @ v
+
+
+class _Resnet(nn.Module):
+    def __init__(self, inputs: int, width: int, time: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(Mish(), nn.Linear(time, width))
+        self.block1 = _Block(inputs, width)
+        self.block2 = _Block(width, width)
+        self.res_conv = nn.Conv1d(inputs, width, 1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.block1(x) + self.mlp(time)[:, :, None]
+        out: Tensor = self.block2(h) + self.res_conv(x)
+        return out
+
+
+class _Block(nn.Module):
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(_conv(inputs, width), nn.GroupNorm(_GROUPS, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return mish(self.block(x))
+
+
+class _Down(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        return out
+
+
+class _Up(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose1d(width, width, 4, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        return out
+
+
+def _conv(inputs: int, width: int) -> nn.Conv1d:
+    return nn.Conv1d(inputs, width, 3, padding=1)
