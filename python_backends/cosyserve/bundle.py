@@ -32,7 +32,7 @@ def read(folder: Path | str) -> Bundle:
 
     Raises:
         BundleError: files are missing (all of them are named), or the YAML lacks a key or names another class.
-        Unsupported: a bundle of a CosyVoice version that nothing here runs.
+        Unsupported: a CosyVoice 1 bundle with a text tokenizer that nothing here knows.
     """
     folder = Path(folder)
     recipe = recipe_of(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Protocol
 
@@ -84,7 +84,7 @@ class Utterance:
     flow_prompt_tokens: Int32
     prompt_mel: Float32
     speaker_embedding: Float32
-    llm_speaker_embedding: Float32
+    llm_speaker_embedding: Float32 = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 class Frontend:

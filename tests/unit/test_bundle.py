@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cosyserve.bundle import fold_weight_norm, read
-from cosyserve.errors import BundleError, Unsupported
+from cosyserve.errors import BundleError
 from cosyserve.hyperyaml import read_yaml
 from cosyserve.recipe import read_config
 from cosyserve.shapes import expected_shapes
@@ -138,14 +138,8 @@ def test_missing_files_are_named_at_once(bundle: Path) -> None:
         read(bundle)
 
 
-def test_other_versions_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "cosyvoice.yaml").write_text("sample_rate: 24000\n")
-    with pytest.raises(Unsupported, match="version 1 is not supported yet"):
-        read(tmp_path)
-
-
 def test_a_folder_without_yaml_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"no CosyVoice bundle: it has none of cosyvoice2\.yaml"):
+    with pytest.raises(BundleError, match=r"no CosyVoice bundle: it has none of cosyvoice\.yaml, cosyvoice2\.yaml"):
         read(tmp_path)
 
 
