@@ -65,13 +65,14 @@ class FakeStages:
     async def frontend(self, request: Tensors) -> Tensors:
         self.requests.append(request)
         await self._reach("frontend")
+        texts = range(0 if self.source else len(self.speech))
         lengths = list(self.speech) if self.source else [2 + segment for segment in range(len(self.speech))]
         speech = [1000 * segment + np.arange(count, dtype=np.int32) for segment, count in enumerate(self.speech)]
         return {
             "text_tokens": np.arange(0 if self.source else sum(lengths), dtype=np.int32),
             "speech_tokens": np.concatenate(speech)[: None if self.source else 0],
             "segment_lengths": np.array(lengths, np.int32),
-            "segment_texts": np.array([b"segment %d of many" % index for index in range(len(lengths))], object),
+            "segment_texts": np.array([b"segment %d of many" % index for index in texts], object),
             "prompt_text_tokens": np.array([7, 8], np.int32),
             "llm_prompt_tokens": np.array([9], np.int32),
             "llm_speaker_embedding": np.full(3, 0.5, np.float32),

@@ -291,8 +291,9 @@ async def test_streaming_is_the_default() -> None:
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_source_is_spoken_in_chunks_without_the_language_model(stream: bool) -> None:
     stages = FakeStages([60, 130], prompt=93, source=True)
-    chunks = await speak(stages, REQUEST | {"stream": np.array([stream])})
+    chunks = await speak(stages, TIMED | {"stream": np.array([stream])})
     assert said(chunks) == [*range(60), *range(1000, 1130)]
+    assert not any(chunk.words for chunk in chunks)  # it has no text
     assert len(chunks) == (8 if stream else 3)
     assert chunks[-1].segment == 1
     assert stages.llm_inputs == []

@@ -37,14 +37,14 @@ class Stretch:
         """
         self._mel = np.concatenate([self._mel, mel], axis=1)
         length = self._base + self._mel.shape[1]
-        count = int(length / self._speed)
         if final:
+            count = int(length / self._speed)
             made = self._frames(count, length, length / max(count, 1) if self._whole else self._speed)
         elif self._whole:
             made = self._mel[:, :0]
         else:
-            neighboured = int((length - 0.5) / self._speed - 0.5)
-            made = self._frames(min(count, neighboured), length, self._speed)
+            # Those that have both their neighbours, which is less than int(length / speed).
+            made = self._frames(int((length - 0.5) / self._speed - 0.5), length, self._speed)
             self._forget()
         return made
 
