@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosyserve.pipeline.captions import Captions, Word
@@ -34,6 +34,7 @@ def test_words_are_what_a_caption_shows(text: str, expected: list[str]) -> None:
     assert words(text) == expected
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_only_blanks_are_lost(text: str) -> None:
     assert "".join(words(text)) == "".join(text.split())
@@ -64,6 +65,7 @@ spoken = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(spoken)
 def test_every_word_begins_once_and_in_its_chunk(spoken: list[tuple[str, list[int], int]]) -> None:
     captions = Captions([text for text, _, _ in spoken], RATE, speed=1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -28,6 +28,7 @@ def resampled(samples: Float, rate: int, target: int, at: list[int]) -> Float:
     return np.concatenate([resampler(piece, final=i == len(pieces) - 1) for i, piece in enumerate(pieces)])
 
 
+@settings(deadline=None)
 @given(pair=pairs, samples=st.integers(0, 6000), at=st.lists(st.integers(0, 6000), max_size=8))
 @example(pair=(24_000, 8_000), samples=1, at=[])
 @example(pair=(22_050, 8_000), samples=100, at=[0, 1, 100])

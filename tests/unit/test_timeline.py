@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cosyserve.pipeline.timeline import Chunk, Timeline
@@ -18,6 +18,7 @@ segments = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(per_token=st.floats(100, 4000), spoken=segments)
 def test_ranges_join_and_end_with_the_last_token(per_token: float, spoken: list[tuple[int, list[int]]]) -> None:
     timeline = Timeline(per_token)
