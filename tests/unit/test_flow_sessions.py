@@ -143,6 +143,13 @@ def test_voices_with_equal_tokens_never_share(
     assert np.abs(heard[0] - heard[1]).max() > 1e-3
 
 
+def test_voices_whose_bytes_join_to_the_same_never_share(flow_voice: FlowVoice) -> None:
+    """A prompt that calls the other's first mel frame tokens."""
+    frame = np.ascontiguousarray(flow_voice.mel[0]).view(np.int32)
+    other = FlowVoice(np.concatenate([flow_voice.tokens, frame]), flow_voice.mel[1:], flow_voice.embedding)
+    assert flow_sessions._digest(other) != flow_sessions._digest(flow_voice)
+
+
 @pytest.mark.parametrize("first_leaves", [False, True])
 def test_sessions_of_a_new_voice_compute_its_prompt_once(
     flow_networks: FlowNetworks, flow_voice: FlowVoice, tokens: Ints, counter: Counter, first_leaves: bool
