@@ -31,6 +31,20 @@ def server(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="session")
+def server1(weights1: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server with CosyVoice 1."""
+    with running(weights1, tmp_path_factory.mktemp("server1") / "triton.log") as live:
+        yield live
+
+
+@pytest.fixture(scope="session")
+def server3(weights3: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server with CosyVoice 3."""
+    with running(weights3, tmp_path_factory.mktemp("server3") / "triton.log") as live:
+        yield live
+
+
+@pytest.fixture(scope="session")
 def client(server: Live) -> Iterator[Client]:
     with Client(server.url, stream_timeout=120) as client:
         yield client
