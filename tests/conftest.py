@@ -21,25 +21,37 @@ from cosyserve.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 TINY = Path(__file__).parent / "data" / "cosyvoice2-tiny"
+TINY1 = TINY.with_name("cosyvoice1-tiny")
 Vectors = dict[str, NDArray[np.float32]]
 
 # pytest puts this folder on the path, where torch would take the folder `triton` for the compiler of that name.
 sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
 
 
-@pytest.fixture(scope="session")
-def weights() -> Path:
-    """Prepared weights of the recorded bundle; kept across runs until something that makes them changes."""
+def _prepared(recorded: Path) -> Path:
+    """Prepared weights of a recorded set's bundle; kept across runs until something that makes them changes."""
     from cosyserve_build.prepare import TOOLS, prepare
 
     sources = sorted(_sources("cosyserve_build.prepare", {}).values())
-    parts = [path.read_bytes() for path in (*sources, TINY / "manifest.json")]
+    parts = [path.read_bytes() for path in (*sources, recorded / "manifest.json")]
     parts += [version(tool).encode() for tool in TOOLS]
     digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
     folder = ROOT / ".cache" / "tests" / f"weights-{digest[:16]}"
     if not folder.exists():
-        prepare(TINY / "bundle", folder)
+        prepare(recorded / "bundle", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def weights() -> Path:
+    """Prepared weights of the recorded CosyVoice2 bundle."""
+    return _prepared(TINY)
+
+
+@pytest.fixture(scope="session")
+def weights1() -> Path:
+    """Prepared weights of the recorded CosyVoice 1 bundle."""
+    return _prepared(TINY1)
 
 
 @pytest.fixture(scope="session")

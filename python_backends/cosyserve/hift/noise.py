@@ -1,4 +1,4 @@
-"""The noise in the vocoder's source signal."""
+"""What is random in the vocoder's source signal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cosyserve.config import HiftConfig, SampleHiftConfig
 
 Float = NDArray[np.float32]
 
@@ -50,3 +52,16 @@ class FixedNoise:
         """See `Noise`."""
         bits = self._twister.random_raw(samples * sines) & np.uint64(2**24 - 1)
         return (bits.astype(np.float32) * np.float32(2**-24)).reshape(samples, sines)
+
+
+def first_phases(config: HiftConfig, seed: int) -> NDArray[np.float64]:
+    """Phases of the sines before the first frame, in cycles ``[sines]``.
+
+    CosyVoice 1 draws those of the overtones (upstream hifigan/generator.py :: SineGen); the others start at zero.
+    """
+    phases = np.zeros(config.harmonics + 1)
+    if isinstance(config, SampleHiftConfig):
+        # Not the stream that the noise is drawn from.
+        random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed % 2**64, 2])))
+        phases[1:] = random.uniform(-0.5, 0.5, config.harmonics)
+    return phases

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve.config import CausalHiftConfig, HiftConfig
-from cosyserve.hift.noise import GaussianNoise, Noise
+from cosyserve.hift.noise import GaussianNoise, Noise, first_phases
 from cosyserve.hift.windows import Window, Windowed
 from cosyserve.jobs import Job, Steps, alone
 from cosyserve.runtimes.graph import Graph
@@ -110,7 +110,7 @@ class HiftStream:
     Args:
         networks: graphs, shared by all streams.
         seed: seed of the source noise, where it is not the same for all.
-        noise_gain: 0 leaves the source noise out, as the recorded reference runs do.
+        noise_gain: 0 leaves the source noise and random phases out, as the recorded reference runs do.
     """
 
     def __init__(self, networks: HiftNetworks, seed: int, noise_gain: float = 1.0) -> None:
@@ -123,7 +123,7 @@ class HiftStream:
             source=np.zeros(0, np.float32),
             f0=np.zeros(0, np.float64),
             drawn=np.zeros((0, config.harmonics + 1), np.float32),
-            phase=np.zeros(config.harmonics + 1, np.float64),
+            phase=first_phases(config, seed) * noise_gain,
             noise=networks.noise(seed),
         )
 

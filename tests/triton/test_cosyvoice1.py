@@ -1,0 +1,138 @@
+"""CosyVoice 1 on the real server: every mode, streaming and not, windows that join, seeds that hold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from live import Live, running
+from numpy.typing import NDArray
+
+from cosyserve_client import AsyncClient, AudioChunk, Client, ServerError, SpeechOptions, SpeechRequest
+
+RATE = 22_050
+FIRST = (172 - 5 - 15) * 256
+"""Samples of a first window: what it shares with the next and what the vocoder needs around a sample are held back."""
+
+TEXT = "We planted three rows of beans behind the old house."
+VOICE = "spk_tiny"
+
+
+@pytest.fixture(scope="module")
+def server1(weights1: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with running(weights1, tmp_path_factory.mktemp("server1") / "triton.log") as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def client1(server1: Live) -> Iterator[Client]:
+    with Client(server1.url, stream_timeout=120) as client:
+        yield client
+
+
+def options(mode: str, prompt: SpeechOptions) -> SpeechRequest:
+    """A request in each mode, with all that it needs."""
+    return {
+        "sft": SpeechRequest(text=TEXT, voice=VOICE, mode="sft"),
+        "zero_shot": SpeechRequest.of(TEXT, **prompt),
+        "cross_lingual": SpeechRequest(text="<|en|>" + TEXT, voice=VOICE, mode="cross_lingual"),
+        "instruct": SpeechRequest(text=TEXT, voice=VOICE, instruct="A calm voice that reads slowly."),
+        "vc": SpeechRequest(
+            source_audio=prompt["prompt_audio"], source_sample_rate=prompt["prompt_sample_rate"], voice=VOICE
+        ),
+    }[mode]
+
+
+def spoken(client: Client, request: SpeechRequest, **given: object) -> list[AudioChunk]:
+    return list(client.stream(SpeechRequest.of(request, **{"seed": 5, **given})))
+
+
+def pcm(chunks: list[AudioChunk]) -> NDArray[np.int16]:
+    return np.concatenate([chunk.pcm for chunk in chunks])
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streaming", "whole"])
+@pytest.mark.parametrize("mode", ["sft", "zero_shot", "cross_lingual", "instruct", "vc"])
+def test_modes(client1: Client, prompt: SpeechOptions, mode: str, stream: bool) -> None:
+    chunks = spoken(client1, options(mode, prompt), stream=stream)
+    audio = pcm(chunks)
+    assert chunks[-1].final
+    assert all(chunk.sample_rate == RATE for chunk in chunks)
+    assert len(audio) > RATE / 4
+    assert 300 < audio.astype(np.float64).std() < 8000
+    assert all(after.sample_offset == before.sample_offset + len(before.pcm) for before, after in pairwise(chunks))
+
+
+def test_modes_sound_different(client1: Client, prompt: SpeechOptions) -> None:
+    modes = ("sft", "zero_shot", "cross_lingual", "instruct")
+    assert len({pcm(spoken(client1, options(mode, prompt))).tobytes() for mode in modes}) == len(modes)
+
+
+@pytest.fixture(scope="module")
+def windows(client1: Client, prompt: SpeechOptions) -> list[AudioChunk]:
+    """An utterance of several windows."""
+    return [chunk for chunk in spoken(client1, options("sft", prompt)) if len(chunk.pcm)]
+
+
+def test_audio_comes_window_by_window(windows: list[AudioChunk]) -> None:
+    sizes = [len(chunk.pcm) for chunk in windows]
+    assert len(sizes) >= 3
+    assert sizes[0] == pytest.approx(FIRST, abs=512)
+    assert set(sizes[1:-1]) == {172 * 256}
+    assert [chunk.token_offset for chunk in windows] == [chunk.sample_offset * 50 // RATE for chunk in windows]
+
+
+def test_windows_join_without_a_click(windows: list[AudioChunk]) -> None:
+    audio = pcm(windows).astype(np.float64)
+    jumps = np.abs(np.diff(audio, 2))
+    usual = np.quantile(jumps, 0.999)
+    for chunk in windows[1:]:
+        at = chunk.sample_offset
+        assert jumps[at - 4 : at + 4].max() <= usual
+
+
+def test_windows_join_at_one_loudness(windows: list[AudioChunk]) -> None:
+    """Upstream's cross-fade, whose weights sum to 1.08, shows as a louder spot of 34 frames."""
+    audio = pcm(windows).astype(np.float64)
+    frames = np.sqrt(np.square(audio[: len(audio) // 4096 * 4096]).reshape(-1, 4096).mean(axis=1))
+    assert frames.max() < 1.6 * np.median(frames)
+
+
+def test_the_seed_decides_every_sample(client1: Client, prompt: SpeechOptions) -> None:
+    request = options("sft", prompt)
+    first, again, other = (pcm(spoken(client1, request, seed=seed)) for seed in (7, 7, 8))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+async def test_streams_at_once_equal_the_same_alone(server1: Live, prompt: SpeechOptions) -> None:
+    modes = ("sft", "zero_shot", "cross_lingual", "instruct")
+    wanted = [SpeechRequest.of(options(mode, prompt), seed=20 + index) for index, mode in enumerate(modes)]
+    async with AsyncClient(server1.url, stream_timeout=120) as client:
+        alone = [(await client.synthesize(request)).pcm for request in wanted]
+        together = await asyncio.gather(*(client.synthesize(request) for request in wanted))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other.pcm)
+    server1.wait_idle()
+
+
+def test_a_long_text_is_spoken_segment_by_segment(client1: Client) -> None:
+    text = " ".join(f"Sentence {name} fills a segment by itself, or so I hope, as it goes on." for name in "abcdefgh")
+    chunks = spoken(client1, SpeechRequest(text=text, voice=VOICE, mode="sft"))
+    assert {chunk.segment for chunk in chunks} >= {0, 1}
+    assert all(after.sample_offset == before.sample_offset + len(before.pcm) for before, after in pairwise(chunks))
+
+
+def test_another_rate_is_resampled(client1: Client, prompt: SpeechOptions) -> None:
+    request = options("sft", prompt)
+    own, other = pcm(spoken(client1, request)), pcm(spoken(client1, request, sample_rate=16_000))
+    assert len(other) == pytest.approx(len(own) * 16_000 / RATE, abs=64)
+
+
+def test_an_unknown_voice_is_named(client1: Client) -> None:
+    with pytest.raises(ServerError, match="nobody"):
+        spoken(client1, SpeechRequest(text=TEXT, voice="nobody"))
