@@ -9,6 +9,7 @@ Each kind of network has a class of its own. `PARTS` says which a version consis
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
@@ -70,6 +71,10 @@ class LlmConfig:
         """Whether the head has a bias."""
         return True
 
+    def prefix(self, prompt_text: Sequence[int]) -> int:
+        """How many ids of a prompt text stand outside the blocks of text-in streaming, right behind the start."""
+        return 0
+
     @property
     def silent_tokens(self) -> frozenset[int]:
         """Ids that sound as silence, of which long runs are not spoken."""
@@ -79,6 +84,8 @@ class LlmConfig:
 @dataclass(frozen=True, slots=True)
 class CosyVoice3LlmConfig(LlmConfig):
     """The same decoder; special ids and rows share one table, and the head has no bias (upstream CosyVoice3LM)."""
+
+    end_of_prompt: int  # text id that ends an instruction
 
     @property
     def speech_vocab(self) -> int:
@@ -109,6 +116,10 @@ class CosyVoice3LlmConfig(LlmConfig):
     def head_bias(self) -> bool:
         """See `LlmConfig.head_bias`."""
         return False
+
+    def prefix(self, prompt_text: Sequence[int]) -> int:
+        """See `LlmConfig.prefix`: the instruction, if there is one."""
+        return prompt_text.index(self.end_of_prompt) + 1 if self.end_of_prompt in prompt_text else 0
 
     @property
     def silent_tokens(self) -> frozenset[int]:

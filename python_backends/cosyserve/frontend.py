@@ -19,6 +19,7 @@ from cosyserve.config import ModelConfig
 from cosyserve.contracts import MODES
 from cosyserve.errors import InvalidInput
 from cosyserve.text.normalize import Expand, expand_numbers, is_silent, normalize
+from cosyserve.text.prompts import END_OF_INSTRUCTION, PROMPTS
 from cosyserve.text.split import cut, segments
 from cosyserve.text.tokenizer import END_OF_PROMPT, Tokenizer
 from cosyserve.voices import Voice
@@ -114,6 +115,7 @@ class Frontend:
         self._tokenizer_session = tokenizer_session
         self._voices = voices
         self._normalizer = normalizer
+        self._texts = PROMPTS[config.version](tokenizer, self._spoken)
         self._prompts: OrderedDict[bytes, Voice] = OrderedDict()
         self._lock = Lock()
         self._first = config.version == 1  # its models take other parts of a prompt than those of later versions
@@ -137,7 +139,9 @@ class Frontend:
         _check_optional_text("prompt_text", request.prompt_text, limits.MAX_PROMPT_TEXT_CHARS)
         instruct = None if request.instruct is None else _without_end(request.instruct)
         _check_optional_text("instruct", instruct, limits.MAX_INSTRUCT_CHARS)
-        texts = [] if request.text is None else self._segments(request.text)
+        instruction, said = self._texts.split(request.text or "")
+        _check_instruction(instruction, instruct)
+        texts = [] if request.text is None else self._segments(said)
         voice = self._voice(request)
         mode = request.mode or _infer_mode(request, voice)
         _check_mode(mode, request, voice)
@@ -148,7 +152,7 @@ class Frontend:
             segments=[np.array(self._tokenizer.encode_user(text), np.int32) for text in texts],
             texts=texts,
             speech=self._source(request),
-            prompt_text_tokens=self._prompt_text_tokens(mode, instruct, voice),
+            prompt_text_tokens=np.array(self._prompt_text(mode, instruct, voice, instruction), np.int32),
             llm_prompt_tokens=voice.llm_prompt_tokens if continues else _NO_TOKENS,
             flow_prompt_tokens=voice.flow_prompt_tokens if prompted else _NO_TOKENS,
             prompt_mel=voice.prompt_mel if prompted else np.zeros((0, self._config.mel.mels), np.float32),
@@ -218,7 +222,7 @@ class Frontend:
         def count(part: str) -> int:
             return len(self._tokenizer.encode_user(part))
 
-        pieces = segments(normalize(text, self._normalizer), count)
+        pieces = segments(self._spoken(text), count)
         parts = [part for piece in pieces for part in cut(piece, self._longest_segment, count) if not is_silent(part)]
         if not parts:
             raise InvalidInput("text", "holds nothing that can be spoken")
@@ -244,17 +248,17 @@ class Frontend:
             raise InvalidInput("voice", "is missing and this server has no voice; give prompt_audio")
         return name
 
-    def _prompt_text_tokens(self, mode: str, instruct: str | None, voice: Voice) -> Int32:
-        encode = self._tokenizer.encode_user
-        if instruct is not None and self._first:
-            return np.array(encode(normalize(instruct, self._normalizer) + _END_OF_INSTRUCTION), np.int32)
+    def _prompt_text(self, mode: str, instruct: str | None, voice: Voice, instruction: str) -> list[int]:
         if instruct is not None:
-            return np.array([*encode(instruct), self._tokenizer.special(END_OF_PROMPT)], np.int32)
-        if mode != "zero_shot":
-            return _NO_TOKENS
-        if voice.prompt_text:
-            return np.array(encode(normalize(voice.prompt_text, self._normalizer)), np.int32)
-        return voice.prompt_text_tokens
+            return self._texts.instruction(instruct)
+        transcript: list[int] = []
+        if mode == "zero_shot":
+            stored: list[int] = voice.prompt_text_tokens.tolist()
+            transcript = self._texts.transcript(voice.prompt_text) if voice.prompt_text else stored
+        return self._texts.opened(transcript, instruction)
+
+    def _spoken(self, text: str) -> str:
+        return self._tokenizer.around_tags(text, lambda part: normalize(part, self._normalizer))
 
     def _heard(self, samples: Float32, rate: int) -> Voice:
         """Nameless voice of checked audio, from the cache if these very samples were heard lately."""
@@ -295,13 +299,12 @@ class Frontend:
 
 _NO_TOKENS: Int32 = np.zeros(0, np.int32)
 
-_END_OF_INSTRUCTION = "<endofprompt>"
 """What ends an instruction to CosyVoice 1, in plain characters (upstream's frontend appended it when that model came
 out; later callers were told to write ``<|endofprompt|>``, which this version's tokenizer does not know either)."""
 
 
 def _without_end(instruct: str) -> str:
-    return instruct.strip().removesuffix(END_OF_PROMPT).removesuffix(_END_OF_INSTRUCTION)
+    return instruct.strip().removesuffix(END_OF_PROMPT).removesuffix(END_OF_INSTRUCTION)
 
 
 def _check_values(request: Request, native_rate: int) -> None:
@@ -331,6 +334,15 @@ def _check_source(request: Request) -> None:
         raise InvalidInput("text", "cannot be combined with source_audio; give one of them")
     if request.source_sample_rate is None:
         raise InvalidInput("source_sample_rate", "is missing; source_audio needs it")
+
+
+def _check_instruction(instruction: str, instruct: str | None) -> None:
+    """Judges the instruction that a text brings along."""
+    if instruction and instruct is not None:
+        raise InvalidInput("instruct", f"cannot be combined with a text that holds {END_OF_PROMPT}; give one of them")
+    if len(instruction) > limits.MAX_INSTRUCT_CHARS:
+        problem = f"has {len(instruction)} characters before {END_OF_PROMPT}"
+        raise InvalidInput("text", f"{problem}, at most {limits.MAX_INSTRUCT_CHARS} are allowed")
 
 
 def _check_text(name: str, text: str, most: int) -> None:

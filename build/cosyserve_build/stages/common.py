@@ -21,7 +21,6 @@ from cosyserve.llm.sampling import draw_inverse_cdf, draw_race, nucleus
 from cosyserve.llm.sampling import ras as draw_ras
 from cosyserve.llm.scores import top
 from cosyserve.runtimes.onnx import OnnxGraph
-from cosyserve.text.tokenizer import END_OF_PROMPT
 from cosyserve_build.probes import Array, FlowRun, LlmProbe
 from cosyserve_build.recorded import RecordedSet
 
@@ -109,8 +108,8 @@ def _bistream(data: RecordedSet, case: dict[str, Any]) -> Produced:
     )
     model.reset()
     inputs: list[Array] = []
-    prefix, prompt_text = _opened(data, prompt_text)
-    run = Interleaver(model.config, prompt_text, speech, prefix, as_upstream=True)
+    prefix = model.config.prefix(prompt_text)
+    run = Interleaver(model.config, prompt_text[prefix:], speech, prompt_text[:prefix], as_upstream=True)
     sample = _scripted(case["sampler"], model) if "sampler" in case else _greedy(model)
 
     def speak() -> Iterator[int]:
@@ -136,13 +135,6 @@ def _bistream(data: RecordedSet, case: dict[str, Any]) -> Produced:
     yield f"{tag}_emitted", np.asarray(emitted, np.int32)
     yield f"{tag}_forward_lengths", np.asarray([len(embeds) for embeds in inputs], np.int32)
     yield f"{tag}_first_input", inputs[0][None]
-
-
-def _opened(data: RecordedSet, prompt_text: list[int]) -> tuple[list[int], list[int]]:
-    """Version 3 puts a prompt text up to the end of its instruction in front of the blocks."""
-    end = data.tokenizer.special(END_OF_PROMPT)
-    head = prompt_text.index(end) + 1 if data.bundle.version == 3 else 0
-    return prompt_text[:head], prompt_text[head:]
 
 
 _Sample = Callable[["Array", Sequence[int], bool], int]

@@ -24,6 +24,7 @@ from cosyserve.llm.bistream import Interleaver, Piece
 from cosyserve.llm.decoder import Decoder, Numbering, Prompt, Scores
 from cosyserve.llm.guard import CircleGuard
 from cosyserve.llm.sampling import RasSampler
+from cosyserve.llm.silence import SilenceFilter
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -34,7 +35,7 @@ class Sequence:
     """One segment to speak.
 
     Attributes:
-        emit: called with each new speech token, and with None once at the end.
+        emit: called with each new speech token that is to be spoken, and with None once at the end.
         fail: called instead of the end when this sequence cannot go on.
         more: further text follows, by `Engine.add_text`.
         pause: called when it can say nothing more before that text comes.
@@ -78,6 +79,7 @@ class Run:
     sequence: Sequence
     script: WholeText | Interleaver
     sampler: RasSampler
+    silence: SilenceFilter
     text_tokens: int
     guard: CircleGuard = field(default_factory=CircleGuard)
     ids: deque[Any] = field(default_factory=deque)  # to feed before the next draw; see `Prompt`
@@ -147,7 +149,8 @@ class Engine:
         """
         if self._find(sequence.id):
             raise InvalidInput("utterance", "is the id of an utterance that still runs")
-        run = Run(sequence, self._script(sequence), RasSampler(self.config, sequence.seed), len(sequence.text))
+        sampler, silence = RasSampler(self.config, sequence.seed), SilenceFilter(self.config)
+        run = Run(sequence, self._script(sequence), sampler, silence, len(sequence.text))
         (self.waiting if run.go_on() else self.silent).append(run)
 
     def add_text(self, sequence_id: int, text: Ints, *, more: bool) -> None:
@@ -225,7 +228,9 @@ class Engine:
         prompt = numbers.prompt(sequence.prompt_text, sequence.text, sequence.prompt_speech)
         if not sequence.more:
             return WholeText(prompt, numbers.speech)
-        script = Interleaver(self.config, sequence.prompt_text.tolist(), sequence.prompt_speech.tolist())
+        prompt_text = sequence.prompt_text.tolist()
+        prefix = self.config.prefix(prompt_text)
+        script = Interleaver(self.config, prompt_text[prefix:], sequence.prompt_speech.tolist(), prompt_text[:prefix])
         script.add(sequence.text.tolist())
         return script
 
@@ -275,7 +280,8 @@ class Engine:
             return
         run.emitted += 1
         run.emitted_last += not run.script.open
-        run.sequence.emit(token)
+        if run.silence.passes(token):
+            run.sequence.emit(token)
         if run.guard.caught(token) or run.outgrown:
             self.on_cut()
             self._finish(row)

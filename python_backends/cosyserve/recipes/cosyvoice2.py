@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cosyserve.config import HiftConfig, LlmConfig, ModelConfig, UNetFlowConfig
-from cosyserve.recipes.parts import hift_sizes, llm_config, mel_config, solver
+from cosyserve.recipes.parts import hift_sizes, llm_sizes, mel_config, solver
 from cosyserve.recipes.section import Section
 
 UP_BLOCKS = 4  # encoder layers after up-sampling: a constant upstream
@@ -18,7 +18,7 @@ def read(folder: Path, root: Section) -> ModelConfig:
         version=2,
         sample_rate=root.integer("sample_rate"),
         token_rate=flow.integer("input_frame_rate"),
-        llm=llm_config(folder, root.section("llm", "Qwen2LM"), LlmConfig),
+        llm=LlmConfig(**llm_sizes(folder, root.section("llm", "Qwen2LM"))),
         flow=_flow_config(flow),
         hift=HiftConfig(**hift_sizes(root.section("hift", "HiFTGenerator"), "ConvRNNF0Predictor")),
         mel=mel_config(root.section("feat_extractor", "mel_spectrogram")),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from cosyserve.config import CausalHiftConfig, CosyVoice3LlmConfig, DitFlowConfig, ModelConfig
-from cosyserve.recipes.parts import hift_sizes, llm_config, mel_config, solver
+from cosyserve.recipes.parts import QWEN, hift_sizes, llm_sizes, mel_config, solver
 from cosyserve.recipes.section import Section
+from cosyserve.text.tokenizer import END_OF_PROMPT, Tokenizer
 
 
 def read(folder: Path, root: Section) -> ModelConfig:
@@ -17,7 +18,10 @@ def read(folder: Path, root: Section) -> ModelConfig:
         version=3,
         sample_rate=root.integer("sample_rate"),
         token_rate=flow.integer("input_frame_rate"),
-        llm=llm_config(folder, root.section("llm", "CosyVoice3LM"), CosyVoice3LlmConfig),
+        llm=CosyVoice3LlmConfig(
+            **llm_sizes(folder, root.section("llm", "CosyVoice3LM")),
+            end_of_prompt=Tokenizer.from_bundle(folder / QWEN, 3).special(END_OF_PROMPT),
+        ),
         flow=_flow_config(flow),
         hift=CausalHiftConfig(
             **hift_sizes(hift, "CausalConvRNNF0Predictor"), look_right=hift.integer("conv_pre_look_right")

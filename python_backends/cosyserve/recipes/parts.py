@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cosyserve.config import LlmConfig, MelConfig
+from cosyserve.config import MelConfig
 from cosyserve.errors import BundleError
 from cosyserve.recipes.section import Section
 
 QWEN = "CosyVoice-BlankEN"
 
 
-def llm_config(folder: Path, llm: Section, cls: type[LlmConfig]) -> LlmConfig:
-    """The language model: the YAML's section `llm`, and Qwen2's own file."""
+def llm_sizes(folder: Path, llm: Section) -> dict[str, Any]:
+    """`LlmConfig` by field: from the YAML's section `llm` and Qwen2's own file."""
     qwen = _qwen(folder)
     hidden, heads = qwen.integer("hidden_size"), qwen.integer("num_attention_heads")
     for key in ("llm_input_size", "llm_output_size"):
@@ -22,20 +22,20 @@ def llm_config(folder: Path, llm: Section, cls: type[LlmConfig]) -> LlmConfig:
             raise llm.error(key, f"expected {hidden} ({qwen.file}: hidden_size), found {llm.integer(key)}")
     qwen.require(hidden_act="silu", use_sliding_window=False, rope_scaling=None)
     text, speech = llm.integers("mix_ratio", 2)
-    return cls(
-        hidden=hidden,
-        intermediate=qwen.integer("intermediate_size"),
-        layers=qwen.integer("num_hidden_layers"),
-        heads=heads,
-        kv_heads=qwen.integer("num_key_value_heads"),
-        head_dim=qwen.integer("head_dim") if "head_dim" in qwen.data else hidden // heads,
-        rope_theta=qwen.number("rope_theta"),
-        rms_eps=qwen.number("rms_norm_eps"),
-        vocab=qwen.integer("vocab_size"),
-        speech_tokens=llm.integer("speech_token_size"),
-        mix_ratio=(text, speech),
+    return {
+        "hidden": hidden,
+        "intermediate": qwen.integer("intermediate_size"),
+        "layers": qwen.integer("num_hidden_layers"),
+        "heads": heads,
+        "kv_heads": qwen.integer("num_key_value_heads"),
+        "head_dim": qwen.integer("head_dim") if "head_dim" in qwen.data else hidden // heads,
+        "rope_theta": qwen.number("rope_theta"),
+        "rms_eps": qwen.number("rms_norm_eps"),
+        "vocab": qwen.integer("vocab_size"),
+        "speech_tokens": llm.integer("speech_token_size"),
+        "mix_ratio": (text, speech),
         **sampling(llm),
-    )
+    }
 
 
 def sampling(llm: Section) -> dict[str, Any]:

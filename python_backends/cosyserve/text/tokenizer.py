@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import tokenizers
@@ -54,6 +55,8 @@ SPECIALS: dict[int, tuple[str, ...]] = {
 
 LANGUAGE_TAGS = ("<|zh|>", "<|en|>", "<|ja|>", "<|yue|>", "<|ko|>")
 """The languages that CosyVoice 1 was taught to tell apart, as tags before a text."""
+
+_PRIVATE = 0xF0000  # first character for private use beyond the basic plane; 65,534 follow
 
 # How Qwen2 cuts text into words before byte-pair encoding.
 _WORDS = (
@@ -129,6 +132,24 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids; every special token in the text is obeyed. For texts of our own making."""
         return list(self._encoder.encode(text, add_special_tokens=False).ids)
+
+    def around_tags(self, text: str, change: Callable[[str], str]) -> str:
+        """`change` of a text in which it cannot mistake the stress of a phone such as ``[EH1]`` for a number.
+
+        Such tags go through it as characters for private use, which mean nothing to it.
+        """
+        hidden: list[str] = []
+
+        def hide(tag: re.Match[str]) -> str:
+            if not any(map(str.isdigit, tag[0])):
+                return tag[0]
+            hidden.append(tag[0])
+            return chr(_PRIVATE + len(hidden) - 1)
+
+        changed = change(self._tags.sub(hide, text) if self._tags else text)
+        for index, tag in enumerate(hidden):
+            changed = changed.replace(chr(_PRIVATE + index), tag)
+        return changed
 
     def encode_user(self, text: str) -> list[int]:
         """Token ids of a text from outside: speech tags such as ``[breath]`` or ``<strong>`` work, while control
