@@ -55,11 +55,15 @@ class Scripted:
 
     Attributes:
         calls: (rows, new ids) of each prefill and step.
+        speech_vocab: ids that it scores.
+        on_erase: called with the ids of a row that is emptied.
     """
 
     rule: Callable[[int], int]
     rows: dict[int, list[int]] = field(default_factory=dict)
     calls: list[tuple[int, int]] = field(default_factory=list)
+    speech_vocab: int = CONFIG.speech_vocab
+    on_erase: Callable[[list[int]], None] = lambda ids: None
 
     def prefill(self, row: int, start: int, ids: Ids) -> LogitScores:
         assert len(self.rows.setdefault(row, [])) == start
@@ -80,10 +84,10 @@ class Scripted:
         self.rows[target] = list(self.rows[source])
 
     def erase(self, row: int) -> None:
-        self.rows.pop(row, None)
+        self.on_erase(self.rows.pop(row, []))
 
     def _scores(self, rows: list[int]) -> LogitScores:
-        logits = np.full((len(rows), CONFIG.speech_vocab), -100, np.float32)
+        logits = np.full((len(rows), self.speech_vocab), -100, np.float32)
         for index, row in enumerate(rows):
             logits[index, self.rule(len(self.rows[row]))] = 100
         return LogitScores(logits, CONFIG.end)

@@ -130,6 +130,17 @@ def test_special_ids_follow_the_vocabulary(tokenizer: Tokenizer) -> None:
     assert tokenizer.special("<|endofprompt|>") == size + 3
 
 
+def test_version_3_has_phones_behind_the_tags() -> None:
+    tokenizer = Tokenizer.from_bundle(TINY / "bundle" / "CosyVoice-BlankEN", 3)
+    first = tokenizer.special("<|endoftext|>")
+    # Official ids, counted from <|endoftext|> (151643).
+    official = {"[mn]": 151662, "<|endofsystem|>": 151663, "[AA]": 151664, "[AA0]": 151665, "[HH]": 151706}
+    official |= {"[EH1]": 151694, "[OW0]": 151722, "[ZH]": 151747, "[a]": 151748, "[j]": 151797, "[ǐ]": 151913}
+    official |= {"[ǜ]": 151923}
+    assert {token: tokenizer.special(token) - first + 151643 for token in official} == official
+    assert len(tokenizer) == first + 151924 - 151643
+
+
 def test_user_text_cannot_use_control_tokens(tokenizer: Tokenizer) -> None:
     controls = {tokenizer.special(token) for token in SPECIALS[2] if token.startswith("<|")}
     text = "a<|endoftext|>b<|im_start|><|endofprompt|>"
