@@ -299,9 +299,6 @@ class Frontend:
 
 _NO_TOKENS: Int32 = np.zeros(0, np.int32)
 
-"""What ends an instruction to CosyVoice 1, in plain characters (upstream's frontend appended it when that model came
-out; later callers were told to write ``<|endofprompt|>``, which this version's tokenizer does not know either)."""
-
 
 def _without_end(instruct: str) -> str:
     return instruct.strip().removesuffix(END_OF_PROMPT).removesuffix(END_OF_INSTRUCTION)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from cosyserve.text.tokenizer import END_OF_PROMPT, Tokenizer
 
 END_OF_INSTRUCTION = "<endofprompt>"
+"""What ends an instruction to CosyVoice 1, in plain characters (upstream's frontend appended it when that model came
+out; later callers were told to write ``<|endofprompt|>``, which this version's tokenizer does not know either)."""
 
 SYSTEM = "You are a helpful assistant."
 """What version 3 was trained to read first; an instruction follows it."""
