@@ -34,6 +34,7 @@ from cosyserve.hift.stream import HiftNetworks, HiftStream
 from cosyserve.limits import MAX_TOKENS_PER_TEXT_TOKEN, MIN_TOKENS_PER_TEXT_TOKEN
 from cosyserve.llm.decoder import Numbering
 from cosyserve.llm.embeddings import Embeddings
+from cosyserve.llm.graph_decoder import LlmNetworks
 from cosyserve.llm.qwen2 import SpeechLM
 from cosyserve.llm.slots import SlotCache
 from cosyserve.runtimes.graph import Arrays, Graph, Outputs, flat
@@ -85,6 +86,7 @@ class LlmProbe:
         )
         special = state.get("llm_embedding.weight", torch.zeros(0, config.hidden)).numpy()
         self.embed = Embeddings(config, text, speech, special)
+        self.networks = LlmNetworks(self._graph, self.embed)
         self.reset()
 
     def reset(self) -> None:

@@ -17,7 +17,7 @@ from cosyserve.recipe import recipe_of
 from cosyserve.shapes import expected_shapes
 from cosyserve_build.synth_graphs import write_campplus, write_speech_tokenizer
 from cosyserve_build.synth_recipe import YAMLS, Size, write_recipe
-from cosyserve_build.synth_weights import hift, random_state, split_weight_norm, voice, write_llm
+from cosyserve_build.synth_weights import hift, random_state, split_weight_norm, voice, write_llm, write_transformer
 
 VOICE = "demo"
 
@@ -42,10 +42,12 @@ def synth_bundle(out: Path, version: int, size: Size, seed: int) -> None:
     config = recipe.config(out)
     rng = np.random.Generator(np.random.Philox(seed))
     with torch.no_grad():
-        write_llm(out, config, rng)
+        (write_transformer if version == 1 else write_llm)(out, config, rng)
         torch.save(random_state(expected_shapes(config, "flow"), rng), out / "flow.pt")
         torch.save(split_weight_norm(hift(config, rng)), out / "hift.pt")
     write_campplus(out / "campplus.onnx", config.flow.speaker, rng)
-    write_speech_tokenizer(out / recipe.speech_tokenizer, rng)
+    # At 50 tokens a second there is one halving of time less, and few enough digits for 4,096 ids.
+    digits, halvings = (7, 1) if version == 1 else (8, 2)
+    write_speech_tokenizer(out / recipe.speech_tokenizer, rng, digits, halvings)
     torch.save({VOICE: voice(config, prompt_ids, rng)}, out / "spk2info.pt")
     read(out)

@@ -43,9 +43,16 @@ def write_campplus(path: Path, speaker: int, rng: np.random.Generator) -> None:
     _save_graph(path, nodes, weights, inputs, output)
 
 
-def write_speech_tokenizer(path: Path, rng: np.random.Generator) -> None:
-    """Log-mel f32 [B,128,T] to ids i32 [B,ceil(T/4)] in 0..6560: two strided convolutions, 8 ternary digits."""
-    width, digits = 32, 8
+def write_speech_tokenizer(path: Path, rng: np.random.Generator, digits: int, halvings: int) -> None:
+    """Log-mel f32 [B,128,T] to ids i32 [B,ceil(T / 2**halvings)] below 3**digits: two convolutions, ternary digits.
+
+    Args:
+        path: the file.
+        rng: draws the weights.
+        digits: of an id.
+        halvings: convolutions of stride 2, 1 or 2.
+    """
+    width = 32
     weights: dict[str, NDArray[Any]] = {
         "stem": rng.standard_normal((width, 128, 3), dtype=np.float32) / np.float32(math.sqrt(128)),
         "head": rng.standard_normal((digits, width, 3), dtype=np.float32) / np.float32(math.sqrt(width)),
@@ -57,7 +64,7 @@ def write_speech_tokenizer(path: Path, rng: np.random.Generator) -> None:
         "unit": np.array(1, np.float32),
         "places": (3.0 ** np.arange(digits, dtype=np.float32)).reshape(1, digits, 1),
     }
-    convolution: dict[str, Any] = {"kernel_shape": [3], "strides": [2], "pads": [1, 1]}
+    convolution: dict[str, Any] = {"kernel_shape": [3], "pads": [1, 1]}
     nodes = [
         helper.make_node("Shape", ["feats"], ["shape"]),
         helper.make_node("Gather", ["shape", "last"], ["frames64"]),
@@ -67,9 +74,9 @@ def write_speech_tokenizer(path: Path, rng: np.random.Generator) -> None:
         helper.make_node("Less", ["positions", "lengths"], ["valid"]),
         helper.make_node("Cast", ["valid"], ["mask"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["feats", "mask"], ["masked"]),
-        helper.make_node("Conv", ["masked", "stem"], ["stem_out"], **convolution),
+        helper.make_node("Conv", ["masked", "stem"], ["stem_out"], strides=[halvings], **convolution),
         helper.make_node("Relu", ["stem_out"], ["hidden"]),
-        helper.make_node("Conv", ["hidden", "head"], ["codes"], **convolution),
+        helper.make_node("Conv", ["hidden", "head"], ["codes"], strides=[2], **convolution),
         helper.make_node("Tanh", ["codes"], ["bounded"]),
         helper.make_node("Mul", ["bounded", "below_one"], ["shrunk"]),
         helper.make_node("Round", ["shrunk"], ["rounded"]),

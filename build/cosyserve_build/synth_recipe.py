@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cosyserve.recipe import RECIPES
 from cosyserve.recipes.parts import QWEN
+from cosyserve_build.whisper import whisper_tokenizer
 
 Size = Literal["tiny", "small", "full"]
 
@@ -56,15 +57,26 @@ SIZES: dict[Size, Dimensions] = {
 }
 
 
+SIZES_1: dict[Size, Dimensions] = {
+    "tiny": replace(SIZES["tiny"], heads=4),
+    "small": SIZES["small"],
+    "full": replace(SIZES["full"], hidden=1024, intermediate=4096, layers=14, heads=16),
+}
+"""Those of CosyVoice 1, whose text tokenizer has one size."""
+
+
 def write_recipe(out: Path, version: int, size: Size) -> list[int]:
-    """Write YAML, Qwen2 sizes and tokenizer. Returns the ids of `PROMPT_TEXT`."""
-    dims = SIZES[size]
-    (out / QWEN).mkdir(parents=True, exist_ok=True)
+    """Write YAML, and Qwen2's sizes and tokenizer for versions that have them. Returns the ids of `PROMPT_TEXT`."""
+    out.mkdir(parents=True, exist_ok=True)
     tag = {"framework": "Pytorch", "task": "text-to-speech", "random_weights": True}
     write_json(out / "configuration.json", tag)
-    write_json(out / QWEN / "config.json", qwen_config(dims))
     (name,) = [recipe.yaml for recipe in RECIPES if recipe.version == version]
+    dims = (SIZES_1 if version == 1 else SIZES)[size]
     (out / name).write_text(YAMLS[version](dims), "utf-8")
+    if version == 1:
+        return whisper_tokenizer().encode(PROMPT_TEXT)
+    (out / QWEN).mkdir(exist_ok=True)
+    write_json(out / QWEN / "config.json", qwen_config(dims))
     return write_tokenizer(out / QWEN, dims)
 
 
@@ -263,5 +275,142 @@ feat_extractor: !name:matcha.utils.audio.mel_spectrogram
 """
 
 
-YAMLS: dict[int, Callable[[Dimensions], str]] = {2: _cosyvoice2}
+def _cosyvoice1(dims: Dimensions) -> str:
+    return f"""\
+# Random weights in the official key layout, written by `cosyserve-build synth-bundle`.
+sample_rate: 22050
+text_encoder_input_size: {dims.hidden // 2}
+llm_input_size: {dims.hidden}
+llm_output_size: {dims.hidden}
+spk_embed_dim: 192
+
+llm: !new:cosyvoice.llm.llm.TransformerLM
+    text_encoder_input_size: !ref <text_encoder_input_size>
+    llm_input_size: !ref <llm_input_size>
+    llm_output_size: !ref <llm_output_size>
+    text_token_size: 51866
+    speech_token_size: 4096
+    length_normalized_loss: True
+    lsm_weight: 0
+    spk_embed_dim: !ref <spk_embed_dim>
+    text_encoder: !new:cosyvoice.transformer.encoder.ConformerEncoder
+        input_size: !ref <text_encoder_input_size>
+        output_size: {dims.hidden}
+        attention_heads: {dims.heads}
+        linear_units: {dims.intermediate}
+        num_blocks: {dims.encoder_blocks}
+        normalize_before: True
+        input_layer: 'linear'
+        pos_enc_layer_type: 'rel_pos_espnet'
+        selfattention_layer_type: 'rel_selfattn'
+        use_cnn_module: False
+        macaron_style: False
+        use_dynamic_chunk: False
+        use_dynamic_left_chunk: False
+        static_chunk_size: 1
+    llm: !new:cosyvoice.transformer.encoder.TransformerEncoder
+        input_size: !ref <llm_input_size>
+        output_size: !ref <llm_output_size>
+        attention_heads: {dims.heads}
+        linear_units: {dims.intermediate}
+        num_blocks: {dims.layers}
+        input_layer: 'linear_legacy'
+        pos_enc_layer_type: 'rel_pos_espnet'
+        selfattention_layer_type: 'rel_selfattn'
+        static_chunk_size: 1
+    sampling: !name:cosyvoice.utils.common.ras_sampling
+        top_p: 0.8
+        top_k: 25
+        win_size: 10
+        tau_r: 0.1
+
+flow: !new:cosyvoice.flow.flow.MaskedDiffWithXvec
+    input_size: 512
+    output_size: 80
+    spk_embed_dim: !ref <spk_embed_dim>
+    output_type: 'mel'
+    vocab_size: 4096
+    input_frame_rate: 50
+    only_mask_loss: True
+    encoder: !new:cosyvoice.transformer.encoder.ConformerEncoder
+        output_size: 512
+        attention_heads: {dims.encoder_heads}
+        linear_units: {dims.encoder_ff}
+        num_blocks: {dims.encoder_blocks}
+        normalize_before: True
+        input_layer: 'linear'
+        pos_enc_layer_type: 'rel_pos_espnet'
+        selfattention_layer_type: 'rel_selfattn'
+        input_size: 512
+        use_cnn_module: False
+        macaron_style: False
+    length_regulator: !new:cosyvoice.flow.length_regulator.InterpolateRegulator
+        channels: 80
+        sampling_ratios: [1, 1, 1, 1]
+    decoder: !new:cosyvoice.flow.flow_matching.ConditionalCFM
+        in_channels: 240
+        n_spks: 1
+        spk_emb_dim: 80
+        cfm_params: !new:omegaconf.DictConfig
+            content:
+                sigma_min: 1e-06
+                solver: 'euler'
+                t_scheduler: 'cosine'
+                training_cfg_rate: 0.2
+                inference_cfg_rate: 0.7
+                reg_loss_type: 'l1'
+        estimator: !new:cosyvoice.flow.decoder.ConditionalDecoder
+            in_channels: 320
+            out_channels: 80
+            channels: [{dims.channels}, {dims.channels}]
+            dropout: 0.0
+            attention_head_dim: {dims.unet_head_dim}
+            n_blocks: {dims.unet_blocks}
+            num_mid_blocks: {dims.mid_blocks}
+            num_heads: {dims.unet_heads}
+            act_fn: 'gelu'
+
+hift: !new:cosyvoice.hifigan.generator.HiFTGenerator
+    in_channels: 80
+    base_channels: {dims.hift_channels}
+    nb_harmonics: 8
+    sampling_rate: !ref <sample_rate>
+    nsf_alpha: 0.1
+    nsf_sigma: 0.003
+    nsf_voiced_threshold: 10
+    upsample_rates: [8, 8]
+    upsample_kernel_sizes: [16, 16]
+    istft_params:
+        n_fft: 16
+        hop_len: 4
+    resblock_kernel_sizes: [3, 7, 11]
+    resblock_dilation_sizes: [[1, 3, 5], [1, 3, 5], [1, 3, 5]]
+    source_resblock_kernel_sizes: [7, 11]
+    source_resblock_dilation_sizes: [[1, 3, 5], [1, 3, 5]]
+    lrelu_slope: 0.1
+    audio_limit: 0.99
+    f0_predictor: !new:cosyvoice.hifigan.f0_predictor.ConvRNNF0Predictor
+        num_class: 1
+        in_channels: 80
+        cond_channels: {dims.f0_channels}
+
+get_tokenizer: !name:whisper.tokenizer.get_tokenizer
+    multilingual: True
+    num_languages: 100
+    language: 'en'
+    task: 'transcribe'
+allowed_special: 'all'
+feat_extractor: !name:matcha.utils.audio.mel_spectrogram
+    n_fft: 1024
+    num_mels: 80
+    sampling_rate: !ref <sample_rate>
+    hop_size: 256
+    win_size: 1024
+    fmin: 0
+    fmax: 8000
+    center: False
+"""
+
+
+YAMLS: dict[int, Callable[[Dimensions], str]] = {1: _cosyvoice1, 2: _cosyvoice2}
 """The YAML of each version that can be written."""

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from cosyserve.bundle import StateDict
 from cosyserve.config import ModelConfig
 from cosyserve.hift.generator import Decoder, F0Predictor
-from cosyserve.hift.source import HarmonicSource
+from cosyserve.hift.source import source_of
 from cosyserve.llm.qwen2 import SpeechLM
+from cosyserve.llm.transformer import Positions, RelativeLM
 from cosyserve.shapes import Shapes, expected_shapes
 
 PROMPT_TOKENS = 60  # 2.4 s
@@ -78,6 +79,31 @@ def write_llm(out: Path, config: ModelConfig, rng: np.random.Generator) -> None:
     torch.save(state, out / "llm.pt")
 
 
+def write_transformer(out: Path, config: ModelConfig, rng: np.random.Generator) -> None:
+    """As `write_llm`, for CosyVoice 1."""
+    llm = config.llm
+    state = random_state(expected_shapes(config, "llm"), rng)
+    weight, bias = state["llm_decoder.weight"], state["llm_decoder.bias"]
+    weight *= LOGIT_SPREAD
+    weight[llm.end :] = 0
+
+    model, distances = RelativeLM(llm).eval(), Positions(llm).eval()
+    for module in (model, distances):
+        module.load_state_dict({key: state[key] for key in module.state_dict()})
+    tokens = torch.from_numpy(rng.integers(0, llm.speech_tokens, (1, 256)))
+    count = tokens.shape[1]
+    empty = [torch.zeros(1, llm.heads, count, llm.head_dim) for _ in range(llm.layers)]
+    hidden, *_ = model.hidden(
+        state["speech_embedding.weight"][tokens],
+        torch.zeros(1, dtype=torch.int64),
+        distances(torch.arange(count)),
+        empty,
+        list(empty),
+    )
+    bias[llm.end] = _end_bias((hidden[0] @ weight.T + bias).double().numpy(), llm.end, llm.top_p, llm.top_k)
+    torch.save(state, out / "llm.pt")
+
+
 def _end_bias(logits: NDArray[np.float64], end: int, top_p: float, top_k: int) -> float:
     """The logit of the end token for which a nucleus draw ends with chance `END_HAZARD`, averaged over `logits`."""
     others = -np.sort(-np.delete(logits, end, axis=1), axis=1)
@@ -119,7 +145,7 @@ def hift(config: ModelConfig, rng: np.random.Generator) -> StateDict:
     predictor.load_state_dict(part("f0_predictor."))
 
     state["m_source.l_linear.weight"].mul_(1 / hift.nsf_alpha)
-    source_net = HarmonicSource(hift).eval()
+    source_net = source_of(hift).eval()
     source_net.load_state_dict(part("m_source."))
     f0 = predictor(probe)
     overtones = hift.harmonics + 1
@@ -155,7 +181,8 @@ def voice(config: ModelConfig, prompt_ids: list[int], rng: np.random.Generator) 
     """A stored zero-shot speaker (upstream frontend.py :: add_zero_shot_spk), usable in sft mode too."""
     flow = config.flow
     tokens = torch.from_numpy(rng.integers(0, flow.tokens, (1, PROMPT_TOKENS), dtype=np.int32))
-    mel = _normal(rng, (1, PROMPT_TOKENS * flow.ratio, flow.mels), MEL_SPREAD, MEL_MEAN)
+    frames = int(PROMPT_TOKENS / config.token_rate * config.sample_rate / config.hift.frame)
+    mel = _normal(rng, (1, frames, flow.mels), MEL_SPREAD, MEL_MEAN)
     embedding = _normal(rng, (1, flow.speaker), 1.0)
     text = torch.tensor([prompt_ids], dtype=torch.int32)
 
