@@ -275,6 +275,11 @@ class Frontend:
         return voice
 
     def _listen(self, samples: Float32, rate: int) -> Voice:
+        """Nameless voice of checked audio.
+
+        The mel is made at the rate that its extractor is for. (Upstream's cli/frontend.py gives CosyVoice 1 a wave at
+        24 kHz since its version 3, though that model's extractor, and training, are for 22.05 kHz.)
+        """
         wave_16k = resample(samples, rate, 16_000)
         embedding = self._speaker_session(subtract_mean(fbank(wave_16k))[None])
         tokens = self._speech_tokens(wave_16k)

@@ -65,7 +65,7 @@ class Voice:
         prompt_text_tokens: int32 [n], the transcript's ids where the text is not known.
         llm_prompt_tokens: int32 [P], speech tokens for the LLM.
         flow_prompt_tokens: int32 [P], speech tokens for the flow.
-        prompt_mel: float32 [2 P, 80].
+        prompt_mel: float32 [frames, 80]: 2 P but for CosyVoice 1, which stretches the tokens to it.
     """
 
     name: str

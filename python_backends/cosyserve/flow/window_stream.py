@@ -5,6 +5,9 @@ CosyVoiceModel.token2wav), each window of `hop` + `overlap` tokens is computed b
 share is made alike: it starts from the noise and the mu that the window before used, and its mel frames are
 cross-faded. Two things differ from upstream. The weights of the cross-fade sum to one; upstream's Hamming halves sum to
 1.08. And each window's new noise comes from the request's seed.
+
+The first audio waits for a whole window, 2.4 s of speech: a shorter first one would have less to attend to than any
+that the model was tried with, and be heard first.
 """
 
 from __future__ import annotations
