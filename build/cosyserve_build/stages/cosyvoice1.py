@@ -109,24 +109,26 @@ def llm(data: CosyVoice1Set) -> Produced:
     text = data.text("tts_text")
     instruct = data.tokenizer.encode(normalize(data.cases["texts"]["instruct_text"], lambda spoken: spoken))
     runs: dict[str, list[tuple[list[int], list[int], Array]]] = {
-        "sft": [([], text, _stored_speaker(data))],
+        "sft": [([], text, speaker) for speaker in _stored_speakers(data)],
         "instruct": [(instruct, text, _NOBODY)],
         "cross_lingual": [([], crossed, data.speaker) for crossed in _crossed(data, text)],
     }
     # Runs were cut at one common length; a shorter one had ended by itself.
     most = max(len(v) for k, v in recorded.items() if k.startswith("greedy_tokens_"))
     for mode, candidates in runs.items():
+        if f"greedy_tokens_{mode}" not in recorded:
+            continue
         for before, spoken, speaker in candidates:
             tokens, _ = model.greedy(model.opening(before, spoken, [], speaker), len(spoken), most)
+            yield f"greedy_tokens_{mode}", np.asarray(tokens, np.int32)
             if tokens == recorded[f"greedy_tokens_{mode}"].tolist():
                 break
-        yield f"greedy_tokens_{mode}", np.asarray(tokens, np.int32)
 
 
-def _stored_speaker(data: CosyVoice1Set) -> Array:
-    """The embedding of the first speaker that has one for mode sft."""
-    speaker = next(entry for entry in data.bundle.spk2info().values() if "embedding" in entry)
-    return np.asarray(speaker["embedding"]).reshape(-1)
+def _stored_speakers(data: CosyVoice1Set) -> list[Array]:
+    """The embeddings of mode sft; no set says whose was taken."""
+    embeddings = (entry.get("embedding") for entry in data.bundle.spk2info().values())
+    return [np.asarray(embedding).reshape(-1) for embedding in embeddings if embedding is not None]
 
 
 def _crossed(data: CosyVoice1Set, text: list[int]) -> list[list[int]]:
