@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
+import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +24,7 @@ from cosyserve.settings import Settings
 ROOT = Path(__file__).parents[1]
 TINY = Path(__file__).parent / "data" / "cosyvoice2-tiny"
 TINY1 = TINY.with_name("cosyvoice1-tiny")
+TINY3 = TINY.with_name("cosyvoice3-tiny")
 Vectors = dict[str, NDArray[np.float32]]
 
 # pytest puts this folder on the path, where torch would take the folder `triton` for the compiler of that name.
@@ -52,6 +55,24 @@ def weights() -> Path:
 def weights1() -> Path:
     """Prepared weights of the recorded CosyVoice 1 bundle."""
     return _prepared(TINY1)
+
+
+@pytest.fixture(scope="session")
+def set3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recorded set of CosyVoice3, its vocabulary filled up so that special tokens have their official ids."""
+    folder = tmp_path_factory.mktemp("sets") / TINY3.name
+    shutil.copytree(TINY3, folder)
+    path = folder / "bundle" / "CosyVoice-BlankEN" / "vocab.json"
+    vocab = json.loads(path.read_text("utf-8"))
+    vocab |= {f"<unused_{index}>": index for index in range(len(vocab), 151643)}
+    path.write_text(json.dumps(vocab, ensure_ascii=False), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def weights3(set3: Path) -> Path:
+    """Prepared weights of that set's bundle."""
+    return _prepared(set3)
 
 
 @pytest.fixture(scope="session")

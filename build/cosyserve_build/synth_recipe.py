@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from cosyserve.recipe import RECIPES
 from cosyserve.recipes.parts import QWEN
+from cosyserve.text.tokenizer import SPECIALS
 from cosyserve_build.whisper import whisper_tokenizer
 
 Size = Literal["tiny", "small", "full"]
@@ -48,12 +49,19 @@ class Dimensions:
     mid_blocks: int
     hift_channels: int
     f0_channels: int
+    lookahead_channels: int
+    dit_width: int
+    dit_blocks: int
+    dit_heads: int
+    dit_head_dim: int
 
 
 SIZES: dict[Size, Dimensions] = {
-    "tiny": Dimensions(48, 128, 2, 3, 1, 200, 456, 512, 4, 96, 1, 64, 4, 16, 2, 2, 64, 32),
-    "small": Dimensions(256, 1024, 6, 4, 2, 400, 656, 704, 8, 512, 2, 128, 4, 32, 2, 4, 128, 64),
-    "full": Dimensions(896, 4864, 24, 14, 2, 400, 151643, 151936, 8, 2048, 6, 256, 8, 64, 4, 12, 512, 512),
+    "tiny": Dimensions(48, 128, 2, 3, 1, 200, 456, 512, 4, 96, 1, 64, 4, 16, 2, 2, 64, 32, 128, 64, 3, 4, 16),
+    "small": Dimensions(256, 1024, 6, 4, 2, 400, 656, 704, 8, 512, 2, 128, 4, 32, 2, 4, 128, 64, 512, 256, 6, 4, 32),
+    "full": Dimensions(
+        896, 4864, 24, 14, 2, 400, 151643, 151936, 8, 2048, 6, 256, 8, 64, 4, 12, 512, 512, 1024, 1024, 22, 16, 64
+    ),
 }
 
 
@@ -75,6 +83,8 @@ def write_recipe(out: Path, version: int, size: Size) -> list[int]:
     (out / name).write_text(YAMLS[version](dims), "utf-8")
     if version == 1:
         return whisper_tokenizer().encode(PROMPT_TEXT)
+    tokens = dims.text_ids + len(SPECIALS[version])
+    dims = replace(dims, vocab=max(dims.vocab, tokens + -tokens % 64))
     (out / QWEN).mkdir(exist_ok=True)
     write_json(out / QWEN / "config.json", qwen_config(dims))
     return write_tokenizer(out / QWEN, dims)
@@ -163,40 +173,10 @@ def qwen_config(dims: Dimensions) -> dict[str, Any]:
 
 def _cosyvoice2(dims: Dimensions) -> str:
     return f"""\
-# Random weights in the official key layout, written by `cosyserve-build synth-bundle`.
-sample_rate: 24000
-llm_input_size: {dims.hidden}
-llm_output_size: {dims.hidden}
-spk_embed_dim: 192
-qwen_pretrain_path: ''
-token_frame_rate: 25
-token_mel_ratio: 2
-chunk_size: 25
-num_decoding_left_chunks: -1
-
-llm: !new:cosyvoice.llm.llm.Qwen2LM
-    llm_input_size: !ref <llm_input_size>
-    llm_output_size: !ref <llm_output_size>
-    speech_token_size: 6561
-    mix_ratio: [5, 15]
-    llm: !new:cosyvoice.llm.llm.Qwen2Encoder
-        pretrain_path: !ref <qwen_pretrain_path>
-    sampling: !name:cosyvoice.utils.common.ras_sampling
-        top_p: 0.8
-        top_k: 25
-        win_size: 10
-        tau_r: 0.1
-
+{_head(dims, "Qwen2LM")}
 flow: !new:cosyvoice.flow.flow.CausalMaskedDiffWithXvec
     input_size: 512
-    output_size: 80
-    spk_embed_dim: !ref <spk_embed_dim>
-    output_type: 'mel'
-    vocab_size: 6561
-    input_frame_rate: !ref <token_frame_rate>
-    only_mask_loss: True
-    token_mel_ratio: !ref <token_mel_ratio>
-    pre_lookahead_len: 3
+{_FLOW}\
     encoder: !new:cosyvoice.transformer.upsample_encoder.UpsampleConformerEncoder
         output_size: 512
         attention_heads: {dims.encoder_heads}
@@ -210,18 +190,7 @@ flow: !new:cosyvoice.flow.flow.CausalMaskedDiffWithXvec
         use_cnn_module: False
         macaron_style: False
         static_chunk_size: !ref <chunk_size>
-    decoder: !new:cosyvoice.flow.flow_matching.CausalConditionalCFM
-        in_channels: 240
-        n_spks: 1
-        spk_emb_dim: 80
-        cfm_params: !new:omegaconf.DictConfig
-            content:
-                sigma_min: 1e-06
-                solver: 'euler'
-                t_scheduler: 'cosine'
-                training_cfg_rate: 0.2
-                inference_cfg_rate: 0.7
-                reg_loss_type: 'l1'
+{_SOLVER}\
         estimator: !new:cosyvoice.flow.decoder.CausalConditionalDecoder
             in_channels: 320
             out_channels: 80
@@ -235,7 +204,105 @@ flow: !new:cosyvoice.flow.flow.CausalMaskedDiffWithXvec
             static_chunk_size: !ref <chunk_size> * <token_mel_ratio>
             num_decoding_left_chunks: !ref <num_decoding_left_chunks>
 
-hift: !new:cosyvoice.hifigan.generator.HiFTGenerator
+{_hift(dims, "HiFTGenerator", "ConvRNNF0Predictor")}
+{_tokenizer("")}
+{_mel("8000")}\
+"""
+
+
+def _cosyvoice3(dims: Dimensions) -> str:
+    return f"""\
+{_head(dims, "CosyVoice3LM")}
+flow: !new:cosyvoice.flow.flow.CausalMaskedDiffWithDiT
+    input_size: 80
+{_FLOW}\
+    pre_lookahead_layer: !new:cosyvoice.transformer.upsample_encoder.PreLookaheadLayer
+        in_channels: 80
+        channels: {dims.lookahead_channels}
+        pre_lookahead_len: 3
+{_SOLVER}\
+        estimator: !new:cosyvoice.flow.DiT.dit.DiT
+            dim: {dims.dit_width}
+            depth: {dims.dit_blocks}
+            heads: {dims.dit_heads}
+            dim_head: {dims.dit_head_dim}
+            ff_mult: 2
+            mel_dim: 80
+            mu_dim: 80
+            spk_dim: 80
+            out_channels: 80
+            static_chunk_size: !ref <chunk_size> * <token_mel_ratio>
+            num_decoding_left_chunks: !ref <num_decoding_left_chunks>
+
+{_hift(dims, "CausalHiFTGenerator", "CausalConvRNNF0Predictor")}\
+    conv_pre_look_right: 4
+
+{_tokenizer("    version: cosyvoice3")}
+{_mel("null")}\
+"""
+
+
+# --- What the YAML files of several versions share --------------------------------------------------------------------
+
+
+def _head(dims: Dimensions, language_model: str) -> str:
+    return f"""\
+# Random weights in the official key layout, written by `cosyserve-build synth-bundle`.
+sample_rate: 24000
+llm_input_size: {dims.hidden}
+llm_output_size: {dims.hidden}
+spk_embed_dim: 192
+qwen_pretrain_path: ''
+token_frame_rate: 25
+token_mel_ratio: 2
+chunk_size: 25
+num_decoding_left_chunks: -1
+
+llm: !new:cosyvoice.llm.llm.{language_model}
+    llm_input_size: !ref <llm_input_size>
+    llm_output_size: !ref <llm_output_size>
+    speech_token_size: 6561
+    mix_ratio: [5, 15]
+    llm: !new:cosyvoice.llm.llm.Qwen2Encoder
+        pretrain_path: !ref <qwen_pretrain_path>
+    sampling: !name:cosyvoice.utils.common.ras_sampling
+        top_p: 0.8
+        top_k: 25
+        win_size: 10
+        tau_r: 0.1
+"""
+
+
+_FLOW = """\
+    output_size: 80
+    spk_embed_dim: !ref <spk_embed_dim>
+    output_type: 'mel'
+    vocab_size: 6561
+    input_frame_rate: !ref <token_frame_rate>
+    only_mask_loss: True
+    token_mel_ratio: !ref <token_mel_ratio>
+    pre_lookahead_len: 3
+"""
+
+_SOLVER = """\
+    decoder: !new:cosyvoice.flow.flow_matching.CausalConditionalCFM
+        in_channels: 240
+        n_spks: 1
+        spk_emb_dim: 80
+        cfm_params: !new:omegaconf.DictConfig
+            content:
+                sigma_min: 1e-06
+                solver: 'euler'
+                t_scheduler: 'cosine'
+                training_cfg_rate: 0.2
+                inference_cfg_rate: 0.7
+                reg_loss_type: 'l1'
+"""
+
+
+def _hift(dims: Dimensions, generator: str, predictor: str) -> str:
+    return f"""\
+hift: !new:cosyvoice.hifigan.generator.{generator}
     in_channels: 80
     base_channels: {dims.hift_channels}
     nb_harmonics: 8
@@ -254,15 +321,24 @@ hift: !new:cosyvoice.hifigan.generator.HiFTGenerator
     source_resblock_dilation_sizes: [[1, 3, 5], [1, 3, 5], [1, 3, 5]]
     lrelu_slope: 0.1
     audio_limit: 0.99
-    f0_predictor: !new:cosyvoice.hifigan.f0_predictor.ConvRNNF0Predictor
+    f0_predictor: !new:cosyvoice.hifigan.f0_predictor.{predictor}
         num_class: 1
         in_channels: 80
         cond_channels: {dims.f0_channels}
+"""
 
+
+def _tokenizer(more: str) -> str:
+    return f"""\
 get_tokenizer: !name:cosyvoice.tokenizer.tokenizer.get_qwen_tokenizer
     token_path: !ref <qwen_pretrain_path>
     skip_special_tokens: True
-allowed_special: 'all'
+{more}
+allowed_special: 'all'"""
+
+
+def _mel(fmax: str) -> str:
+    return f"""\
 feat_extractor: !name:matcha.utils.audio.mel_spectrogram
     n_fft: 1920
     num_mels: 80
@@ -270,7 +346,7 @@ feat_extractor: !name:matcha.utils.audio.mel_spectrogram
     hop_size: 480
     win_size: 1920
     fmin: 0
-    fmax: 8000
+    fmax: {fmax}
     center: False
 """
 
@@ -412,5 +488,5 @@ feat_extractor: !name:matcha.utils.audio.mel_spectrogram
 """
 
 
-YAMLS: dict[int, Callable[[Dimensions], str]] = {1: _cosyvoice1, 2: _cosyvoice2}
+YAMLS: dict[int, Callable[[Dimensions], str]] = {1: _cosyvoice1, 2: _cosyvoice2, 3: _cosyvoice3}
 """The YAML of each version that can be written."""

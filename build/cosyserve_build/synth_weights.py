@@ -20,7 +20,8 @@ from cosyserve.shapes import Shapes, expected_shapes
 PROMPT_TOKENS = 60  # 2.4 s
 END_HAZARD = 1 / 150  # chance of the end token per step: about 9 speech tokens per text token for 20 text tokens
 LOGIT_SPREAD = 2.0  # standard deviation of the logits: top_k binds and no token dominates
-NEVER = -30.0  # bias of the two ids behind the end token, which stop a run early when sampled
+NEVER = -30.0  # logit of the other special ids, which stop a run early when sampled
+CONSTANT = 2.0  # in the channel that stands for a bias where the head has none
 F0_MEAN, F0_SPREAD = 170.0, 20.0  # Hz
 RMS = 0.07  # of the waveform
 MEL_MEAN, MEL_SPREAD = -4.0, 1.5  # of the prompt mel, roughly that of speech
@@ -48,10 +49,12 @@ def _random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) 
         return _normal(rng, shape, 0.02)
     if name.endswith("embedding.weight") or "embed_tokens" in name:
         return _weights(rng, shape, 1.0)
+    if name.endswith("inv_freq"):
+        return 1e4 ** -(torch.arange(shape[0]) / shape[0])
     if "pos_bias" in name:
         return _normal(rng, shape, 0.1)
     fan_in = math.prod(shape[1:])
-    if name.startswith("ups."):  # transposed: [in, out, kernel], and about two taps reach each output
+    if name.startswith("ups.") and shape[0] > shape[1]:  # transposed: [in, out, kernel]; two taps reach each output
         fan_in = 2 * shape[0]
     branch = 0.3 if ".convs2." in name else 1.0
     return _weights(rng, shape, branch / math.sqrt(fan_in))
@@ -60,10 +63,11 @@ def _random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) 
 def write_llm(out: Path, config: ModelConfig, rng: np.random.Generator) -> None:
     llm = config.llm
     state = random_state(expected_shapes(config, "llm"), rng)
-    weight, bias = state["llm_decoder.weight"], state["llm_decoder.bias"]
+    weight = state["llm_decoder.weight"]
     weight *= LOGIT_SPREAD
     weight[llm.end :] = 0
-    bias[llm.end :] = NEVER
+    if not llm.head_bias:
+        _keep_constant(state)
 
     model = SpeechLM(llm).eval()
     outside = ("llm_embedding.", "speech_embedding.", "llm.model.model.embed_tokens.")
@@ -73,7 +77,13 @@ def write_llm(out: Path, config: ModelConfig, rng: np.random.Generator) -> None:
     hidden, *_ = model.hidden(
         state["speech_embedding.weight"][tokens], torch.zeros(1, dtype=torch.int64), empty, list(empty)
     )
-    bias[llm.end] = _end_bias((hidden[0] @ weight.T + bias).double().numpy(), llm.end, llm.top_p, llm.top_k)
+    if llm.head_bias:
+        bias, level = state["llm_decoder.bias"], 1.0
+    else:
+        bias, level = weight[:, 0], float(hidden[0, :, 0].mean())
+    bias[llm.end :] = NEVER / level
+    logits = hidden[0] @ weight.T + state.get("llm_decoder.bias", torch.zeros(1))
+    bias[llm.eos] = _end_bias(logits.double().numpy(), llm.eos, llm.top_p, llm.top_k) / level
 
     state["llm.model.lm_head.weight"] = state["llm.model.model.embed_tokens.weight"]  # tied, as the official one
     torch.save(state, out / "llm.pt")
@@ -102,6 +112,16 @@ def write_transformer(out: Path, config: ModelConfig, rng: np.random.Generator) 
     )
     bias[llm.end] = _end_bias((hidden[0] @ weight.T + bias).double().numpy(), llm.end, llm.top_p, llm.top_k)
     torch.save(state, out / "llm.pt")
+
+
+def _keep_constant(state: StateDict) -> None:
+    """Channel 0 of every input holds a constant that no layer changes, and to which no ordinary id listens."""
+    for name, tensor in state.items():
+        if name.endswith(("embedding.weight", "embed_tokens.weight")):
+            tensor[:, 0] = CONSTANT
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            tensor[0] = 0
+    state["llm_decoder.weight"][:, 0] = 0
 
 
 def _end_bias(logits: NDArray[np.float64], end: int, top_p: float, top_k: int) -> float:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cosyserve.bundle import Bundle, read
+from cosyserve.config import CosyVoice3LlmConfig
 from cosyserve.errors import Unsupported
 from cosyserve.flow.stream import FlowVoice
 from cosyserve.llm.engine import Engine, Sequence
@@ -29,6 +30,19 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return read(folder)
 
 
+@pytest.fixture(scope="module")
+def bundle3(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("synth3")
+    synth_bundle(folder, 3, "tiny", seed=3)
+    return read(folder)
+
+
+@pytest.fixture(params=["bundle", "bundle3"])
+def either(request: pytest.FixtureRequest) -> Bundle:
+    found: Bundle = request.getfixturevalue(request.param)
+    return found
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     opened = read(folder)
     return {**opened.llm(), **opened.flow(), **opened.hift()}
@@ -46,6 +60,20 @@ def test_the_seed_decides_the_weights(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_the_bundle_says_that_its_weights_are_random(bundle: Bundle) -> None:
     assert json.loads((bundle.folder / "configuration.json").read_text())["random_weights"] is True
+
+
+def test_full_size_of_version_3_has_the_official_dimensions(tmp_path: Path) -> None:
+    write_recipe(tmp_path, 3, "full")
+    config = read_config(tmp_path)
+    shapes = {part: expected_shapes(config, part) for part in ("llm", "flow", "hift")}
+    parameters = {part: sum(map(math.prod, tensors.values())) for part, tensors in shapes.items()}
+    # Upstream's counts; lm_head is tied and dropped, 82 weight-normed tensors are folded from two into one.
+    assert {part: len(tensors) for part, tensors in shapes.items()} == {"llm": 292, "flow": 330, "hift": 328 - 82}
+    assert parameters["llm"] == pytest.approx(506.1e6, abs=0.1e6)
+    assert parameters["flow"] == pytest.approx(332.257e6, abs=0.001e6)
+    assert parameters["hift"] == pytest.approx(20.7799e6, abs=0.02e6)
+    assert isinstance(config.llm, CosyVoice3LlmConfig)
+    assert (config.llm.end_of_prompt, config.llm.vocab) == (151646, 151936)
 
 
 def test_full_size_has_the_official_dimensions(tmp_path: Path) -> None:
@@ -71,10 +99,10 @@ def test_every_byte_has_a_token_and_merges_are_used(bundle: Bundle) -> None:
     assert len(tokenizer.encode("the train to the harbor")) < 15
 
 
-def test_utterances_end_and_vary(bundle: Bundle) -> None:
-    config = bundle.config.llm
+def test_utterances_end_and_vary(either: Bundle) -> None:
+    config = either.config.llm
     cut: list[None] = []
-    decoder = GraphDecoder(LlmProbe(config, bundle.llm()).networks, rows=10)
+    decoder = GraphDecoder(LlmProbe(config, either.llm()).networks, rows=10)
     engine = Engine(decoder, config, slots=10, on_cut=lambda: cut.append(None))
     texts, spoken, none = 20, [], np.zeros(0, np.int32)
     for seed in range(10):
@@ -89,16 +117,16 @@ def test_utterances_end_and_vary(bundle: Bundle) -> None:
     assert len({token for emitted in spoken for token in emitted}) > 800
 
 
-def test_the_sound_is_voiced_and_neither_silent_nor_clipped(bundle: Bundle) -> None:
-    voice = bundle.spk2info()["demo"]
+def test_the_sound_is_voiced_and_neither_silent_nor_clipped(either: Bundle) -> None:
+    voice = either.spk2info()["demo"]
     prompt, mel, embedding = (
         voice[key] for key in ("flow_prompt_speech_token", "prompt_speech_feat", "flow_embedding")
     )
     tokens = np.random.default_rng(0).integers(0, 6561, 100)
-    flow = FlowProbe(bundle.config.flow, bundle.flow(), FlowVoice(prompt[0], mel[0], embedding[0]))
+    flow = FlowProbe(either.config.flow, either.flow(), FlowVoice(prompt[0], mel[0], embedding[0]))
     new_mel = flow.run(tokens, streaming=True, finalize=True).mel
     assert new_mel.shape == (1, 80, 200)
-    hift = HiftProbe(bundle.config.hift, bundle.hift())
+    hift = HiftProbe(either.config.hift, either.hift())
     f0 = hift.f0(new_mel)
     noise = np.random.default_rng(0).standard_normal((1, 200 * 480, 9), np.float32)
     wave = hift.wave(new_mel, hift.source(f0, noise))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from cosyserve.config import CausalHiftConfig, CosyVoice3LlmConfig, DitFlowConfig, ModelConfig
+from cosyserve.errors import BundleError
 from cosyserve.recipes.parts import QWEN, hift_sizes, llm_sizes, mel_config, solver
 from cosyserve.recipes.section import Section
-from cosyserve.text.tokenizer import END_OF_PROMPT, Tokenizer
+from cosyserve.text.tokenizer import END_OF_PROMPT, SPECIALS
 
 
 def read(folder: Path, root: Section) -> ModelConfig:
@@ -20,7 +22,7 @@ def read(folder: Path, root: Section) -> ModelConfig:
         token_rate=flow.integer("input_frame_rate"),
         llm=CosyVoice3LlmConfig(
             **llm_sizes(folder, root.section("llm", "CosyVoice3LM")),
-            end_of_prompt=Tokenizer.from_bundle(folder / QWEN, 3).special(END_OF_PROMPT),
+            end_of_prompt=_end_of_prompt(folder),
         ),
         flow=_flow_config(flow),
         hift=CausalHiftConfig(
@@ -28,6 +30,16 @@ def read(folder: Path, root: Section) -> ModelConfig:
         ),
         mel=mel_config(root.section("feat_extractor", "mel_spectrogram")),
     )
+
+
+def _end_of_prompt(folder: Path) -> int:
+    """Special tokens stand behind the vocabulary; the whole tokenizer takes seconds to load."""
+    file = f"{QWEN}/vocab.json"
+    try:
+        vocabulary = json.loads((folder / file).read_text("utf-8"))
+    except ValueError as problem:
+        raise BundleError(f"{file}: not JSON: {problem}") from problem
+    return len(vocabulary) + SPECIALS[3].index(END_OF_PROMPT)
 
 
 def _flow_config(flow: Section) -> DitFlowConfig:

@@ -1,0 +1,81 @@
+"""CosyVoice3 on the real server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from live import Live, running
+
+from cosyserve_client import AsyncClient, Client, SpeechOptions, read_prompt
+
+TEXT = "We planted three rows of beans."
+TRANSCRIPT = "Good morning, the train to the harbor leaves at nine."
+
+
+@pytest.fixture(scope="module")
+def server3(weights3: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with running(weights3, tmp_path_factory.mktemp("server3") / "triton.log") as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def client3(server3: Live) -> Iterator[Client]:
+    with Client(server3.url, stream_timeout=120) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def audio(set3: Path) -> SpeechOptions:
+    samples, rate = read_prompt(str(set3 / "prompt.wav"))
+    return {"prompt_audio": samples, "prompt_sample_rate": rate}
+
+
+def options(mode: str, audio: SpeechOptions) -> SpeechOptions:
+    found: dict[str, SpeechOptions] = {
+        "stored voice": {},
+        "sft": {"mode": "sft"},
+        "zero_shot": {**audio, "prompt_text": TRANSCRIPT},
+        "cross_lingual": audio,
+        "instruct": {**audio, "instruct": "请用广东话表达。"},
+    }
+    return found[mode]
+
+
+@pytest.mark.parametrize("mode", ["stored voice", "sft", "zero_shot", "cross_lingual", "instruct"])
+def test_every_mode_streams_and_comes_whole(server3: Live, client3: Client, audio: SpeechOptions, mode: str) -> None:
+    with client3.stream(TEXT, seed=3, **options(mode, audio)) as stream:
+        chunks = list(stream)
+    pcm = np.concatenate([chunk.pcm for chunk in chunks])
+    assert chunks[-1].final
+    assert len(chunks) > 2
+    assert [chunk.sample_offset for chunk in chunks] == np.cumsum([0, *(len(c.pcm) for c in chunks[:-1])]).tolist()
+    assert len(pcm) % 960 == 0
+    assert np.abs(pcm).max() > 100
+    whole = client3.synthesize(TEXT, seed=3, stream=False, **options(mode, audio)).pcm
+    assert len(whole) == len(pcm)
+    server3.wait_idle()
+
+
+def test_modes_reach_the_model(client3: Client, audio: SpeechOptions) -> None:
+    heard = [client3.synthesize(TEXT, seed=3, **options(mode, audio)).pcm for mode in ("zero_shot", "instruct")]
+    assert len(heard[0]) != len(heard[1]) or not np.array_equal(*heard)
+
+
+async def test_a_seed_gives_the_same_samples_alone_and_in_company(
+    server3: Live, client3: Client, audio: SpeechOptions
+) -> None:
+    alone = client3.synthesize(TEXT, seed=5, **options("zero_shot", audio)).pcm
+    async with AsyncClient(server3.url) as client:
+        calls = [client.synthesize(TEXT, seed=seed, **options("zero_shot", audio)) for seed in (5, 6, 7)]
+        together = await asyncio.gather(*calls)
+    np.testing.assert_array_equal(together[0].pcm, alone)
+
+
+def test_upstream_s_prefix_changes_nothing(client3: Client, audio: SpeechOptions) -> None:
+    written: SpeechOptions = {**audio, "prompt_text": f"You are a helpful assistant.<|endofprompt|>{TRANSCRIPT}"}
+    plain = client3.synthesize(TEXT, seed=5, **options("zero_shot", audio)).pcm
+    np.testing.assert_array_equal(client3.synthesize(TEXT, seed=5, **written).pcm, plain)
