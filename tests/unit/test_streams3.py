@@ -156,13 +156,13 @@ def test_the_networks_see_no_further_than_they_say(hift: HiftNetworks, mel: Floa
     wave, clean = (hift.decoder({"mel": m, "source": source})["audio"][0] for m in (spoilt, mel[None]))
     changed = np.flatnonzero(wave != clean) // 480
     assert hit - ahead <= changed.min() <= hit - ahead + 1
-    assert hit + back - 3 <= changed.max() <= hit + back
+    assert changed.max() <= hit + back
     spoilt_source = source.copy()
     spoilt_source[:, :, 480 * hit : 480 * (hit + 1)] = np.nan
     wave = hift.decoder({"mel": mel[None], "source": spoilt_source})["audio"][0]
     changed = np.flatnonzero(wave != clean) // 480
     assert hit - ahead <= changed.min()
-    assert changed.max() <= hit + back
+    assert hit + back - 3 <= changed.max() <= hit + back
 
 
 def _failed(error: Exception) -> None:
