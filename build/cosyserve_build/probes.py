@@ -89,11 +89,6 @@ class LlmProbe:
         self.networks = LlmNetworks(self._graph, self.embed)
         self.reset()
 
-    @property
-    def networks(self) -> LlmNetworks:
-        """What the server's decoder runs on."""
-        return LlmNetworks(self._graph, self.embed)
-
     def reset(self) -> None:
         """Forget the past."""
         self._cache = SlotCache(self.config.layers, 1, self.config.kv_heads, self.config.head_dim)
