@@ -2,9 +2,9 @@
 
     python loadtest/dummy_server.py --port 8001 --first-audio 0.2 --pace 0.1 --failures 0.05
 
-The text of a request chooses what happens:
+The text of a request, or the first piece of a session's text, chooses what happens:
 
-anything else          a sine in five chunks of 2400 samples
+anything else          a sine in five chunks of 2400 samples, all but the first at the end of a session's text
 CODE message           the stream fails with that status at once
 late CODE message      the same after three chunks
 slow                   a chunk every 50 ms, without end
@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -109,10 +109,8 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
                 self.cancelled.release()
 
         context.add_callback(end)
-        request = next(requests)
-        inputs = read_inputs(request)
-        self.requests.append(inputs)
-        self.ids.append(request.id)
+        pieces = self._pieces(requests)
+        inputs = next(pieces)
         strict = ("triton_grpc_error", "true") in context.invocation_metadata()
 
         def fail(code: str, message: str) -> Any:
@@ -121,7 +119,9 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
                 context.abort(grpc.StatusCode[code], message)
             return service_pb2.ModelStreamInferResponse(error_message=message)
 
-        text = inputs["text"][0].decode() if "text" in inputs else ""
+        text = _text(inputs)
+        while not text and (piece := next(pieces, None)) is not None:
+            text = _text(piece)
         words, timed = text.split(), "timestamps" in inputs
         word, _, rest = text.partition(" ")
         if word == "late":
@@ -149,9 +149,26 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
             yield fail("INTERNAL", "one of the failures that were asked for")
         else:
             for i in range(5):
+                if i == 1:
+                    deque(pieces, maxlen=0)  # the rest of a session's text
                 ended.wait(self.pace if i else self.first_audio)
                 yield sine_chunk(i, final=i == 4, word=words[i] if timed and i < len(words) else None)
         answered.set()
+
+    def _pieces(self, requests: Iterator[Any]) -> Iterator[dict[str, NDArray[Any]]]:
+        """The inputs of a request and, if it opens a session, those of all others of the session."""
+        request = next(requests)
+        session = request.parameters["sequence_id"].int64_param
+        assert request.parameters["sequence_start"].bool_param == (session != 0)
+        while request is not None:
+            assert request.parameters["sequence_id"].int64_param == session
+            inputs = read_inputs(request)
+            self.requests.append(inputs)
+            self.ids.append(request.id)
+            yield inputs
+            if not session or request.parameters["sequence_end"].bool_param:
+                return
+            request = next(requests, None)
 
     def _count(self, streams: int) -> None:
         with self._lock:
@@ -161,6 +178,10 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
     def _fails(self) -> bool:
         sine = next(self._sines)
         return int(sine * self.failures) > int((sine - 1) * self.failures)
+
+
+def _text(inputs: dict[str, NDArray[Any]]) -> str:
+    return inputs["text"][0].decode() if "text" in inputs else ""
 
 
 def read_inputs(request: Any) -> dict[str, NDArray[Any]]:

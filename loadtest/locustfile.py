@@ -21,9 +21,9 @@ from locust import events  # noqa: E402
 from locust.env import Environment  # noqa: E402
 from locust.runners import WorkerRunner  # noqa: E402
 from thresholds import Thresholds, add_threshold_options  # noqa: E402
-from voice_users import BargeIn, ClonedVoice, KnownVoice, LongText, add_voice_options  # noqa: E402
+from voice_users import BargeIn, ClonedVoice, KnownVoice, LongText, TextIn, add_voice_options  # noqa: E402
 
-__all__ = ["BargeIn", "ClonedVoice", "KnownVoice", "LongText"]
+__all__ = ["BargeIn", "ClonedVoice", "KnownVoice", "LongText", "TextIn"]
 
 events.init_command_line_parser.add_listener(add_voice_options)
 events.init_command_line_parser.add_listener(add_threshold_options)

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from argparse import ArgumentParser
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from locust import User, constant, task
 
-from cosyserve_client import Client, CosyServeClientError, SpeechRequest, Unavailable, read_prompt
+from cosyserve_client import (
+    Client,
+    CosyServeClientError,
+    Session,
+    SpeechRequest,
+    SpeechStream,
+    Unavailable,
+    read_prompt,
+)
 from cosyserve_client.bench.playback import Playback
 
 FIRST_AUDIO, GAP, UTTERANCE, REFUSED = "first audio", "gap", "utterance", "refused"
 """What happens to an utterance, as Locust's events name it; their type is the class of the user."""
+
+WORD_SECONDS = 0.05
+"""From word to word of TextIn: 20 words a second, as a language model writes."""
 
 SENTENCE = "The small boat drifted slowly across the quiet lake while the sun went down behind the hills. "
 PROMPT = Path(__file__).parents[1] / "tests" / "data" / "cosyvoice2-tiny" / "prompt.wav"
@@ -52,6 +65,13 @@ class VoiceUser(User):
         """The next utterance."""
         return SpeechRequest(text=self.options.text, voice=self.options.voice)
 
+    def speech(self) -> SpeechStream:
+        """The next utterance, to be listened to."""
+        return self.client.stream(self.request())
+
+    def begin(self, speech: Any) -> None:
+        """Called when listening begins."""
+
     def listens(self, playback: Playback) -> bool:
         """Whether the user wants to hear more."""
         return True
@@ -61,10 +81,11 @@ class VoiceUser(User):
         """One utterance, from its request to its last response."""
         playback = Playback(self.client.sample_rate())
         error: CosyServeClientError | None = None
-        request = self.request()
+        speech = self.speech()
         began = time.perf_counter()
         try:
-            with self.client.stream(request) as stream:
+            with speech as stream:
+                self.begin(stream)
                 for chunk in stream:
                     fresh = playback.first_audio is None
                     playback.add(chunk.pcm, time.perf_counter() - began)
@@ -114,6 +135,23 @@ class LongText(VoiceUser):
 
     def request(self) -> SpeechRequest:
         return SpeechRequest(text=4 * self.options.text, voice=self.options.voice)
+
+
+class TextIn(VoiceUser):
+    """Writes word by word while it listens."""
+
+    def speech(self) -> SpeechStream:
+        return self.client.session(voice=self.options.voice) if self.options.voice else self.client.session()
+
+    def begin(self, speech: Session) -> None:
+        threading.Thread(target=self._write, args=(speech,), daemon=True).start()
+
+    def _write(self, session: Session) -> None:
+        with suppress(CosyServeClientError):  # the listener learns of it too
+            for word in self.options.text.split():
+                session.push(word + " ")
+                time.sleep(WORD_SECONDS)
+            session.end()
 
 
 class BargeIn(LongText):

@@ -1,6 +1,6 @@
 """Client of a CosyServe server: speech as it is made, blocking (`Client`) or asyncio (`AsyncClient`)."""
 
-from cosyserve_client.aio import AsyncClient, AsyncSpeechStream
+from cosyserve_client.aio import AsyncClient, AsyncSession, AsyncSpeechStream
 from cosyserve_client.audio import WavWriter, read_prompt, read_source
 from cosyserve_client.errors import (
     AlreadyExists,
@@ -16,12 +16,13 @@ from cosyserve_client.errors import (
     Unavailable,
     Unimplemented,
 )
-from cosyserve_client.sync import Client, SpeechStream
+from cosyserve_client.sync import Client, Session, SpeechStream
 from cosyserve_client.types import AudioChunk, Speech, SpeechOptions, SpeechRequest, Voice, Word
 
 __all__ = [
     "AlreadyExists",
     "AsyncClient",
+    "AsyncSession",
     "AsyncSpeechStream",
     "AudioChunk",
     "Cancelled",
@@ -33,6 +34,7 @@ __all__ = [
     "InvalidArgument",
     "NotFound",
     "ServerError",
+    "Session",
     "Speech",
     "SpeechOptions",
     "SpeechRequest",

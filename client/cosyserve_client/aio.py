@@ -109,6 +109,16 @@ class AsyncClient:
         self._streams.add(stream)
         return stream
 
+    def session(self, **options: Unpack[SpeechOptions]) -> AsyncSession:
+        """An utterance whose text is written while it is spoken, for ``async with``; see `AsyncSession`.
+
+        Raises:
+            InvalidArgument: a value has the wrong type; every other error comes from the session.
+        """
+        session = AsyncSession(self, SpeechRequest(**options), iter(()))
+        self._streams.add(session)
+        return session
+
     async def synthesize(self, text: str | SpeechRequest | None = None, **options: Unpack[SpeechOptions]) -> Speech:
         """All the audio of `text`; raises what `stream` raises."""
         return Speech.join([chunk async for chunk in self.stream(text, **options)])
@@ -162,6 +172,9 @@ class AsyncClient:
     async def _voices(self, request: VoiceRequest) -> list[Voice]:
         message = wire.voices_request(request)
         return wire.voices(await self._unary("ModelInfer", message, wire.VOICE_TIMEOUT_SECONDS))
+
+    def _open_session(self) -> Any:
+        return self._connected().ModelStreamInfer(metadata=wire.HEADERS, timeout=self._stream_timeout)
 
     def _open(self, request: SpeechRequest) -> Any:
         return self._connected().ModelStreamInfer(
@@ -266,6 +279,65 @@ class AsyncSpeechStream:
         self._closed = True
         if self._call is not None:
             self._call.cancel()
+
+
+class AsyncSession(AsyncSpeechStream):
+    """An utterance whose text is written piece by piece while its chunks are iterated, usually in two tasks.
+
+        async with client.session(voice="anna") as session:
+            async def write():
+                async for text in agent:
+                    await session.push(text)
+                await session.end()
+            writing = asyncio.create_task(write())
+            async for chunk in session:
+                play(chunk.pcm)
+
+    Leaving the context cancels what has not been spoken. A piece may end anywhere, but a word is only spoken when the
+    beginning of the next one, `flush` or `end` shows that it is complete.
+    """
+
+    async def push(self, text: str) -> None:
+        """Writes the next piece of text, at most 4096 characters.
+
+        Raises:
+            InvalidArgument: not a text, or the session has been ended.
+            ServerError: the server has closed the session, for instance because nothing was written for long.
+        """
+        await self._write(SpeechRequest(text=text))
+
+    async def flush(self) -> None:
+        """Has all that was written spoken to its end now, as if no text followed; what follows is a new sentence.
+
+        Raises:
+            As `push`.
+        """
+        await self._write(SpeechRequest(flush=True))
+
+    async def end(self) -> None:
+        """No text follows: the rest is spoken, and the iteration ends.
+
+        Raises:
+            As `push`.
+        """
+        await self._write(SpeechRequest(), end=True)
+        await self._call.done_writing()
+
+    async def __aenter__(self) -> Self:
+        self._reader = wire.Reader(self._request.sample_rate or await self._client.sample_rate())
+        self._call = self._client._open_session()
+        self._writer = wire.Writer()
+        await self._write(self._request)
+        return self
+
+    async def _write(self, piece: SpeechRequest, *, end: bool = False) -> None:
+        if self._call is None:
+            raise CosyServeClientError("the session is not open: use it in `async with`")
+        message = self._writer.message(piece, end=end)
+        try:
+            await self._call.write(message)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the call is over; its status says why
+            raise from_status(str(await self._call.code()), await self._call.details() or "") from None
 
 
 def _closed() -> Cancelled:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -100,6 +101,14 @@ class Client:
         """
         return SpeechStream(self, SpeechRequest.of(text, **options), wire.backoff(self._retries))
 
+    def session(self, **options: Unpack[SpeechOptions]) -> Session:
+        """An utterance whose text is written while it is spoken, for ``with``; see `Session`.
+
+        Raises:
+            InvalidArgument: a value has the wrong type; every other error comes from the session.
+        """
+        return Session(self, SpeechRequest(**options), iter(()))
+
     def synthesize(self, text: str | SpeechRequest | None = None, **options: Unpack[SpeechOptions]) -> Speech:
         """All the audio of `text`; raises what `stream` raises."""
         return Speech.join(list(self.stream(text, **options)))
@@ -154,10 +163,8 @@ class Client:
         message = wire.voices_request(request)
         return wire.voices(self._unary("ModelInfer", message, wire.VOICE_TIMEOUT_SECONDS))
 
-    def _open(self, request: SpeechRequest) -> Any:
-        return self._connected().ModelStreamInfer(
-            iter([wire.infer_request(request)]), metadata=wire.HEADERS, timeout=self._stream_timeout
-        )
+    def _open(self, requests: Iterator[Any]) -> Any:
+        return self._connected().ModelStreamInfer(requests, metadata=wire.HEADERS, timeout=self._stream_timeout)
 
     def _unary(self, method: str, request: Any, seconds: float = wire.UNARY_TIMEOUT_SECONDS) -> Any:
         try:
@@ -232,7 +239,7 @@ class SpeechStream:
         """The next chunk, or None at the end of a complete stream."""
         if self._call is None:
             self._reader = wire.Reader(self._request.sample_rate or self._client.sample_rate())
-            self._call = self._client._open(self._request)
+            self._call = self._client._open(iter([wire.infer_request(self._request)]))
             if self._closed:
                 self._call.cancel()
         try:
@@ -244,6 +251,69 @@ class SpeechStream:
             return None
         self._delays = iter(())
         return self._reader.chunk(response)
+
+
+class Session(SpeechStream):
+    """An utterance whose text is written piece by piece while its chunks are iterated, usually in two threads.
+
+        with client.session(voice="anna") as session:
+            threading.Thread(target=write, args=(session,)).start()  # calls push and, at last, end
+            for chunk in session:
+                play(chunk.pcm)
+
+    Leaving the context cancels what has not been spoken. A piece may end anywhere, but a word is only spoken when the
+    beginning of the next one, `flush` or `end` shows that it is complete.
+    """
+
+    def __init__(self, client: Client, request: SpeechRequest, delays: Iterator[float]) -> None:
+        super().__init__(client, request, delays)
+        self._writer = wire.Writer()
+        self._pieces: SimpleQueue[Any] = SimpleQueue()
+
+    def push(self, text: str) -> None:
+        """Writes the next piece of text, at most 4096 characters.
+
+        Raises:
+            InvalidArgument: not a text, or the session has been ended.
+            ServerError: the server has closed the session, for instance because nothing was written for long.
+        """
+        self._write(SpeechRequest(text=text))
+
+    def flush(self) -> None:
+        """Has all that was written spoken to its end now, as if no text followed; what follows is a new sentence.
+
+        Raises:
+            As `push`.
+        """
+        self._write(SpeechRequest(flush=True))
+
+    def end(self) -> None:
+        """No text follows: the rest is spoken, and the iteration ends.
+
+        Raises:
+            As `push`.
+        """
+        self._write(SpeechRequest(), end=True)
+        self._pieces.put(None)
+
+    def close(self) -> None:
+        """Cancels what has not been spoken; a second call does nothing."""
+        super().close()
+        self._pieces.put(None)  # gRPC waits for the next piece in a thread of its own
+
+    def __enter__(self) -> Self:
+        self._reader = wire.Reader(self._request.sample_rate or self._client.sample_rate())
+        self._call = self._client._open(iter(self._pieces.get, None))
+        self._write(self._request)
+        return self
+
+    def _write(self, piece: SpeechRequest, *, end: bool = False) -> None:
+        if self._call is None:
+            raise CosyServeClientError("the session is not open: use it in `with`")
+        message = self._writer.message(piece, end=end)
+        if not self._call.is_active():  # its status says why
+            raise _error(self._call)
+        self._pieces.put(message)
 
 
 def _error(error: Any) -> CosyServeClientError:

@@ -53,6 +53,7 @@ class SpeechRequest:
         seed: of all randomness of the request.
         stream: False for full attention, one chunk a segment.
         timestamps: True for the words of each chunk.
+        flush: True with a piece of a session: speak what was written so far.
 
     Raises:
         InvalidArgument: a value is of the wrong Python type, NumPy type or rank; the message starts with the field.
@@ -72,6 +73,7 @@ class SpeechRequest:
     seed: int | None = None
     stream: bool | None = None
     timestamps: bool | None = None
+    flush: bool | None = None
 
     def __post_init__(self) -> None:
         self.tensors()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import secrets
 import struct
 import uuid
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 
 from cosyserve.contracts import TTS, VOICES, Model
 from cosyserve.limits import MAX_MESSAGE_BYTES
-from cosyserve_client.errors import CosyServeClientError, ServerError, StreamTruncated
+from cosyserve_client.errors import CosyServeClientError, ServerError, StreamTruncated, invalid
 from cosyserve_client.types import AudioChunk, SpeechRequest, Voice, VoiceRequest, Word
 
 HEADERS = (("triton_grpc_error", "true"),)
@@ -115,6 +116,30 @@ def backoff(retries: int) -> Iterator[float]:
     """Seconds before each of `retries` new tries: doubling, spread by half so that clients do not return at once."""
     for attempt in range(retries):
         yield _FIRST_BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.5)
+
+
+class Writer:
+    """Makes the messages of one session, under an id that nobody can guess: who knows it could write to the session."""
+
+    def __init__(self) -> None:
+        self._id = secrets.randbits(62) + 1
+        self._started = False
+        self._ended = False
+
+    def message(self, piece: SpeechRequest, *, end: bool = False) -> Any:
+        """The ``ModelInferRequest`` with the next piece.
+
+        Raises:
+            InvalidArgument: the last one ended the session.
+        """
+        if self._ended:
+            raise invalid("session", "has been ended; nothing more can be written to it")
+        message = _message(TTS, piece)
+        message.parameters["sequence_id"].int64_param = self._id
+        message.parameters["sequence_start"].bool_param = not self._started
+        message.parameters["sequence_end"].bool_param = end
+        self._started, self._ended = True, end
+        return message
 
 
 class Reader:

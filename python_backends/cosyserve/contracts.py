@@ -103,7 +103,11 @@ MODES = ("sft", "zero_shot", "cross_lingual", "instruct", "vc")
 TTS = Model(
     "tts",
     Scheduling.DECOUPLED,
-    "Text to speech: the model that users call. Streams audio chunks; the last response has final = true.",
+    "Text to speech: the model that users call. Streams audio chunks; the last response has final = true. "
+    "Text in pieces: requests with one correlation id. The one that starts the sequence opens a session and gets all "
+    "its audio as responses; it may have text. Each further one has text, a flush, or ends the sequence (or several of "
+    "these), and gets an empty final response, or an error. A flush ends a segment as the end of a text would, and the "
+    "next text begins another in the same voice; the end of the sequence flushes too.",
     inputs=(
         Tensor("text", "BYTES", (1,), "text to speak, UTF-8; required but in mode vc", optional=True),
         Tensor("voice", "BYTES", (1,), "name of a registered voice", optional=True),
@@ -119,6 +123,7 @@ TTS = Model(
         Tensor("seed", "INT64", (1,), "seed of all randomness of the request", optional=True),
         Tensor("stream", "BOOL", (1,), "false: full attention, one chunk a segment", optional=True),
         Tensor("timestamps", "BOOL", (1,), "true: estimate when each word begins", optional=True),
+        Tensor("flush", "BOOL", (1,), "text in pieces: true: speak what was written so far", optional=True),
     ),
     outputs=(
         Tensor("audio", "INT16", (-1,), "mono PCM at the rate asked for"),
@@ -142,10 +147,13 @@ _VOICE = (
 FRONTEND = Model(
     "frontend",
     Scheduling.PLAIN,
-    "Checks a request and turns it into model inputs: text segments to token ids, prompt audio to features.",
+    "Checks a request and turns it into model inputs: text segments to token ids, prompt audio to features. "
+    "Text in pieces: with continues and no text, the features of the voice; with both, the token ids of complete "
+    "words, the first segment of which goes on with the open one. A last segment without ids has yet to begin.",
     inputs=(
-        *(t for t in TTS.inputs if t.name not in ("seed", "stream", "timestamps")),
+        *(t for t in TTS.inputs if t.name not in ("seed", "stream", "timestamps", "flush")),
         Tensor("listen", "BOOL", (1,), "given: the voice of prompt_audio is wanted, and no text", optional=True),
+        Tensor("continues", "INT32", (1,), "text in pieces: token ids in the open segment", optional=True),
     ),
     outputs=(
         Tensor("text_tokens", "INT32", (-1,), "token ids of all segments, one after another"),

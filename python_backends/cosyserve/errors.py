@@ -7,6 +7,7 @@
       Overloaded                   UNAVAILABLE        every slot is taken; try again or elsewhere
       Unsupported                  UNIMPLEMENTED      a valid request that this server or bundle cannot serve
       Cancelled                    CANCELLED          the client went away
+      SessionIdle                  CANCELLED          nothing was written to a session for too long
       StageFailed                  INTERNAL           a stage broke; details are in the log only
       BundleError                  (operator)         a model bundle is incomplete or does not fit its YAML
       WeightsError                 (operator)         prepared weights are missing, damaged or of another version
@@ -65,6 +66,12 @@ class Unsupported(CosyServeError):
 
 class Cancelled(CosyServeError):
     """The client closed the stream or its deadline passed."""
+
+    code = "CANCELLED"
+
+
+class SessionIdle(CosyServeError):
+    """A session waited too long for text and was closed."""
 
     code = "CANCELLED"
 

@@ -17,10 +17,11 @@ from cosyserve.audio.features import fbank, log_mel_128, prompt_mel, resample, s
 from cosyserve.audio.given import check_prompt, check_source, cut_at_pauses
 from cosyserve.config import ModelConfig
 from cosyserve.contracts import MODES
-from cosyserve.errors import InvalidInput
-from cosyserve.text.normalize import Expand, expand_numbers, is_silent, normalize
+from cosyserve.errors import InvalidInput, Unsupported
+from cosyserve.text.arriving import ends_sentence, leading_stop, words
+from cosyserve.text.normalize import Expand, contains_chinese, expand_numbers, is_silent, normalize
 from cosyserve.text.prompts import END_OF_INSTRUCTION, PROMPTS
-from cosyserve.text.split import cut, segments
+from cosyserve.text.split import SHORT, cut, segments
 from cosyserve.text.tokenizer import END_OF_PROMPT, Tokenizer
 from cosyserve.voices import Voice
 
@@ -59,6 +60,7 @@ class Request:
     source_sample_rate: int | None = None
     speed: float | None = None
     sample_rate: int | None = None
+    continues: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,6 +134,10 @@ class Frontend:
             InvalidInput: a field is wrong or missing; it is named.
             VoiceNotFound: no voice has the given name.
         """
+        if request.continues is not None and self._config.version == 1:
+            raise Unsupported("sequence_start: text in pieces needs CosyVoice 2 or 3; CosyVoice 1 wants the whole text")
+        if request.continues is not None and request.text is not None:
+            return self._piece(request.text, request.continues)
         _check_values(request, self._config.sample_rate)
         _check_source(request)
         if request.text is not None:
@@ -217,6 +223,52 @@ class Frontend:
         pieces = cut_at_pauses(wave, token, round(limits.MAX_SOURCE_SEGMENT_SECONDS * 16_000))
         # A rest of less than a window of the log-mel has nothing to hear.
         return [self._speech_tokens(piece) for piece in pieces if len(piece) >= token]
+
+    def _piece(self, text: str, held: int) -> Utterance:
+        """Complete words of a text of which more follows, in segments of which the first holds `held` ids already.
+
+        A segment ends with the sentence in which it outgrows `SHORT`. Numbers are read word by word, because what
+        follows is not known (upstream does not read them at all in this mode).
+        """
+        parts: list[list[int]] = [[]]
+
+        def take(word: str) -> None:
+            nonlocal held
+            if is_silent(word) and not held:
+                return
+            spoken = self._spoken(word)
+            spaced = held > 0 and word.startswith(" ") and not contains_chinese(word)
+            ids = self._tokenizer.encode_user(" " * spaced + spoken)
+            for start in range(0, len(ids), self._longest_segment):
+                some = ids[start : start + self._longest_segment]
+                if held + len(some) > self._longest_segment:
+                    close()
+                parts[-1] += some
+                held += len(some)
+
+        def close() -> None:
+            nonlocal held
+            parts.append([])
+            held = 0
+
+        for word in words(text):
+            stop = leading_stop(word) if held > SHORT else ""
+            if stop:
+                take(stop)
+                close()
+            take(word[len(stop) :])
+            if held > SHORT and ends_sentence(word):
+                close()
+        return Utterance(
+            segments=[np.array(part, np.int32) for part in parts],
+            texts=[],
+            speech=[],
+            prompt_text_tokens=_NO_TOKENS,
+            llm_prompt_tokens=_NO_TOKENS,
+            flow_prompt_tokens=_NO_TOKENS,
+            prompt_mel=np.zeros((0, self._config.mel.mels), np.float32),
+            speaker_embedding=np.zeros(0, np.float32),
+        )
 
     def _segments(self, text: str) -> list[str]:
         def count(part: str) -> int:
@@ -322,12 +374,14 @@ def _check_values(request: Request, native_rate: int) -> None:
 
 def _check_source(request: Request) -> None:
     """Either text or a source to convert, and what belongs to it."""
+    if request.continues is not None and (request.mode == "vc" or request.source_audio is not None):
+        raise InvalidInput("source_audio", "cannot be converted in a session, which speaks text")
     if request.source_audio is None:
         if request.mode == "vc":
             raise InvalidInput("source_audio", "is missing; mode vc needs it")
         if request.source_sample_rate is not None:
             raise InvalidInput("source_sample_rate", "needs source_audio")
-        if request.text is None:
+        if request.text is None and request.continues is None:
             raise InvalidInput("text", "is required")
         return
     if request.mode not in (None, "vc"):

@@ -5,6 +5,13 @@ from __future__ import annotations
 MAX_TEXT_CHARS = 4096
 """Characters of one request's text: OpenAI's speech endpoint uses the same bound."""
 
+MAX_SESSION_CHARS = 16 * MAX_TEXT_CHARS
+"""Characters of one session's text: over an hour of speech, by which a writer that does not stop is noticed."""
+
+SESSION_IDLE_SECONDS = 30
+"""Default for the longest pause of a writer, who holds a stream's place and memory: whoever calls a tool in the middle
+of an answer takes 10 to 20 s."""
+
 MAX_PROMPT_TEXT_CHARS = 1024
 """Characters of a prompt transcript: 30 s of fast speech has about 600."""
 

@@ -34,6 +34,7 @@ class Settings:
         threads: cores that one network call may use.
         max_streams: utterances in progress at once.
         llm_slots: sequences that the LLM speaks at once, also those that wait for the rest of their text.
+        session_idle: seconds after which a session to which nothing is written is closed.
         first_hop: fewest speech tokens in a segment's first audio chunk.
         max_hop: most speech tokens in one audio chunk.
         max_batch: streams in one call of flow or hift.
@@ -52,6 +53,7 @@ class Settings:
     threads: int = 1
     max_streams: int = limits.MAX_STREAMS
     llm_slots: int = limits.MAX_LLM_SLOTS
+    session_idle: int = limits.SESSION_IDLE_SECONDS
     first_hop: int = 25
     max_hop: int = 100
     max_batch: int = 1

@@ -166,7 +166,7 @@ def test_names_are_unique_and_looked_up() -> None:
 def test_every_input_of_tts_reaches_a_stage() -> None:
     frontend = {tensor.name: tensor for tensor in BY_NAME["frontend"].inputs}
     for tensor in TTS.inputs:
-        if tensor.name not in ("seed", "stream", "timestamps"):
+        if tensor.name not in ("seed", "stream", "timestamps", "flush"):
             assert frontend[tensor.name] == tensor
     # What the frontend makes is what the later stages take.
     takers = {t.name: t for name in ("llm", "token2wav") for t in BY_NAME[name].inputs}

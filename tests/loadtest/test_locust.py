@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,14 +23,17 @@ def locust(server: DummyServer, *arguments: str) -> tuple[int, str]:
 
 def test_users_speak_at_the_same_time_and_pass() -> None:
     with DummyServer(first_audio=0.3, pace=0.05) as server:
-        code, out = locust(server, "--users", "8", "--max-p95-first-audio", "60000", "--min-gapless", "0.1")
+        options = ("--text", "Nothing but this.", "--max-p95-first-audio", "60000", "--min-gapless", "0.1")
+        code, out = locust(server, "--users", "8", *options)
     assert code == 0, out
     assert server.most_active == 8
-    for kind in ("KnownVoice", "ClonedVoice", "LongText", "BargeIn"):
-        assert f"{kind}  utterance" in out
+    for kind in ("KnownVoice", "ClonedVoice", "LongText", "TextIn", "BargeIn"):
+        assert re.search(rf"{kind} +utterance", out)
     spoken = [set(inputs) for inputs in server.requests]
     assert {"text"} in spoken
     assert {"text", "prompt_audio", "prompt_sample_rate"} in spoken
+    written = [inputs["text"][0] for inputs in server.requests if "text" in inputs]
+    assert {b"Nothing ", b"but ", b"this. "} <= set(written)
     prompts = [inputs["prompt_audio"].tobytes() for inputs in server.requests if "prompt_audio" in inputs]
     assert len(set(prompts)) == len(prompts) > 2
 

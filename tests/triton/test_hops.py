@@ -1,4 +1,5 @@
-"""A server with other settings: another chunk policy gives the same samples, and a full server says so."""
+"""A server with other settings: another chunk policy gives the same samples, a full server says so, and silent writers
+are sent away."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import pytest
 from live import Live, running
 
 from cosyserve.metrics import REFUSED
-from cosyserve_client import Client, SpeechOptions, SpeechRequest, Unavailable
+from cosyserve_client import Cancelled, Client, SpeechOptions, SpeechRequest, Unavailable
 
 TEXT = "The same sentence, cut into larger pieces, must sound exactly the same; chunks are an affair of the network."
 
@@ -18,7 +19,8 @@ TEXT = "The same sentence, cut into larger pieces, must sound exactly the same; 
 @pytest.fixture(scope="module")
 def other(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     log = tmp_path_factory.mktemp("other") / "triton.log"
-    with running(demo_weights, log, first_hop="75", max_hop="150", max_streams="1", llm_slots="2") as live:
+    settings = {"first_hop": "75", "max_hop": "150", "max_streams": "1", "llm_slots": "2", "session_idle": "2"}
+    with running(demo_weights, log, **settings) as live:
         yield live
 
 
@@ -57,3 +59,15 @@ def test_a_patient_client_waits_for_its_turn(other: Live, other_client: Client) 
     with Client(other.url, retries=9) as patient, other_client.stream(TEXT, seed=5) as speaking:
         next(speaking)
         assert len(patient.synthesize("Hi.").pcm)
+
+
+@pytest.mark.parametrize("text", ["", "Some words that are spoken, and then "])
+def test_a_silent_writer_is_sent_away_with_a_reason(other: Live, other_client: Client, text: str) -> None:
+    with other_client.session(seed=1) as session:
+        session.push(text)
+        with pytest.raises(Cancelled, match="nothing was written for 2 s"):
+            list(session)
+        with pytest.raises(Cancelled, match="nothing was written for 2 s"):
+            session.push("too late")
+    other.wait_idle()
+    assert len(other_client.synthesize("Hi.").pcm)

@@ -81,7 +81,7 @@ class FakeStages:
             "speaker_embedding": np.ones(192, np.float32),
         }
 
-    async def speech_tokens(self, inputs: Tensors) -> AsyncGenerator[NDArray[np.int32], None]:
+    async def speech_tokens(self, utterance: int, inputs: Tensors) -> AsyncGenerator[NDArray[np.int32], None]:
         segment = len(inputs["text_tokens"]) - 2
         self.llm_inputs.append(inputs)
         self.generating += 1

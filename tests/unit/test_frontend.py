@@ -12,7 +12,7 @@ import pytest
 
 from cosyserve import limits
 from cosyserve.config import HiftConfig, LlmConfig, MelConfig, ModelConfig, UNetFlowConfig
-from cosyserve.errors import InvalidInput, VoiceNotFound
+from cosyserve.errors import InvalidInput, Unsupported, VoiceNotFound
 from cosyserve.frontend import Frontend, Request, Utterance
 from cosyserve.load import load_frontend
 from cosyserve.settings import Settings
@@ -364,3 +364,53 @@ def test_segments_come_with_their_text(frontend: Frontend, tokenizer: Tokenizer)
     assert "".join(utterance.texts) == text.strip().replace("3", "three")
     for tokens, segment in zip(utterance.segments, utterance.texts, strict=True):
         assert tokens.tolist() == tokenizer.encode_user(segment)
+
+
+def test_complete_words_of_a_text_that_goes_on(frontend: Frontend, tokenizer: Tokenizer) -> None:
+    first = frontend(Request(text="Hello there,", continues=0))
+    second = frontend(Request(text=" you two", continues=len(first.segments[0])))
+    assert [len(first.segments), len(second.segments)] == [1, 1]
+    said = np.concatenate([*first.segments, *second.segments]).tolist()
+    assert said == tokenizer.encode_user("Hello there, you two")
+    assert [len(part) for part in (first.speaker_embedding, first.prompt_mel, first.llm_prompt_tokens)] == [0, 0, 0]
+
+
+def test_numbers_in_pieces_are_read_and_punctuation_alone_opens_no_segment(
+    frontend: Frontend, tokenizer: Tokenizer
+) -> None:
+    (digits,) = frontend(Request(text=" 3", continues=5)).segments
+    assert digits.tolist() == tokenizer.encode_user(" three")
+    (nothing,) = frontend(Request(text="...", continues=0)).segments
+    assert len(nothing) == 0
+    (stop,) = frontend(Request(text="。", continues=5)).segments
+    assert stop.tolist() == tokenizer.encode_user("。")
+
+
+@pytest.mark.parametrize(("text", "ends"), [(" so it ends.", ""), ("好。然后", "然后")])
+def test_a_long_segment_ends_with_its_sentence(frontend: Frontend, tokenizer: Tokenizer, text: str, ends: str) -> None:
+    short = frontend(Request(text=text, continues=10))
+    assert len(short.segments) == 1
+    here, then = frontend(Request(text=text, continues=100)).segments
+    assert here.tolist() == tokenizer.encode_user(text.removesuffix(ends))
+    assert then.tolist() == tokenizer.encode_user(ends)
+
+
+def test_no_segment_in_pieces_is_longer_than_the_bound(frontend: Frontend) -> None:
+    parts = frontend(Request(text=200 * " word" + "一" * 2000 + " " + "9" * 30, continues=200)).segments
+    assert len(parts) > 2
+    assert 200 + len(parts[0]) <= limits.MAX_SEGMENT_TEXT_TOKENS
+    assert all(0 < len(part) <= limits.MAX_SEGMENT_TEXT_TOKENS for part in parts)
+
+
+def test_a_session_asks_for_the_voice_alone(frontend: Frontend) -> None:
+    opened = frontend(Request(voice="b-full", continues=0))
+    assert opened.segments == []
+    np.testing.assert_array_equal(opened.llm_prompt_tokens, PROMPT["llm_prompt_tokens"])
+    with pytest.raises(InvalidInput, match="source_audio"):
+        frontend(Request(mode="vc", continues=0))
+
+
+def test_text_in_pieces_is_not_for_version_1(frontend: Frontend) -> None:
+    frontend._config = replace(CONFIG, version=1)
+    with pytest.raises(Unsupported, match="needs CosyVoice 2 or 3"):
+        frontend(Request(continues=0))

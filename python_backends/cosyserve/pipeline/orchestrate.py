@@ -6,9 +6,9 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +20,9 @@ from cosyserve.limits import MAX_SECONDS_AHEAD
 from cosyserve.pipeline.admission import Admission
 from cosyserve.pipeline.captions import Captions
 from cosyserve.pipeline.chunks import ChunkPlan, Piece
+from cosyserve.pipeline.dictation import Dictation
+from cosyserve.pipeline.segments import Features, Ids, Segment, Source, segment_seed
+from cosyserve.pipeline.session import Session
 from cosyserve.pipeline.timeline import Chunk, Pcm, Timeline
 
 WHOLE = 2**31
@@ -33,8 +36,15 @@ class Stages(Protocol):
         """Check a request and compute its features (contract `FRONTEND`)."""
         ...
 
-    def speech_tokens(self, inputs: Tensors) -> AsyncGenerator[NDArray[np.int32], None]:
-        """Groups of speech tokens of one segment (contract `LLM`); closing the generator ends the segment there."""
+    def speech_tokens(self, utterance: int, inputs: Tensors) -> AsyncGenerator[NDArray[np.int32], None]:
+        """Groups of speech tokens of one segment (contract `LLM`); closing the generator ends the segment there.
+
+        The first group of a segment whose text goes on is empty: from then on `add_text` may be called.
+        """
+        ...
+
+    async def add_text(self, utterance: int, text: NDArray[np.int32], *, more: bool) -> None:
+        """The next text ids of a segment; `more` is false with the last. A segment that has ended ignores them."""
         ...
 
     async def token2wav(self, sequence: int, inputs: Tensors, *, start: bool, end: bool) -> Pcm:
@@ -54,16 +64,6 @@ class Grid:
     max_hop: int  # tokens
 
 
-@dataclass
-class _Segment:
-    """One segment: the text to speak and the speech tokens generated so far, or in mode vc all of them and no text."""
-
-    text: NDArray[np.int32]
-    seed: NDArray[np.int64]
-    tokens: list[int] = field(default_factory=list)
-    ended: bool = False
-
-
 class Synthesizer:
     """Speaks requests; one object serves all of them and keeps nothing between them.
 
@@ -78,45 +78,52 @@ class Synthesizer:
         self._grid = grid
         self._admission = admission
         # From a random start: whoever else uses the inner models must not meet these sequences.
-        self._sequences = itertools.count(secrets.randbits(62))
+        self._ids = itertools.count(secrets.randbits(62))
 
-    async def speak(self, request: Tensors) -> AsyncGenerator[Chunk, None]:
+    async def speak(self, request: Tensors, session: Session | None = None) -> AsyncGenerator[Chunk, None]:
         """Audio chunks of one request, as they are ready; the last has `final` set and no audio.
 
         Args:
             request: the inputs of contract `TTS` that were given.
+            session: where the text comes from, instead of the request.
 
         Raises:
-            Overloaded, InvalidInput, VoiceNotFound, Unsupported, StageFailed: see `cosyserve.errors`.
+            Overloaded, InvalidInput, VoiceNotFound, Unsupported, SessionIdle, StageFailed: see `cosyserve.errors`.
 
         Cancelling the task or closing the iterator ends every stage within one chunk.
         """
         with self._admission.slot():
-            features = await self._stages.frontend(
-                {t.name: request[t.name] for t in FRONTEND.inputs if t.name in request}
-            )
-            segments = _split(features, int(request["seed"][0]) if "seed" in request else secrets.randbits(63))
+            given = {t.name: request[t.name] for t in FRONTEND.inputs if t.name in request}
+            seed = int(request["seed"][0]) if "seed" in request else secrets.randbits(63)
+            source: Source
+            if session is None:
+                features = await self._stages.frontend(given)
+                source = Features(features, seed)
+            else:
+                features = await self._stages.frontend({**given, "continues": np.zeros(1, np.int32)})
+                source = Dictation(self._stages.frontend, session, seed)
             stream = bool(request["stream"][0]) if "stream" in request else True
             sample_rate = int(request["sample_rate"][0]) if "sample_rate" in request else self._grid.sample_rate
-            speech = _Speech(self._stages, features, segments, self._grid)
-            wave = _Wave(self._stages, next(self._sequences), sample_rate)
+            speech = _Speech(self._stages, features, source, self._ids, self._grid)
+            wave = _Wave(self._stages, next(self._ids), sample_rate)
             timeline = _timeline(self._grid, request, features, sample_rate)
             shape = {t.name: request[t.name] for t in HIFT.inputs if t.name in request}
             try:
                 # The prompt is worked on, and a full server refuses, while the first tokens are generated.
-                await wave.open(features, shape | {"stream": np.asarray([stream]), "seed": segments[0].seed})
-                for index, segment in enumerate(segments):
-                    ends = segment is segments[-1]
-                    async for audio, last in self._speak_segment(speech, wave, segment, stream, ends):
+                await wave.open(features, shape | {"stream": np.asarray([stream]), "seed": segment_seed(seed, 0)})
+                index = 0
+                while segment := await speech.segment(index):
+                    async for audio, last in self._speak_segment(speech, wave, segment, stream):
                         tokens = len(segment.tokens)
                         yield timeline.chunk(audio, index, tokens, ended=segment.ended, last=last)
+                    index += 1
                 yield timeline.end()
             finally:
                 await speech.close()
                 await wave.close()
 
     async def _speak_segment(
-        self, speech: _Speech, wave: _Wave, segment: _Segment, stream: bool, ends: bool
+        self, speech: _Speech, wave: _Wave, segment: Segment, stream: bool
     ) -> AsyncIterator[tuple[Pcm, bool]]:
         grid = self._grid
         plan = ChunkPlan(wave.prompt, grid.chunk, grid.lookahead, grid.first_hop if stream else WHOLE, grid.max_hop)
@@ -124,7 +131,8 @@ class Synthesizer:
         while not final:
             piece = await speech.piece(segment, plan)
             final = piece.final
-            audio = await wave.step(segment.tokens[piece.start : piece.stop], final, segment.seed, end=final and ends)
+            tokens = segment.tokens[piece.start : piece.stop]
+            audio = await wave.step(tokens, final, segment.seed, end=final and segment.ends)
             if len(audio):
                 yield audio, final
 
@@ -177,23 +185,33 @@ class _Wave:
 class _Speech:
     """Runs the LLM over the segments of a request, one after another, ahead of the audio but not too far."""
 
-    def __init__(self, stages: Stages, features: Tensors, segments: list[_Segment], grid: Grid) -> None:
+    def __init__(self, stages: Stages, features: Tensors, source: Source, ids: Iterator[int], grid: Grid) -> None:
         self._stages = stages
         self._prompt = {name: features[name] for name in _LLM_PROMPT}
-        self._segments = segments
+        self._source = source
+        self._ids = ids
+        self._begun: list[Segment] = []
         self._most_ahead = MAX_SECONDS_AHEAD * grid.sample_rate / grid.samples_per_token
         self._ahead = 0  # tokens that no piece has taken
         self._taken = asyncio.Event()
         self._changed = asyncio.Event()
         self._task = asyncio.create_task(self._run())
 
-    async def piece(self, segment: _Segment, plan: ChunkPlan) -> Piece:
+    async def segment(self, index: int) -> Segment | None:
+        """The segment of this index, once it has begun; None when there are no more."""
+        while index >= len(self._begun):
+            if self._task.done():
+                self._task.result()
+                return None
+            await self._change()
+        return self._begun[index]
+
+    async def piece(self, segment: Segment, plan: ChunkPlan) -> Piece:
         """The next piece of a segment, once its tokens are there."""
         while (piece := plan.next(len(segment.tokens), segment.ended)) is None:
             if self._task.done():
                 self._task.result()
-            self._changed.clear()
-            await self._changed.wait()
+            await self._change()
         self._ahead -= piece.stop - piece.start
         self._taken.set()
         return piece
@@ -204,22 +222,52 @@ class _Speech:
         with suppress(asyncio.CancelledError, Exception):
             await self._task
 
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
     async def _run(self) -> None:
         try:
-            for segment in self._segments:
-                if segment.ended:
-                    continue
-                await self._room()
-                inputs: Tensors = {"text_tokens": segment.text, "seed": segment.seed, **self._prompt}
-                async with aclosing(self._stages.speech_tokens(inputs)) as groups:
-                    async for group in groups:
-                        segment.tokens.extend(group.tolist())
-                        self._ahead += len(group)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._source.read())
+                async with aclosing(self._source.segments()) as segments:
+                    async for segment in segments:
+                        self._begun.append(segment)
                         self._changed.set()
-                segment.ended = True
-                self._changed.set()
+                        if not segment.ended:
+                            await self._generate(segment, tasks)
+        except ExceptionGroup as several:  # the first has ended the others
+            raise several.exceptions[0] from None
         finally:
             self._changed.set()
+
+    async def _generate(self, segment: Segment, tasks: asyncio.TaskGroup) -> None:
+        await self._room()
+        utterance = next(self._ids)
+        inputs: Tensors = {"text_tokens": segment.text, "seed": segment.seed, **self._prompt}
+        arriving = segment.arriving
+        if arriving is not None:
+            inputs["more"] = np.asarray([True])
+        async with aclosing(self._stages.speech_tokens(utterance, inputs)) as groups:
+            async for group in groups:
+                if arriving is not None:
+                    tasks.create_task(self._forward(utterance, arriving))
+                    arriving = None
+                segment.tokens.extend(group.tolist())
+                self._ahead += len(group)
+                self._changed.set()
+        segment.ended = True
+        self._changed.set()
+
+    async def _forward(self, utterance: int, arriving: asyncio.Queue[Ids | None]) -> None:
+        more = True
+        while more:
+            pieces = [await arriving.get()]
+            while not arriving.empty():
+                pieces.append(arriving.get_nowait())
+            more = pieces[-1] is not None
+            ids = np.concatenate([np.zeros(0, np.int32), *(piece for piece in pieces if piece is not None)])
+            await self._stages.add_text(utterance, ids, more=more)
 
     async def _room(self) -> None:
         """Wait until another segment may begin."""
@@ -238,22 +286,6 @@ def _timeline(grid: Grid, request: Tensors, features: Tensors, sample_rate: int)
 
 
 _LLM_PROMPT = ("prompt_text_tokens", "llm_prompt_tokens", "llm_speaker_embedding")
-
-
-def _split(features: Tensors, seed: int) -> list[_Segment]:
-    bounds = np.cumsum(features["segment_lengths"])[:-1]
-    given = len(features["speech_tokens"]) > 0
-    parts = np.split(features["speech_tokens" if given else "text_tokens"].astype(np.int32), bounds)
-    seeds = (_segment_seed(seed, index) for index in range(len(parts)))
-    if given:
-        nothing = np.zeros(0, np.int32)
-        return [_Segment(nothing, seed, part.tolist(), ended=True) for part, seed in zip(parts, seeds, strict=True)]
-    return [_Segment(part, seed) for part, seed in zip(parts, seeds, strict=True)]
-
-
-def _segment_seed(seed: int, index: int) -> NDArray[np.int64]:
-    words = np.random.SeedSequence([seed % 2**64, index]).generate_state(1, np.uint64)
-    return (words >> np.uint64(1)).astype(np.int64)
 
 
 def _step(tokens: list[int], final: bool) -> Tensors:

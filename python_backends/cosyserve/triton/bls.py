@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import secrets
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, TypeVar
 
@@ -22,10 +20,6 @@ T = TypeVar("T")
 class BlsStages:
     """Implements `cosyserve.pipeline.orchestrate.Stages` on Triton."""
 
-    def __init__(self) -> None:
-        # From a random start: another instance of this model, or one before it, must not share ids with this one.
-        self._utterances = itertools.count(secrets.randbits(62))
-
     async def frontend(self, request: Tensors) -> Tensors:
         """See `Stages.frontend`."""
         return await self._call(FRONTEND.name, adapter.inner_request(FRONTEND, request), FRONTEND)
@@ -37,21 +31,30 @@ class BlsStages:
         audio: NDArray[np.int16] = (await self._call(TOKEN2WAV.name, request, TOKEN2WAV))["audio"]  # type: ignore[assignment]
         return audio
 
-    async def speech_tokens(self, inputs: Tensors) -> AsyncGenerator[NDArray[np.int32], None]:
+    async def speech_tokens(self, utterance: int, inputs: Tensors) -> AsyncGenerator[NDArray[np.int32], None]:
         """See `Stages.speech_tokens`. Closing the generator early sends the engine a stop for this utterance."""
-        utterance = np.asarray([next(self._utterances)], np.int64)
-        asking: Tensors = {**inputs, "utterance": utterance}
+        id = np.asarray([utterance], np.int64)
+        asking: Tensors = {**inputs, "utterance": id}
         ended = False
         try:
             while not ended:
                 outputs = await self._call(LLM.name, adapter.inner_request(LLM, asking), LLM)
-                asking = {"utterance": utterance}
+                asking = {"utterance": id}
                 ended = bool(outputs["final"][0])
                 yield outputs["speech_tokens"]  # type: ignore[misc]
         finally:
             if not ended:
-                stop = adapter.inner_request(LLM, {"utterance": utterance, "stop": np.asarray([True])})
+                stop = adapter.inner_request(LLM, {"utterance": id, "stop": np.asarray([True])})
                 await self._call(LLM.name, stop, LLM)
+
+    async def add_text(self, utterance: int, text: NDArray[np.int32], *, more: bool) -> None:
+        """See `Stages.add_text`."""
+        inputs: Tensors = {
+            "utterance": np.asarray([utterance], np.int64),
+            "text_tokens": text,
+            "more": np.asarray([more]),
+        }
+        await self._call(LLM.name, adapter.inner_request(LLM, inputs), LLM)
 
     async def _call(self, stage: str, request: Any, model: Any) -> Tensors:
         return adapter.read_outputs(await _timely(stage, request.async_exec()), model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
@@ -11,13 +11,24 @@ from typing import Any
 import numpy as np
 
 from cosyserve.contracts import TTS, Tensors
-from cosyserve.errors import Cancelled, Overloaded
+from cosyserve.errors import Cancelled, InvalidInput, Overloaded, Unsupported
 from cosyserve.load import load_grid
 from cosyserve.metrics import ACTIVE_STREAMS, AUDIO_SAMPLES, CANCELLED, REFUSED
 from cosyserve.pipeline.admission import Admission
 from cosyserve.pipeline.orchestrate import Synthesizer
+from cosyserve.pipeline.session import Session, Sessions, Written
 from cosyserve.pipeline.timeline import Chunk
-from cosyserve.triton.adapter import FINAL, Instrument, final_failure, read_inputs, read_settings, response
+from cosyserve.triton.adapter import (
+    FINAL,
+    SEQUENCE_END,
+    SEQUENCE_START,
+    Instrument,
+    final_failure,
+    read_inputs,
+    read_settings,
+    response,
+    values,
+)
 from cosyserve.triton.bls import BlsStages
 
 POLL_SECONDS = 0.05
@@ -33,6 +44,7 @@ class Tts:
         """Called by Triton once, before any request."""
         settings = read_settings(args)
         self._admission = Admission(settings.max_streams)
+        self._sessions = Sessions(settings.session_idle)
         self._synthesizer = Synthesizer(BlsStages(), load_grid(settings), self._admission)
         # BLS calls wait in asyncio's default pool, which is far too small for many streams.
         self._pool = ThreadPoolExecutor(4 * settings.max_streams, thread_name_prefix="bls")
@@ -44,18 +56,71 @@ class Tts:
     async def execute(self, requests: list[Any]) -> None:
         """Answer each request; Triton runs many of these calls at once."""
         asyncio.get_running_loop().set_default_executor(self._pool)
-        await asyncio.gather(*(self._answer(request) for request in requests))
+        # Nothing is awaited before a request has joined its session, so the pieces of a text keep their order.
+        answers = filter(None, [self._begin(request) for request in requests])
+        # The stub of 2.51 keeps a call forever that has ended by the time it takes note of it.
+        await asyncio.gather(asyncio.sleep(POLL_SECONDS), *answers)
 
-    async def _answer(self, request: Any) -> None:
-        sender = request.get_response_sender()
-        speech = asyncio.create_task(self._speak(request, sender))
+    def _begin(self, request: Any) -> Coroutine[Any, Any, object] | None:
+        """What speaks the answer of a request; None when it was only the next piece of a session."""
+        sender, id = request.get_response_sender(), request.correlation_id()
+        if id and not request.flags() & SEQUENCE_START:
+            self._write(request, sender, id)
+            return None
+        try:
+            inputs = self._inputs(request)
+            if not id:
+                if "flush" in inputs:
+                    raise InvalidInput("flush", "needs a session: a correlation id, and a request that starts it")
+                return self._answer(sender, inputs)
+            piece, others = _split(inputs, ends=bool(request.flags() & SEQUENCE_END))
+            if "timestamps" in others and others["timestamps"][0]:
+                raise Unsupported("timestamps: words are timed only where the text comes as a whole")
+            return self._answer_session(sender, others, self._sessions.open(id, piece), id)
+        except Exception as error:
+            sender.send(final_failure(error), flags=FINAL)
+        return None
+
+    def _write(self, request: Any, sender: Any, id: int | str) -> None:
+        """Take the next piece of a session. What is wrong with it is told to whoever opened the session, and ends it:
+
+        an error of its own would end the stream under the session's feet, which Triton 2.51 may not survive.
+        """
+        try:
+            session = self._sessions.find(id)
+        except InvalidInput as error:
+            sender.send(final_failure(error), flags=FINAL)
+            return
+        try:
+            piece, others = _split(self._inputs(request), ends=bool(request.flags() & SEQUENCE_END))
+            for name in others:
+                raise InvalidInput(name, "belongs in the request that starts the session")
+            session.write(piece)
+        except Exception as error:
+            session.fail(error)
+        sender.send(flags=FINAL)
+
+    async def _answer_session(self, sender: Any, inputs: Tensors, session: Session, id: int | str) -> None:
+        failed = await self._answer(sender, inputs, session)
+        (self._sessions.close_failed if failed else self._sessions.close)(id)
+
+    async def _answer(self, sender: Any, inputs: Tensors, session: Session | None = None) -> bool:
+        """Whether the answer ended with an error."""
+        speech = asyncio.create_task(self._speak(sender, inputs, session))
+        if session is not None:
+            session.on_failure = speech.cancel
+            if session.error:
+                speech.cancel()
         watch = asyncio.create_task(_cancel_when_gone(sender, speech))
         last: Any = None
         try:
             await speech
         except asyncio.CancelledError:
-            self._cancelled.add(1)
-            last = final_failure(Cancelled("the client closed the stream"))
+            if session is not None and session.error:
+                last = final_failure(session.error)
+            else:
+                self._cancelled.add(1)
+                last = final_failure(Cancelled("the client closed the stream"))
         except Exception as error:
             self._refused.add(isinstance(error, Overloaded))
             last = final_failure(error)
@@ -66,9 +131,10 @@ class Tts:
                 sender.send(last, flags=FINAL)
             else:
                 sender.send(flags=FINAL)
+        return last is not None
 
-    async def _speak(self, request: Any, sender: Any) -> None:
-        async with aclosing(self._synthesizer.speak(self._inputs(request))) as chunks:
+    async def _speak(self, sender: Any, inputs: Tensors, session: Session | None) -> None:
+        async with aclosing(self._synthesizer.speak(inputs, session)) as chunks:
             async for chunk in chunks:
                 self._active.set(self._admission.active)
                 self._samples.add(len(chunk.audio))
@@ -100,3 +166,10 @@ async def _cancel_when_gone(sender: Any, speech: asyncio.Task[None]) -> None:
     while not sender.is_cancelled():  # noqa: ASYNC110 - there is nothing to wait on
         await asyncio.sleep(POLL_SECONDS)
     speech.cancel()
+
+
+def _split(inputs: Tensors, *, ends: bool) -> tuple[Written, Tensors]:
+    """The piece of text in a request of a session, and its other inputs."""
+    own = values({name: inputs[name] for name in ("text", "flush") if name in inputs}, TTS)
+    piece = Written(own.get("text", ""), flush=own.get("flush", False), end=ends)
+    return piece, {name: value for name, value in inputs.items() if name not in own}

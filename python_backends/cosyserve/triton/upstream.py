@@ -11,6 +11,7 @@ from typing import Any
 
 from cosyserve.contracts import COSYVOICE2, COSYVOICE3, Tensors
 from cosyserve.errors import CosyServeError, Unsupported
+from cosyserve.pipeline.session import Session
 from cosyserve.pipeline.timeline import Chunk
 from cosyserve.triton.adapter import FINAL, final_failure, read_inputs, read_settings
 from cosyserve.triton.tts import Tts
@@ -38,9 +39,9 @@ class Upstream(Tts):
         for request in requests:
             request.get_response_sender().send(final_failure(error), flags=FINAL)
 
-    async def _speak(self, request: Any, sender: Any) -> None:
+    async def _speak(self, sender: Any, inputs: Tensors, session: Session | None) -> None:
         try:
-            await super()._speak(request, sender)
+            await super()._speak(sender, inputs, session)
         except CosyServeError as error:
             raise renamed(error) from None
 
