@@ -79,3 +79,17 @@ def test_upstream_s_prefix_changes_nothing(client3: Client, audio: SpeechOptions
     written: SpeechOptions = {**audio, "prompt_text": f"You are a helpful assistant.<|endofprompt|>{TRANSCRIPT}"}
     plain = client3.synthesize(TEXT, seed=5, **options("zero_shot", audio)).pcm
     np.testing.assert_array_equal(client3.synthesize(TEXT, seed=5, **written).pcm, plain)
+
+
+@pytest.mark.parametrize("mode", ["stored voice", "zero_shot", "instruct"])
+def test_text_in_pieces(client3: Client, audio: SpeechOptions, mode: str) -> None:
+    def told(pieces: list[str]) -> list[int]:
+        with client3.session(seed=3, **options(mode, audio)) as session:
+            for piece in pieces:
+                session.push(piece)
+            session.end()
+            return [sample for chunk in session for sample in chunk.pcm.tolist()]
+
+    whole = told([TEXT])
+    assert max(whole) > 100
+    assert told(list(TEXT)) == whole
