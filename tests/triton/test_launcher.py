@@ -144,7 +144,7 @@ def test_say_writes_a_file(server: Live, tmp_path: Path) -> None:
     [
         (["Hello.", "--voice", "nobody"], "NOT_FOUND no voice named 'nobody'"),
         (["..."], "INVALID_ARGUMENT text: "),
-        (["Hello.", "--speed", "2"], "UNIMPLEMENTED speed: "),
+        (["Hello.", "--speed", "9"], "INVALID_ARGUMENT speed: "),
         (["Hello.", "--prompt-text", "alone"], "INVALID_ARGUMENT prompt_text: "),
         (["Hello.", "--prompt-wav", "missing.wav"], "missing.wav"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from cosyserve.metrics import AUDIO_SAMPLES
 from cosyserve.upstream import SEED
 from cosyserve_client import Client, SpeechOptions, SpeechRequest
 
+RECORDED3 = Path(__file__).parents[1] / "data" / "cosyvoice3-tiny"
 TEXT = "Streamed to a client that was written for another server."
 
 
@@ -116,3 +118,16 @@ def test_a_batch_dimension_is_needed(server: Live) -> None:
     answer = call(server.url, words("target_text", "Hi."), model="cosyvoice2")
     assert answer.code == IN_BODY
     assert "target_text" in answer.message
+
+
+@pytest.mark.skipif(not RECORDED3.is_dir(), reason="the recorded set of CosyVoice 3 is not here")
+def test_version_3_has_the_same_contract(server3: Live, prompt: SpeechOptions) -> None:
+    audio, transcript = prompt["prompt_audio"], prompt["prompt_text"]
+    written = f"You are a helpful assistant.<|endofprompt|>{transcript}"
+    chunks, prefixed = heard(server3, "cosyvoice3", inputs(TEXT, audio, transcript), inputs(TEXT, audio, written))
+    with Client(server3.url, stream_timeout=120) as client:
+        wanted = client.synthesize(SpeechRequest.of(TEXT, **prompt), seed=SEED).pcm
+    np.testing.assert_array_equal(np.concatenate(chunks) * 32768, wanted)
+    np.testing.assert_array_equal(np.concatenate(prefixed), np.concatenate(chunks))
+    with pytest.raises(InferenceServerException, match="weights are of CosyVoice 3"):
+        heard(server3, "cosyvoice2", inputs(TEXT))
