@@ -8,18 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from live import Live, running
+from live import Live
 
 from cosyserve_client import AsyncClient, Client, SpeechOptions, read_prompt
 
 TEXT = "We planted three rows of beans."
 TRANSCRIPT = "Good morning, the train to the harbor leaves at nine."
-
-
-@pytest.fixture(scope="module")
-def server3(weights3: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    with running(weights3, tmp_path_factory.mktemp("server3") / "triton.log") as live:
-        yield live
 
 
 @pytest.fixture(scope="module")
