@@ -231,6 +231,7 @@ class Frontend:
         follows is not known (upstream does not read them at all in this mode).
         """
         parts: list[list[int]] = [[]]
+        texts = [""]
 
         def take(word: str) -> None:
             nonlocal held
@@ -238,17 +239,21 @@ class Frontend:
                 return
             spoken = self._spoken(word)
             spaced = held > 0 and word.startswith(" ") and not contains_chinese(word)
-            ids = self._tokenizer.encode_user(" " * spaced + spoken)
+            said = " " * spaced + spoken
+            ids = self._tokenizer.encode_user(said)
             for start in range(0, len(ids), self._longest_segment):
                 some = ids[start : start + self._longest_segment]
                 if held + len(some) > self._longest_segment:
                     close()
+                texts[-1] += said
+                said = ""
                 parts[-1] += some
                 held += len(some)
 
         def close() -> None:
             nonlocal held
             parts.append([])
+            texts.append("")
             held = 0
 
         for word in words(text):
@@ -261,7 +266,7 @@ class Frontend:
                 close()
         return Utterance(
             segments=[np.array(part, np.int32) for part in parts],
-            texts=[],
+            texts=texts,
             speech=[],
             prompt_text_tokens=_NO_TOKENS,
             llm_prompt_tokens=_NO_TOKENS,

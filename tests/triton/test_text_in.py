@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from raw import IN_BODY, Input, call, numbers, words
 
 from cosyserve.limits import MAX_TEXT_CHARS
+from cosyserve.text.words import words as caption
 from cosyserve_client import AsyncClient, AudioChunk, Client, InvalidArgument, SpeechOptions, wire
 
 Pcm = NDArray[np.int16]
@@ -203,7 +204,6 @@ def test_a_piece_of_no_session_is_refused(server: Live) -> None:
         ("source_audio", (words("mode", "vc"),)),
         ("mode", (words("mode", "opera"),)),
         ("voice", (words("voice", "nobody"),)),
-        ("timestamps", (numbers("timestamps", "BOOL", [1]),)),
     ],
 )
 def test_wrong_openings_are_refused_and_leave_the_id_free(
@@ -228,3 +228,14 @@ def test_a_piece_that_is_too_long_ends_the_session_with_a_reason(server: Live, c
         with pytest.raises(InvalidArgument, match=f"text: has {MAX_TEXT_CHARS + 1} characters"):
             next(session)
     server.wait_idle()
+
+
+def test_a_session_has_speeds_rates_and_words_too(client: Client) -> None:
+    text = TEXT.replace("3", "three")
+    plain = told(client, by_word(text), seed=3)
+    shaped = told(client, CUTS["threes"](text), seed=3, speed=0.5, sample_rate=8000, timestamps=True)
+    assert len(pcm(shaped)) == len(pcm(plain)) * 2 // 3
+    timed = [word for chunk in shaped for word in chunk.words]
+    assert [word.text for word in timed] == caption(text)
+    assert [word.start for word in timed] == sorted(word.start for word in timed)
+    assert timed[-1].start < shaped[-1].sample_offset / 8000

@@ -41,7 +41,9 @@ def test_only_blanks_are_lost(text: str) -> None:
     assert all(duration(word) >= 0 for word in words(text))
 
 
-def chunked(captions: Captions, segment: int, offset: int, chunks: list[int], known_at: int) -> list[list[Word]]:
+def chunked(
+    captions: Captions, text: str, chunks: list[int], known_at: int, segment: int = 0, offset: int = 0
+) -> list[list[Word]]:
     """The words of each chunk of a segment whose length is known from chunk `known_at` on."""
     made = np.cumsum(chunks)
     found = []
@@ -50,7 +52,7 @@ def chunked(captions: Captions, segment: int, offset: int, chunks: list[int], kn
         so_far = made[-1] if ended else made[i]
         found.append(
             captions.chunk(
-                segment, offset + before, before, samples, made=float(so_far), ended=ended or last, last=last
+                segment, text, offset + before, before, samples, made=float(so_far), ended=ended or last, last=last
             )
         )
     return found
@@ -68,11 +70,11 @@ spoken = st.lists(
 @settings(deadline=None)
 @given(spoken)
 def test_every_word_begins_once_and_in_its_chunk(spoken: list[tuple[str, list[int], int]]) -> None:
-    captions = Captions([text for text, _, _ in spoken], RATE, speed=1.0)
+    captions = Captions(RATE, speed=1.0)
     offset = 0
     starts = []
     for segment, (text, chunks, known_at) in enumerate(spoken):
-        found = chunked(captions, segment, offset, chunks, known_at)
+        found = chunked(captions, text, chunks, known_at, segment, offset)
         assert [word.text for chunk in found for word in chunk] == words(text)
         for samples, chunk in zip(chunks, found, strict=True):
             assert all(offset - 1e-6 <= word.start * RATE <= offset + samples + 1e-6 for word in chunk)
@@ -87,7 +89,7 @@ def off(lang: str, chunk: float, known_at: int) -> list[float]:
     for text, seconds, starts in TIMINGS[lang]:
         samples = round(seconds * RATE)
         chunks = [len(part) for part in np.array_split(np.arange(samples), max(1, round(seconds / chunk)))]
-        found = chunked(Captions([text], RATE, speed=1.0), 0, 0, chunks, known_at)
+        found = chunked(Captions(RATE, speed=1.0), text, chunks, known_at)
         estimates = [word.start for part in found for word in part]
         errors += [abs(e - t) for e, t in zip(estimates, starts, strict=True) if t is not None]
     return errors
@@ -107,21 +109,31 @@ def test_a_wrong_guess_is_made_good() -> None:
     text = "word " * 20
     guessed = sum(map(duration, words(text))) / 17
     chunks = [round(2 * guessed * RATE / 8)] * 8
-    found = chunked(Captions([text], RATE, speed=1.0), 0, 0, chunks, known_at=2)
+    found = chunked(Captions(RATE, speed=1.0), text, chunks, known_at=2)
     assert 10 <= sum(map(len, found[:2])) <= 11  # twice their share
     assert all(1 <= len(chunk) <= 2 for chunk in found[2:])
 
 
 def test_a_segment_is_guessed_by_the_pace_of_those_before() -> None:
-    texts = ["word " * 20, "word " * 20]
-    captions = Captions(texts, RATE, speed=1.0)
+    captions = Captions(RATE, speed=1.0)
     chunks = [1500] * 8
-    chunked(captions, 0, 0, chunks, known_at=0)
-    found = chunked(captions, 1, sum(chunks), chunks, known_at=9)
+    chunked(captions, "word " * 20, chunks, known_at=0)
+    found = chunked(captions, "word " * 20, chunks, known_at=9, segment=1, offset=sum(chunks))
     assert max(map(len, found)) == 3  # 2.5 each; at the first guess they would be 5
 
 
 def test_the_first_guess_knows_the_speed() -> None:
     text = "word " * 20
-    heard = [chunked(Captions([text], RATE, speed), 0, 0, [500] * 10, known_at=9)[0] for speed in (1.0, 2.0)]
+    heard = [chunked(Captions(RATE, speed), text, [500] * 10, known_at=9)[0] for speed in (1.0, 2.0)]
     assert len(heard[1]) == 2 * len(heard[0])
+
+
+def test_words_that_arrive_while_others_are_spoken_follow_them() -> None:
+    captions = Captions(RATE, speed=1.0)
+    texts = ["one two", "one two three four", "one two three four five"]
+    found = [
+        captions.chunk(0, text, 1000 * i, 1000 * i, 1000, made=1000.0 * (i + 1), ended=i == 2, last=i == 2)
+        for i, text in enumerate(texts)
+    ]
+    assert [[word.text for word in chunk] for chunk in found] == [["one", "two"], ["three", "four"], ["five"]]
+    assert all(i <= word.start < i + 1 for i, chunk in enumerate(found) for word in chunk)

@@ -38,18 +38,21 @@ class Dictated(FakeStages):
         self.requests.append(request)
         await self._reach("frontend")
         ids = [ord(char) for char in request["text"][0].decode()] if "text" in request else []
-        lengths = [0]
+        lengths, texts = [0], [""]
         held = int(request["continues"][0])
-        for _ in ids:
+        for id in ids:
             lengths[-1] += 1
+            texts[-1] += chr(id)
             held += 1
             if held == self.segment:
                 lengths.append(0)
+                texts.append("")
                 held = 0
         return {
             "text_tokens": np.array(ids, np.int32),
             "speech_tokens": np.zeros(0, np.int32),
             "segment_lengths": np.array(lengths, np.int32),
+            "segment_texts": np.array([part.encode() for part in texts], object),
             "prompt_text_tokens": np.array([7], np.int32),
             "llm_prompt_tokens": np.array([9], np.int32),
             "llm_speaker_embedding": np.zeros(0, np.float32),
@@ -109,7 +112,8 @@ def session(*pieces: str, idle: float = 5, end: bool = True) -> Session:
 
 async def speak(stages: Dictated, written: Session) -> list[Chunk]:
     speaker = Synthesizer(stages, GRID, Admission(1))
-    async with aclosing(speaker.speak({"seed": np.array([5])}, written)) as chunks:
+    request: Tensors = {"seed": np.array([5]), "timestamps": np.array([True])}
+    async with aclosing(speaker.speak(request, written)) as chunks:
         return [chunk async for chunk in chunks]
 
 
@@ -118,6 +122,7 @@ async def test_the_text_is_spoken_whatever_its_pieces(pieces: list[str]) -> None
     stages = Dictated()
     chunks = await speak(stages, session(*pieces))
     assert heard(chunks) == {0: "one two"}
+    assert [word.text for chunk in chunks for word in chunk.words] == ["one", "two"]
     assert [chunk.final for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     assert stages.idle
 

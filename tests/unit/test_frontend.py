@@ -372,6 +372,7 @@ def test_complete_words_of_a_text_that_goes_on(frontend: Frontend, tokenizer: To
     assert [len(first.segments), len(second.segments)] == [1, 1]
     said = np.concatenate([*first.segments, *second.segments]).tolist()
     assert said == tokenizer.encode_user("Hello there, you two")
+    assert [*first.texts, *second.texts] == ["Hello there,", " you two"]
     assert [len(part) for part in (first.speaker_embedding, first.prompt_mel, first.llm_prompt_tokens)] == [0, 0, 0]
 
 

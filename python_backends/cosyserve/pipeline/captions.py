@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cosyserve.text.words import LETTERS_PER_SECOND, duration, words
@@ -34,15 +33,14 @@ class Captions:
     segment began.
 
     Args:
-        texts: of the segments.
         sample_rate: Hz of the audio.
         speed: of the speech.
     """
 
-    def __init__(self, texts: Sequence[str], sample_rate: int, speed: float) -> None:
-        self._texts = texts
+    def __init__(self, sample_rate: int, speed: float) -> None:
         self._rate = sample_rate
         self._segment = -1
+        self._known = 0  # words of the segment
         self._words: deque[tuple[str, int]] = deque()  # not begun, with the letters of the segment before each
         self._letters = 0  # of the segment
         self._reached = 0.0  # letters of the segment that are spoken
@@ -50,12 +48,13 @@ class Captions:
         self._heard, self._said = sample_rate / speed, LETTERS_PER_SECOND
 
     def chunk(
-        self, segment: int, offset: int, before: int, samples: int, *, made: float, ended: bool, last: bool
+        self, segment: int, text: str, offset: int, before: int, samples: int, *, made: float, ended: bool, last: bool
     ) -> list[Word]:
         """The words that begin in a chunk.
 
         Args:
             segment: index of its segment.
+            text: of the segment, as far as it is there.
             offset: samples of the utterance before the chunk.
             before: samples of its segment before the chunk.
             samples: in the chunk.
@@ -63,24 +62,26 @@ class Captions:
             ended: no token follows.
             last: no audio of the segment follows.
         """
-        if segment != self._segment:
-            self._begin(segment)
+        self._read(segment, text)
         length = made if ended else max(made, self._letters * self._heard / self._said)
         share = 1.0 if last else min(1.0, samples / max(length - before, 1.0))
         step = share * (self._letters - self._reached)
         begun = []
         while self._words and (last or self._words[0][1] < self._reached + step):
-            text, position = self._words.popleft()
+            word, position = self._words.popleft()
             inside = (position - self._reached) / step if step else 0.0
-            begun.append(Word(text, (offset + inside * samples) / self._rate))
+            begun.append(Word(word, (offset + inside * samples) / self._rate))
         self._reached += step
         if last:
             self._heard += before + samples
             self._said += self._letters
         return begun
 
-    def _begin(self, segment: int) -> None:
-        self._segment, self._letters, self._reached = segment, 0, 0.0
-        for word in words(self._texts[segment]):
+    def _read(self, segment: int, text: str) -> None:
+        if segment != self._segment:
+            self._segment, self._known, self._letters, self._reached = segment, 0, 0, 0.0
+        found = words(text)
+        new, self._known = found[self._known :], len(found)
+        for word in new:
             self._words.append((word, self._letters))
             self._letters += duration(word)

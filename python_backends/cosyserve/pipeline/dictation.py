@@ -73,20 +73,21 @@ class Dictation:
         }
         features = await self._frontend(request)
         bounds = np.cumsum(features["segment_lengths"])[:-1]
-        first, *others = np.split(features["text_tokens"].astype(np.int32), bounds)
-        self._add(first)
-        for part in others:
-            self._close(ends=False)
-            self._add(part)
+        parts = np.split(features["text_tokens"].astype(np.int32), bounds)
+        for index, (part, text) in enumerate(zip(parts, features["segment_texts"], strict=True)):
+            if index:
+                self._close(ends=False)
+            self._add(part, text.decode())
 
-    def _add(self, ids: Ids) -> None:
+    def _add(self, ids: Ids, text: str) -> None:
         if not len(ids):
             return
         self._held += len(ids)
         if self._open is not None and self._open.arriving is not None:
+            self._open.spoken += text
             self._open.arriving.put_nowait(ids)
             return
-        self._open = Segment(ids, segment_seed(self._seed, self._count), arriving=asyncio.Queue())
+        self._open = Segment(ids, segment_seed(self._seed, self._count), text, arriving=asyncio.Queue())
         self._count += 1
         self._begun.put_nowait(self._open)
 

@@ -106,7 +106,7 @@ class Synthesizer:
             sample_rate = int(request["sample_rate"][0]) if "sample_rate" in request else self._grid.sample_rate
             speech = _Speech(self._stages, features, source, self._ids, self._grid)
             wave = _Wave(self._stages, next(self._ids), sample_rate)
-            timeline = _timeline(self._grid, request, features, sample_rate)
+            timeline = _timeline(self._grid, request, sample_rate)
             shape = {t.name: request[t.name] for t in HIFT.inputs if t.name in request}
             try:
                 # The prompt is worked on, and a full server refuses, while the first tokens are generated.
@@ -115,7 +115,7 @@ class Synthesizer:
                 while segment := await speech.segment(index):
                     async for audio, last in self._speak_segment(speech, wave, segment, stream):
                         tokens = len(segment.tokens)
-                        yield timeline.chunk(audio, index, tokens, ended=segment.ended, last=last)
+                        yield timeline.chunk(audio, index, segment.spoken, tokens, ended=segment.ended, last=last)
                     index += 1
                 yield timeline.end()
             finally:
@@ -276,13 +276,11 @@ class _Speech:
             await self._taken.wait()
 
 
-def _timeline(grid: Grid, request: Tensors, features: Tensors, sample_rate: int) -> Timeline:
+def _timeline(grid: Grid, request: Tensors, sample_rate: int) -> Timeline:
     speed = float(request["speed"][0]) if "speed" in request else 1.0
     samples_per_token = grid.samples_per_token / speed * sample_rate / grid.sample_rate
-    if "timestamps" not in request or not request["timestamps"][0]:
-        return Timeline(samples_per_token)
-    texts = [text.decode() for text in features["segment_texts"]]
-    return Timeline(samples_per_token, Captions(texts, sample_rate, speed) if texts else None)
+    timed = "timestamps" in request and request["timestamps"][0]
+    return Timeline(samples_per_token, Captions(sample_rate, speed) if timed else None)
 
 
 _LLM_PROMPT = ("prompt_text_tokens", "llm_prompt_tokens", "llm_speaker_embedding")

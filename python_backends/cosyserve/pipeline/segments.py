@@ -20,12 +20,14 @@ class Segment:
     """One segment: the text to speak and the speech tokens generated so far, or in mode vc all of them and no text.
 
     Attributes:
+        spoken: the text in words, as far as it is there.
         arriving: where the text goes on, piece by piece, with None at its end; None when `text` is all of it.
         ends: the utterance ends with it. Where text arrives that may turn out late, or not at all.
     """
 
     text: Ids
     seed: NDArray[np.int64]
+    spoken: str = ""
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
     ends: bool = False
@@ -54,9 +56,13 @@ class Features:
         seeds = (segment_seed(seed, index) for index in range(len(parts)))
         if given:
             nothing = np.zeros(0, np.int32)
-            made = [Segment(nothing, seed, part.tolist(), ended=True) for part, seed in zip(parts, seeds, strict=True)]
+            made = [
+                Segment(nothing, seed, tokens=part.tolist(), ended=True)
+                for part, seed in zip(parts, seeds, strict=True)
+            ]
         else:
-            made = [Segment(part, seed) for part, seed in zip(parts, seeds, strict=True)]
+            texts = [text.decode() for text in features["segment_texts"]]
+            made = [Segment(*segment) for segment in zip(parts, seeds, texts, strict=True)]
         made[-1].ends = True
         self._segments = made
 

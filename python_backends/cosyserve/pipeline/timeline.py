@@ -44,12 +44,13 @@ class Timeline:
         self._samples = 0  # of the segment
         self._tokens = 0  # of the segment
 
-    def chunk(self, audio: Pcm, segment: int, tokens: int, *, ended: bool, last: bool) -> Chunk:
+    def chunk(self, audio: Pcm, segment: int, text: str, tokens: int, *, ended: bool, last: bool) -> Chunk:
         """The next chunk.
 
         Args:
             audio: of this segment.
             segment: its index, not below the one before.
+            text: of the segment, as far as it is there.
             tokens: of the segment that are generated.
             ended: those are all.
             last: no audio of the segment follows.
@@ -63,7 +64,7 @@ class Timeline:
         words: list[Word] = []
         if self._captions:
             made = tokens * self._samples_per_token
-            words = self._captions.chunk(segment, offset, before, len(audio), made=made, ended=ended, last=last)
+            words = self._captions.chunk(segment, text, offset, before, len(audio), made=made, ended=ended, last=last)
         return Chunk(audio, offset, start, self._tokens - start, segment, tuple(words), final=False)
 
     def end(self) -> Chunk:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cosyserve.contracts import TTS, Tensors
-from cosyserve.errors import Cancelled, InvalidInput, Overloaded, Unsupported
+from cosyserve.errors import Cancelled, InvalidInput, Overloaded
 from cosyserve.load import load_grid
 from cosyserve.metrics import ACTIVE_STREAMS, AUDIO_SAMPLES, CANCELLED, REFUSED
 from cosyserve.pipeline.admission import Admission
@@ -74,8 +74,6 @@ class Tts:
                     raise InvalidInput("flush", "needs a session: a correlation id, and a request that starts it")
                 return self._answer(sender, inputs)
             piece, others = _split(inputs, ends=bool(request.flags() & SEQUENCE_END))
-            if "timestamps" in others and others["timestamps"][0]:
-                raise Unsupported("timestamps: words are timed only where the text comes as a whole")
             return self._answer_session(sender, others, self._sessions.open(id, piece), id)
         except Exception as error:
             sender.send(final_failure(error), flags=FINAL)
