@@ -52,9 +52,9 @@ def run(command: str, folder: Path) -> str:
     return done.stdout
 
 
-def seconds(path: Path) -> float:
+def seconds(path: Path, rate: int = 24_000) -> float:
     with wave.open(str(path)) as wav:
-        assert (wav.getframerate(), wav.getnchannels(), wav.getsampwidth()) == (24_000, 1, 2)
+        assert (wav.getframerate(), wav.getnchannels(), wav.getsampwidth()) == (rate, 1, 2)
         return wav.getnframes() / wav.getframerate()
 
 
@@ -93,11 +93,14 @@ def test_make_demo_writes_a_wave_file_and_says_that_it_is_noise() -> None:
     assert seconds(ROOT / "demo.wav") > 1
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("cosyserve say")])
-def test_say(served: Path, command: str) -> None:
-    output = command.rsplit(" -o ", 1)[1]
-    run(command, served)
-    assert seconds(served / output) > 0.5
+def test_say_and_voice_in_the_order_of_the_readme(served: Path) -> None:
+    for command in (c for c in COMMANDS if c.startswith(("cosyserve say", "cosyserve voice"))):
+        printed = run(command, served)
+        if found := re.search(r" -o (\S+)", command):
+            rate = re.search(r"--sample-rate (\d+)", command)
+            assert seconds(served / found[1], int(rate[1]) if rate else 24_000) > 0.5
+        if command == "cosyserve voice list":
+            assert "anna" in printed
 
 
 def test_bench(served: Path) -> None:
@@ -140,8 +143,8 @@ def test_extras_exist() -> None:
 
 
 def test_every_command_is_run_somewhere() -> None:
-    here = ("make demo", "cosyserve-build prepare", "cosyserve serve", "cosyserve say", "cosyserve-build verify")
-    here += ("cosyserve bench", "locust", "cosyserve-build export")
+    here = ("make demo", "cosyserve-build prepare", "cosyserve serve", "cosyserve say", "cosyserve voice")
+    here += ("cosyserve-build verify", "cosyserve bench", "locust", "cosyserve-build export")
     left = [c for c in COMMANDS if not c.startswith((*here, *MEASURED)) and not INSTALL.fullmatch(c)]
     assert set(left) == set(ELSEWHERE)
 
