@@ -27,7 +27,7 @@ from cosyserve.load import load_flow_networks, load_hift_networks
 from cosyserve.serve import Server, free_port
 from cosyserve.settings import Settings
 from cosyserve.voices import VoiceStore
-from cosyserve.weights import Weights
+from cosyserve.weights import VOICES_FOLDER, Weights
 from cosyserve_client import Client
 
 SENTENCE = "The small boat drifted slowly across the quiet lake. "
@@ -66,7 +66,7 @@ class Model:
 
 def first_voice(folder: Path) -> FlowVoice:
     """The first voice of a weights folder."""
-    store = VoiceStore(folder / "voices")
+    store = VoiceStore(folder / VOICES_FOLDER)
     stored = store.get(store.list()[0])
     return FlowVoice(stored.flow_prompt_tokens, stored.prompt_mel, stored.speaker_embedding)
 

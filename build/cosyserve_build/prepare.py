@@ -32,7 +32,7 @@ from cosyserve.llm.qwen2 import SpeechLM
 from cosyserve.runtimes.torch.modules import weights_file
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve.voices import VoiceStore, voices_from_spk2info
-from cosyserve.weights import FORMAT, MANIFEST, sha256
+from cosyserve.weights import FORMAT, MANIFEST, VOICES_FOLDER, sha256
 from cosyserve_build import export
 from cosyserve_build.export_gguf import Quantisation, write_speech_gguf
 from cosyserve_build.folder import replaced
@@ -55,6 +55,7 @@ def prepare(
     """Write prepared weights for the bundle in `source` to the new folder `out`.
 
     Everything is written beside `out` first and moved there when it is complete, so `out` is never half a result.
+    Voices that users registered in earlier weights of the same CosyVoice version are kept.
 
     Args:
         source: a CosyVoice bundle in the official layout.
@@ -64,14 +65,29 @@ def prepare(
         llm_gguf: type of the matrices in ``llm.gguf``, which runs the language model in llama.cpp; None writes none.
 
     Raises:
-        BundleError: the bundle is unusable, `llm_gguf` does not fit its sizes, or `out` holds something else.
+        BundleError: the bundle is unusable, `llm_gguf` does not fit its sizes, or `out` holds something else, or
+            voices registered with another version.
         Unsupported: its version does not run on one of `runtimes`.
     """
     if out.exists() and not (out / MANIFEST).is_file() and any(out.iterdir()):
         raise BundleError(f"{out} holds files that are no prepared weights; name another folder")
     opened = bundle.read(source)
+    earlier = VoiceStore(out / VOICES_FOLDER)
+    registered = [card for card in earlier.cards() if card.created]
+    if registered and _version(out) != opened.version:
+        raise BundleError(f"{out} holds voices registered with another CosyVoice version; name another folder")
     with replaced(out) as folder:
         _write(opened, folder, report, runtimes, llm_gguf)
+        for card in registered:
+            voice = earlier.get(card.name)
+            VoiceStore(folder / VOICES_FOLDER).save(voice, consent=card.consent, created=card.created, replace=True)
+            report(f"voice {card.name}: kept")
+
+
+def _version(weights: Path) -> int | None:
+    """The CosyVoice version of prepared weights, whatever their format."""
+    version: int | None = json.loads((weights / MANIFEST).read_text("utf-8")).get("model", {}).get("version")
+    return version
 
 
 def _write(
@@ -105,8 +121,8 @@ def _write(
     tokenizer = whisper_tokenizer() if opened.version == 1 else Tokenizer.from_bundle(opened.tokenizer, opened.version)
     tokenizer.save(folder / "tokenizer.json")
     report("embedding tables, noise, tokenizer, speaker model and speech tokenizer: copied")
-    (folder / "voices").mkdir()
-    store = VoiceStore(folder / "voices")
+    (folder / VOICES_FOLDER).mkdir()
+    store = VoiceStore(folder / VOICES_FOLDER)
     speakers = {
         name: {key: value for key, value in entry.items() if isinstance(value, np.ndarray)}
         for name, entry in opened.spk2info().items()

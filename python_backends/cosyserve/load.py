@@ -29,7 +29,7 @@ from cosyserve.settings import Settings
 from cosyserve.text.normalize import preload
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve.voices import VoiceStore
-from cosyserve.weights import Weights, map_tensors
+from cosyserve.weights import VOICES_FOLDER, Weights, map_tensors
 
 
 def load_grid(settings: Settings) -> Grid:
@@ -62,7 +62,7 @@ def load_frontend(settings: Settings) -> Frontend:
 
 def load_voices(weights: Weights) -> VoiceStore:
     """Registered voices."""
-    return VoiceStore(weights.folder / "voices")
+    return VoiceStore(weights.folder / VOICES_FOLDER)
 
 
 def load_llm_networks(settings: Settings) -> LlmNetworks:

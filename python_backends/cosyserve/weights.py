@@ -18,6 +18,9 @@ FORMAT = 2
 
 MANIFEST = "manifest.json"
 
+VOICES_FOLDER = "voices"
+"""Of the registered voices, which come and go while the rest stays as it was prepared."""
+
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hex."""

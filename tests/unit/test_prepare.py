@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cosyserve.bundle import read
 from cosyserve.config import ModelConfig
 from cosyserve.errors import BundleError, WeightsError
 from cosyserve.limits import MAX_NOISE_FRAMES
-from cosyserve.voices import VoiceStore
+from cosyserve.voices import Voice, VoiceStore
 from cosyserve.weights import Weights, map_tensors, sha256
 from cosyserve_build import export
 from cosyserve_build.prepare import TOOLS, prepare
@@ -106,6 +107,31 @@ def test_earlier_weights_are_replaced(tmp_path: Path) -> None:
     prepare(BUNDLE, out)
     assert not (out / "stale.bin").exists()
     assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.usefixtures("without_graphs")
+def test_voices_that_users_registered_outlive_a_second_prepare(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(BUNDLE, out)
+    store = VoiceStore(out / "voices")
+    (bundled,) = store.list()
+    mine = replace(store.get(bundled), name="mine", prompt_text="What I say.")
+    store.save(mine, consent="I agree.", created="2026-01-02T03:04:05Z")
+    card = store.card("mine")
+    prepare(BUNDLE, out)
+    kept = VoiceStore(out / "voices")
+    assert kept.list() == sorted([bundled, "mine"])
+    assert kept.card("mine") == card
+    assert kept.get("mine").digest == mine.digest
+
+
+def test_voices_registered_with_another_version_are_not_lost(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    VoiceStore(out / "voices").save(Voice("mine", np.ones(192, np.float32)), created="2026-01-02T03:04:05Z")
+    (out / "manifest.json").write_text(json.dumps({"format": 2, "model": {"version": 3}}))
+    with pytest.raises(BundleError, match="another CosyVoice version"):
+        prepare(BUNDLE, out)
+    assert VoiceStore(out / "voices").list() == ["mine"]
 
 
 @pytest.mark.usefixtures("without_graphs")
