@@ -25,11 +25,12 @@ import psutil
 from measure import model_name
 from rich.progress import track
 
+from cosyserve.metrics import ACTIVE_STREAMS, FLOW_SEQUENCES, HIFT_SEQUENCES, LLM_SEQUENCES
 from cosyserve.serve import Server, free_port
 from cosyserve_client import AsyncClient
 
 TEXTS = ("Good morning.", "It is what it was.", "He waited.", "今天天气真不错。")
-GAUGES = ("active_streams", "llm_sequences", "flow_sequences", "hift_sequences")
+GAUGES = (ACTIVE_STREAMS, LLM_SEQUENCES, FLOW_SEQUENCES, HIFT_SEQUENCES)
 GROWTH = 2.0  # KiB an utterance: 4 MiB over 2,000, which is allocators' noise
 
 
@@ -117,9 +118,9 @@ async def _gauges(server: Server) -> dict[str, float]:
     while True:
         text = (await asyncio.to_thread(urllib.request.urlopen, url, timeout=5)).read().decode()
         found: dict[str, float] = defaultdict(float)
-        for name, value in re.findall(r"^cosyserve_(\w+)(?:{.*})? (\S+)$", text, re.M):
+        for name, value in re.findall(r"^(\w+)(?:{.*})? (\S+)$", text, re.M):
             found[name] += float(value)
-        values = {name: found[name] for name in GAUGES}
+        values = {gauge.name: found[gauge.name] for gauge in GAUGES}
         if not any(values.values()) or time.monotonic() > deadline:
             return values
         await asyncio.sleep(0.2)

@@ -112,6 +112,8 @@ class AsyncClient:
     def session(self, **options: Unpack[SpeechOptions]) -> AsyncSession:
         """An utterance whose text is written while it is spoken, for ``async with``; see `AsyncSession`.
 
+        `stream_timeout` bounds it as a whole.
+
         Raises:
             InvalidArgument: a value has the wrong type; every other error comes from the session.
         """

@@ -104,6 +104,8 @@ class Client:
     def session(self, **options: Unpack[SpeechOptions]) -> Session:
         """An utterance whose text is written while it is spoken, for ``with``; see `Session`.
 
+        `stream_timeout` bounds it as a whole.
+
         Raises:
             InvalidArgument: a value has the wrong type; every other error comes from the session.
         """

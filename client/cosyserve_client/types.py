@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class SpeechOptions(TypedDict, total=False):
-    """The fields of `SpeechRequest` besides its text, as keyword arguments of ``stream`` and ``synthesize``."""
+    """The fields of `SpeechRequest` besides its text: keyword arguments of ``stream``, ``session`` and ``synthesize``."""
 
     voice: str
     prompt_audio: NDArray[np.float32]
@@ -191,7 +191,7 @@ class AudioChunk:
     """One response of the server.
 
     Attributes:
-        pcm: mono int16 [samples], read-only; may be empty in the final chunk.
+        pcm: mono int16 [samples], read-only; empty in the final chunk.
         sample_offset: samples sent before this chunk.
         token_offset: speech tokens of this segment spoken before this chunk.
         token_count: speech tokens spoken in this chunk.

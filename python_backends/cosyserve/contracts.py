@@ -133,7 +133,7 @@ TTS = Model(
         Tensor("segment", "INT32", (1,), "index of the text segment"),
         Tensor("words", "BYTES", (-1,), "words, or characters of CJK, that begin in this chunk, UTF-8", optional=True),
         Tensor("word_starts", "FP32", (-1,), "seconds of audio before each, estimated", optional=True),
-        Tensor("final", "BOOL", (1,), "true on the last response, which may carry no audio"),
+        Tensor("final", "BOOL", (1,), "true on the last response, which carries no audio"),
     ),
     computes=False,
 )

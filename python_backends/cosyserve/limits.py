@@ -88,13 +88,14 @@ MAX_NOISE_FRAMES = 15_000
 """Mel frames of the fixed flow noise: 300 s of prompt and speech in one segment."""
 
 MAX_STREAMS = 64
-"""Most utterances in progress at once; flow and hift hold no more sequences. A settings field lowers it."""
+"""Most utterances in progress at once in each entry model. A settings field lowers it."""
 
 MAX_SEQUENCES = 2 * MAX_STREAMS
 """Most sequences of flow and hift: tts and the model of upstream's contract each bound their own streams."""
 
 MAX_LLM_SLOTS = MAX_STREAMS
-"""Default for sequences in one LLM step: one for each stream, so that none waits for another's segment to end."""
+"""Default for sequences in one LLM step: one for each stream of tts, so that none waits for another's
+segment to end."""
 
 STAGE_TIMEOUT_SECONDS = 120.0
 """Longest wait for one answer of an inner stage before the utterance fails."""
