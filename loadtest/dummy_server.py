@@ -32,6 +32,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from cosyserve.contracts import TTS
+from cosyserve.errors import CODE_END
 
 SAMPLE_RATE = 24_000
 CHUNK = 2400
@@ -109,7 +110,9 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
                 self.cancelled.release()
 
         context.add_callback(end)
-        pieces = self._pieces(requests)
+        first = next(requests)
+        session = first.parameters["sequence_id"].int64_param
+        pieces = self._pieces(first, session, requests)
         inputs = next(pieces)
         strict = ("triton_grpc_error", "true") in context.invocation_metadata()
 
@@ -117,7 +120,9 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
             answered.set()
             if strict:
                 context.abort(grpc.StatusCode[code], message)
-            return service_pb2.ModelStreamInferResponse(error_message=message)
+            return service_pb2.ModelStreamInferResponse(
+                error_message=f"{code}{CODE_END}{message}" if session else message
+            )
 
         text = _text(inputs)
         while not text and (piece := next(pieces, None)) is not None:
@@ -155,10 +160,9 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
                 yield sine_chunk(i, final=i == 4, word=words[i] if timed and i < len(words) else None)
         answered.set()
 
-    def _pieces(self, requests: Iterator[Any]) -> Iterator[dict[str, NDArray[Any]]]:
+    def _pieces(self, first: Any, session: int, others: Iterator[Any]) -> Iterator[dict[str, NDArray[Any]]]:
         """The inputs of a request and, if it opens a session, those of all others of the session."""
-        request = next(requests)
-        session = request.parameters["sequence_id"].int64_param
+        request = first
         assert request.parameters["sequence_start"].bool_param == (session != 0)
         while request is not None:
             assert request.parameters["sequence_id"].int64_param == session
@@ -168,7 +172,7 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
             yield inputs
             if not session or request.parameters["sequence_end"].bool_param:
                 return
-            request = next(requests, None)
+            request = next(others, None)
 
     def _count(self, streams: int) -> None:
         with self._lock:

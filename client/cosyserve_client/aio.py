@@ -112,8 +112,6 @@ class AsyncClient:
     def session(self, **options: Unpack[SpeechOptions]) -> AsyncSession:
         """An utterance whose text is written while it is spoken, for ``async with``; see `AsyncSession`.
 
-        `stream_timeout` bounds it as a whole.
-
         Raises:
             InvalidArgument: a value has the wrong type; every other error comes from the session.
         """
@@ -176,7 +174,8 @@ class AsyncClient:
         return wire.voices(await self._unary("ModelInfer", message, wire.VOICE_TIMEOUT_SECONDS))
 
     def _open_session(self) -> Any:
-        return self._connected().ModelStreamInfer(metadata=wire.HEADERS, timeout=self._stream_timeout)
+        # No deadline: a conversation may be long, and the server closes one that nobody writes to.
+        return self._connected().ModelStreamInfer()
 
     def _open(self, request: SpeechRequest) -> Any:
         return self._connected().ModelStreamInfer(
@@ -209,6 +208,7 @@ class AsyncSpeechStream:
         self._call: Any = None
         self._reader: wire.Reader  # comes with each call
         self._closed = False
+        self._error: CosyServeClientError | None = None
 
     def __aiter__(self) -> Self:
         return self
@@ -225,7 +225,8 @@ class AsyncSpeechStream:
             if closed:
                 raise _closed() from None
             raise
-        except BaseException:
+        except BaseException as error:
+            self._error = error if isinstance(error, CosyServeClientError) else None
             self._finish()
             raise
         if chunk is None:
@@ -336,8 +337,14 @@ class AsyncSession(AsyncSpeechStream):
         if self._call is None:
             raise CosyServeClientError("the session is not open: use it in `async with`")
         message = self._writer.message(piece, end=end)
+        if self._error is not None:
+            raise self._error
         try:
             await self._call.write(message)
+        except asyncio.CancelledError:
+            if self._closed:  # by another task
+                raise _closed() from None
+            raise
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the call is over; its status says why
             raise from_status(str(await self._call.code()), await self._call.details() or "") from None
 

@@ -104,8 +104,6 @@ class Client:
     def session(self, **options: Unpack[SpeechOptions]) -> Session:
         """An utterance whose text is written while it is spoken, for ``with``; see `Session`.
 
-        `stream_timeout` bounds it as a whole.
-
         Raises:
             InvalidArgument: a value has the wrong type; every other error comes from the session.
         """
@@ -168,6 +166,10 @@ class Client:
     def _open(self, requests: Iterator[Any]) -> Any:
         return self._connected().ModelStreamInfer(requests, metadata=wire.HEADERS, timeout=self._stream_timeout)
 
+    def _open_session(self, pieces: Iterator[Any]) -> Any:
+        # No deadline: a conversation may be long, and the server closes one that nobody writes to.
+        return self._connected().ModelStreamInfer(pieces)
+
     def _unary(self, method: str, request: Any, seconds: float = wire.UNARY_TIMEOUT_SECONDS) -> Any:
         try:
             return getattr(self._connected(), method)(request, timeout=seconds)
@@ -195,6 +197,7 @@ class SpeechStream:
         self._call: Any = None
         self._reader: wire.Reader  # comes with each call
         self._closed = False
+        self._error: CosyServeClientError | None = None
 
     def __iter__(self) -> Self:
         return self
@@ -204,7 +207,8 @@ class SpeechStream:
             raise StopIteration
         try:
             chunk = self._next()
-        except BaseException:
+        except BaseException as error:
+            self._error = error if isinstance(error, CosyServeClientError) else None
             self.close()
             raise
         if chunk is None:
@@ -305,7 +309,7 @@ class Session(SpeechStream):
 
     def __enter__(self) -> Self:
         self._reader = wire.Reader(self._request.sample_rate or self._client.sample_rate())
-        self._call = self._client._open(iter(self._pieces.get, None))
+        self._call = self._client._open_session(iter(self._pieces.get, None))
         self._write(self._request)
         return self
 
@@ -313,6 +317,8 @@ class Session(SpeechStream):
         if self._call is None:
             raise CosyServeClientError("the session is not open: use it in `with`")
         message = self._writer.message(piece, end=end)
+        if self._error is not None:
+            raise self._error
         if not self._call.is_active():  # its status says why
             raise _error(self._call)
         self._pieces.put(message)

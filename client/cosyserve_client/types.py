@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class SpeechOptions(TypedDict, total=False):
-    """The fields of `SpeechRequest` besides its text: keyword arguments of ``stream``, ``session`` and ``synthesize``."""
+    """The fields of `SpeechRequest` besides its text, as keyword arguments of what speaks."""
 
     voice: str
     prompt_audio: NDArray[np.float32]

@@ -18,12 +18,14 @@ from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import InferenceServerException
 
 from cosyserve.contracts import TTS, VOICES, Model
+from cosyserve.errors import CODE_END
 from cosyserve.limits import MAX_MESSAGE_BYTES
-from cosyserve_client.errors import CosyServeClientError, ServerError, StreamTruncated, invalid
+from cosyserve_client.errors import CosyServeClientError, ServerError, StreamTruncated, from_status, invalid
 from cosyserve_client.types import AudioChunk, SpeechRequest, Voice, VoiceRequest, Word
 
 HEADERS = (("triton_grpc_error", "true"),)
-"""Without it Triton's streaming errors carry no status code."""
+"""Without it Triton's streaming errors carry no status code. Not for sessions, whose errors carry it in the message:
+Triton 2.51 dies when it ends a stream with a status while further requests of that stream are under way."""
 
 STREAM_TIMEOUT_SECONDS = 600.0
 """Default for the longest stream: five minutes of audio made at half of real time."""
@@ -158,11 +160,12 @@ class Reader:
         """The audio of a ``ModelStreamInferResponse``.
 
         Raises:
-            ServerError: the response is an error without a status (a server that does not know `HEADERS`).
+            ServerError: the response is an error: of a session, or of a server that does not know `HEADERS`.
             CosyServeClientError: an output is missing.
         """
         if response.error_message:
-            raise ServerError("UNKNOWN", response.error_message)
+            code, _, message = response.error_message.partition(CODE_END)
+            raise from_status(code, message) if message else ServerError("UNKNOWN", response.error_message)
         try:
             result = InferResult(response.infer_response)
             outputs = {tensor.name: result.as_numpy(tensor.name) for tensor in TTS.outputs}

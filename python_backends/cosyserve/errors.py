@@ -100,6 +100,10 @@ class ServeError(CosyServeError):
     code = "FAILED_PRECONDITION"
 
 
+CODE_END = " | "
+"""Between code and message where an error has no other place for its code: those of inner models, and of sessions."""
+
+
 def passed_on(code: str, message: str) -> CosyServeError:
     """An error of an inner model, as the entry model raises it again."""
     error = CosyServeError(message)

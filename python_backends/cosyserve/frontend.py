@@ -133,6 +133,7 @@ class Frontend:
         Raises:
             InvalidInput: a field is wrong or missing; it is named.
             VoiceNotFound: no voice has the given name.
+            Unsupported: text in pieces for CosyVoice 1.
         """
         if request.continues is not None and self._config.version == 1:
             raise Unsupported("sequence_start: text in pieces needs CosyVoice 2 or 3; CosyVoice 1 wants the whole text")
@@ -230,6 +231,8 @@ class Frontend:
         A segment ends with the sentence in which it outgrows `SHORT`. Numbers are read word by word, because what
         follows is not known (upstream does not read them at all in this mode).
         """
+        if self._texts.split(text)[0]:
+            raise InvalidInput("text", "cannot bring an instruction in pieces; give it as instruct")
         parts: list[list[int]] = [[]]
         texts = [""]
 

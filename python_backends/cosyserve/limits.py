@@ -12,6 +12,9 @@ SESSION_IDLE_SECONDS = 30
 """Default for the longest pause of a writer, who holds a stream's place and memory: whoever calls a tool in the middle
 of an answer takes 10 to 20 s."""
 
+MAX_SESSION_IDLE_SECONDS = 100
+"""Longest such pause that can be set: the inner models, which wait for the text too, are given up after 120 s."""
+
 MAX_PROMPT_TEXT_CHARS = 1024
 """Characters of a prompt transcript: 30 s of fast speech has about 600."""
 

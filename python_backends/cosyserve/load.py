@@ -162,10 +162,8 @@ _ENCODERS: dict[type, Callable[[Any, Graph], Encoder]] = {
 def _torch_runs(weights: Weights, settings: Settings) -> None:
     """Refuses a runtime that has no networks of the weights' version."""
     if weights.config.version != 2:
-        version = weights.config.version
-        raise WeightsError(
-            f"setting runtime: {settings.runtime} does not run CosyVoice version {version}; use onnx, with precision fp32"
-        )
+        problem = f"{settings.runtime} does not run CosyVoice version {weights.config.version}"
+        raise WeightsError(f"setting runtime: {problem}; use onnx, with precision fp32")
 
 
 def _graph(weights: Weights, name: str, settings: Settings) -> OnnxGraph:

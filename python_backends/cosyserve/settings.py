@@ -34,7 +34,7 @@ class Settings:
         threads: cores that one network call may use.
         max_streams: utterances in progress at once.
         llm_slots: sequences that the LLM speaks at once, also those that wait for the rest of their text.
-        session_idle: seconds after which a session to which nothing is written is closed.
+        session_idle: seconds after which a session is closed in which nothing was written or heard.
         first_hop: fewest speech tokens in a segment's first audio chunk.
         max_hop: most speech tokens in one audio chunk.
         max_batch: streams in one call of flow or hift.
@@ -79,6 +79,8 @@ class Settings:
                 raise WeightsError(f"setting {name}: must be at least {least}")
         if self.max_streams > limits.MAX_STREAMS:
             raise WeightsError(f"setting max_streams: at most {limits.MAX_STREAMS}")
+        if self.session_idle > limits.MAX_SESSION_IDLE_SECONDS:
+            raise WeightsError(f"setting session_idle: at most {limits.MAX_SESSION_IDLE_SECONDS}")
 
     @property
     def llm_rows(self) -> int:

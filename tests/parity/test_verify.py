@@ -225,5 +225,6 @@ def test_inputs_that_are_only_fed_in_still_count(tmp_path: Path) -> None:
 
 
 def test_a_set_without_manifest_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bundle").symlink_to(TINY / "bundle")
     with pytest.raises(BundleError, match=r"manifest\.json"):
         verify(tmp_path)

@@ -239,3 +239,19 @@ def test_ids_of_sessions() -> None:
     for id in ("a", "b"):
         with pytest.raises(InvalidInput, match="sequence_id: names no open session"):
             sessions.find(id)
+
+
+async def test_a_session_is_idle_when_nothing_is_written_or_heard() -> None:
+    written = session(idle=0.3, end=False)
+    reading = asyncio.create_task(written.read())
+    for _ in range(5):
+        await asyncio.sleep(0.1)
+        written.heard()
+    assert not reading.done()
+    for blank in ("", " "):
+        await asyncio.sleep(0.1)
+        written.write(Written(blank, flush=False, end=False))
+        assert (await reading).text == blank
+        reading = asyncio.create_task(written.read())
+    with pytest.raises(SessionIdle):
+        await asyncio.wait_for(reading, 0.2)

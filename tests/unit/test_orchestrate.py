@@ -231,6 +231,22 @@ async def test_a_refused_opening_surfaces_at_once() -> None:
     assert admission.active == 0
 
 
+async def test_who_fell_behind_goes_before_others_by_no_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second chunk is made 50 s late, as after a pause in a session; GRID speaks 100 samples a second."""
+    now = [7.0]
+    monkeypatch.setattr(time, "monotonic_ns", lambda: int(now[0] * 1e9))
+    stages = FakeStages([160])
+
+    async def hook(point: str) -> None:
+        if point.startswith("token2wav 1.") and len(stages.steps) == 3:
+            now[0] += 50.0
+
+    stages.hook = hook
+    await speak(stages)
+    deadlines = [int(inputs["deadline"][0]) / 1e9 for _, inputs, _, _ in stages.steps]
+    np.testing.assert_allclose(deadlines, [7, 7, 8, 58, 60])
+
+
 async def test_deadlines_are_when_a_listener_runs_out_of_audio(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock stands at 7 s until the first audio comes, at 9 s; GRID speaks 100 samples a second."""
     now = [7.0]

@@ -71,6 +71,11 @@ def test_the_text_behind_an_instruction_is_normalised_and_split(frontend: Fronte
     assert [part.tolist() for part in segments] == [tokenizer.encode(sentence.replace("3", "三") * 2)] * 2
 
 
+def test_a_text_in_pieces_cannot_bring_an_instruction(frontend: Frontend) -> None:
+    with pytest.raises(InvalidInput, match="^text: .* give it as instruct"):
+        frontend(Request("a helpful assistant.<|endofprompt|>We", continues=3))
+
+
 def test_phones_work_inside_a_text_and_keep_their_stress(frontend: Frontend, tokenizer: Tokenizer) -> None:
     text = "[HH][EH1][L][OW0] 12 [breath]"
     (segment,) = frontend(Request(text, voice="full")).segments

@@ -76,6 +76,12 @@ def test_more_streams_than_sequences_are_refused() -> None:
         Settings.read({"max_streams": str(limits.MAX_STREAMS + 1)}, {})
 
 
+def test_a_session_may_not_be_idle_for_longer_than_the_stages_wait() -> None:
+    with pytest.raises(WeightsError, match=f"^setting session_idle: at most {limits.MAX_SESSION_IDLE_SECONDS}$"):
+        Settings.read({"session_idle": str(limits.MAX_SESSION_IDLE_SECONDS + 1)}, {})
+    assert limits.MAX_SESSION_IDLE_SECONDS < limits.STAGE_TIMEOUT_SECONDS
+
+
 def test_an_unknown_device_is_refused() -> None:
     with pytest.raises(WeightsError, match="^setting device: 'tpu' is none of cpu, cuda$"):
         Settings.read({"device": "tpu"}, {})

@@ -149,7 +149,6 @@ class _Wave:
         self._sequence = sequence
         self._sample_ns = 1e9 / sample_rate
         self._deadline = time.monotonic_ns()
-        self._sent = 0
         self._live = False
         self.prompt = 0  # tokens
 
@@ -165,9 +164,9 @@ class _Wave:
         audio = await self._call({"seed": seed, **_step(tokens, final)}, end=end)
         self._live = not end
         if len(audio):
-            began = self._deadline if self._sent else time.monotonic_ns()
+            # Who fell behind, or had no text to speak, is not ahead of all others until that is made good.
+            began = max(self._deadline, time.monotonic_ns())
             self._deadline = began + round(len(audio) * self._sample_ns)
-            self._sent += len(audio)
         return audio
 
     async def close(self) -> None:

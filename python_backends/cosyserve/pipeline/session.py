@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cosyserve.errors import InvalidInput, SessionIdle
@@ -27,7 +29,7 @@ class Session:
     """One writer, one reader, both in one event loop.
 
     Args:
-        idle_seconds: longest time without a piece while the reader waits for one.
+        idle_seconds: longest time in which nothing to speak is written and nothing is heard.
 
     Attributes:
         error: what was wrong with a piece; it ends the session.
@@ -39,6 +41,7 @@ class Session:
         self.on_failure: Callable[[], object] = lambda: None
         self._idle_seconds = idle_seconds
         self._pieces: asyncio.Queue[Written] = asyncio.Queue()
+        self._active = time.monotonic()
         self._chars = 0
         self._ended = False
 
@@ -56,7 +59,13 @@ class Session:
             raise InvalidInput("text", f"of one session has at most {MAX_SESSION_CHARS} characters; start another")
         self._chars += len(piece.text)
         self._ended = piece.end
+        if piece.text.strip() or piece.flush or piece.end:
+            self._active = time.monotonic()
         self._pieces.put_nowait(piece)
+
+    def heard(self) -> None:
+        """What was written is being spoken."""
+        self._active = time.monotonic()
 
     def fail(self, error: Exception) -> None:
         """End the session because of a piece."""
@@ -69,11 +78,11 @@ class Session:
         Raises:
             SessionIdle: none came in time.
         """
-        try:
-            async with asyncio.timeout(self._idle_seconds):
-                return await self._pieces.get()
-        except TimeoutError:
-            raise SessionIdle(f"nothing was written for {self._idle_seconds:g} s, so the session was closed") from None
+        while (left := self._active + self._idle_seconds - time.monotonic()) > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    return await self._pieces.get()
+        raise SessionIdle(f"nothing was written for {self._idle_seconds:g} s, so the session was closed")
 
 
 class Sessions:

@@ -15,12 +15,9 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from cosyserve.contracts import Model, Scheduling, Tensor, Tensors
-from cosyserve.errors import CosyServeError, InvalidInput, StageFailed, passed_on
+from cosyserve.errors import CODE_END, CosyServeError, InvalidInput, StageFailed, passed_on
 from cosyserve.metrics import Metric
 from cosyserve.settings import Settings
-
-CODE_END = " | "
-"""Between code and message in the errors of inner models."""
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 SEQUENCE_START = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
@@ -115,7 +112,11 @@ def read_outputs(answer: Any, model: Model) -> Tensors:
 
 
 def failure(error: BaseException) -> Any:
-    """The error response of an inner model; the code travels in the message, because BLS drops Triton's."""
+    """The error response of an inner model or of a session; the code travels in the message.
+
+    BLS drops Triton's code. And Triton 2.51 dies when it ends a stream with a status while further requests of that
+    stream are under way, as the pieces of a session are: who opens one asks for no status and reads the message.
+    """
     known = _known(error)
     return _error(f"{known.code}{CODE_END}{known}", known.code)
 

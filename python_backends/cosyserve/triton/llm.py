@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cosyserve.contracts import LLM, Tensors
-from cosyserve.errors import Cancelled, InvalidInput, StageFailed, Unsupported
+from cosyserve.errors import Cancelled, InvalidInput, StageFailed
 from cosyserve.limits import SEQUENCE_IDLE_SECONDS
 from cosyserve.llm.engine import Engine, Sequence
 from cosyserve.load import load_decoder, load_opening
@@ -96,7 +96,7 @@ class Llm:
                 return
             try:
                 self._engine.admit(sequence)
-            except (InvalidInput, Unsupported) as error:
+            except Exception as error:  # nobody else is to suffer for it
                 spoken.fail(error)
                 return
             self._live[sequence.id] = spoken

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cosyserve.contracts import TTS, Tensors
-from cosyserve.errors import Cancelled, InvalidInput, Overloaded
+from cosyserve.errors import Cancelled, CosyServeError, InvalidInput, Overloaded
 from cosyserve.load import load_grid
 from cosyserve.metrics import ACTIVE_STREAMS, AUDIO_SAMPLES, CANCELLED, REFUSED
 from cosyserve.pipeline.admission import Admission
@@ -23,6 +23,7 @@ from cosyserve.triton.adapter import (
     SEQUENCE_END,
     SEQUENCE_START,
     Instrument,
+    failure,
     final_failure,
     read_inputs,
     read_settings,
@@ -76,18 +77,18 @@ class Tts:
             piece, others = _split(inputs, ends=bool(request.flags() & SEQUENCE_END))
             return self._answer_session(sender, others, self._sessions.open(id, piece), id)
         except Exception as error:
-            sender.send(final_failure(error), flags=FINAL)
+            sender.send((failure if id else final_failure)(error), flags=FINAL)
         return None
 
     def _write(self, request: Any, sender: Any, id: int | str) -> None:
         """Take the next piece of a session. What is wrong with it is told to whoever opened the session, and ends it:
 
-        an error of its own would end the stream under the session's feet, which Triton 2.51 may not survive.
+        an error of its own could end the stream under the session's feet.
         """
         try:
             session = self._sessions.find(id)
         except InvalidInput as error:
-            sender.send(final_failure(error), flags=FINAL)
+            sender.send(failure(error), flags=FINAL)
             return
         try:
             piece, others = _split(self._inputs(request), ends=bool(request.flags() & SEQUENCE_END))
@@ -110,18 +111,19 @@ class Tts:
             if session.error:
                 speech.cancel()
         watch = asyncio.create_task(_cancel_when_gone(sender, speech))
+        tell = final_failure if session is None else failure
         last: Any = None
         try:
             await speech
         except asyncio.CancelledError:
             if session is not None and session.error:
-                last = final_failure(session.error)
+                last = tell(session.error)
             else:
                 self._cancelled.add(1)
-                last = final_failure(Cancelled("the client closed the stream"))
+                last = tell(Cancelled("the client closed the stream"))
         except Exception as error:
-            self._refused.add(isinstance(error, Overloaded))
-            last = final_failure(error)
+            self._refused.add(isinstance(error, CosyServeError) and error.code == Overloaded.code)
+            last = tell(error)
         finally:
             watch.cancel()
             self._active.set(self._admission.active)
@@ -138,6 +140,8 @@ class Tts:
                 self._samples.add(len(chunk.audio))
                 if outputs := self._outputs(chunk):
                     sender.send(response(outputs, self.model))
+                if session is not None:
+                    session.heard()
 
     def _inputs(self, request: Any) -> Tensors:
         """What a request gives, as contract `TTS` has it."""
