@@ -15,6 +15,14 @@ of an answer takes 10 to 20 s."""
 MAX_SESSION_IDLE_SECONDS = 100
 """Longest such pause that can be set: the inner models, which wait for the text too, are given up after 120 s."""
 
+MAX_WORD_CHARS = 32
+"""Characters after which a word without an end is taken for complete, in text that arrives in pieces, so that a script
+without spaces is not held back for long: a clause of Chinese has about ten."""
+
+REMEMBERED_IDS = 1024
+"""Failed sessions, and utterances stopped before they began, that are remembered: far more than have requests under
+way."""
+
 MAX_PROMPT_TEXT_CHARS = 1024
 """Characters of a prompt transcript: 30 s of fast speech has about 600."""
 

@@ -11,7 +11,7 @@ import pytest
 from live import Live
 from numpy.typing import NDArray
 
-from cosyserve_client import AsyncClient, AudioChunk, Client, SpeechOptions, SpeechRequest
+from cosyserve_client import AsyncClient, AudioChunk, Client, SpeechOptions, SpeechRequest, Unimplemented
 
 RATE = 22_050
 FIRST = (172 - 5 - 15) * 256
@@ -104,3 +104,10 @@ def test_another_rate_is_resampled(client1: Client, prompt: SpeechOptions) -> No
     request = options("sft", prompt)
     own, other = pcm(spoken(client1, request)), pcm(spoken(client1, request, sample_rate=16_000))
     assert len(other) == pytest.approx(len(own) * 16_000 / RATE, abs=64)
+
+
+def test_text_in_pieces_is_refused(client1: Client) -> None:
+    with client1.session() as session:
+        session.push("Hello there.")
+        with pytest.raises(Unimplemented, match="needs CosyVoice 2 or 3"):
+            next(session)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cosyserve.text.arriving import LONGEST, complete, ends_sentence, leading_stop, tidy, words
+from cosyserve.limits import MAX_WORD_CHARS
+from cosyserve.text.arriving import complete, ends_sentence, leading_stop, tidy, words
 from cosyserve.text.tokenizer import Tokenizer
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"
@@ -42,7 +43,7 @@ def test_what_is_complete_stays_so(text: str) -> None:
         part = text[:length]
         ready = words(part[: complete(part)])
         assert ready == whole[: len(ready)]
-    assert len(text) - complete(text) <= LONGEST
+    assert len(text) - complete(text) <= MAX_WORD_CHARS
 
 
 def test_a_word_ends_where_the_next_begins() -> None:

@@ -10,10 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from cosyserve.errors import InvalidInput, SessionIdle
-from cosyserve.limits import MAX_SESSION_CHARS, MAX_TEXT_CHARS
-
-FAILED = 1024
-"""Failed sessions that are remembered: far more than have pieces under way."""
+from cosyserve.limits import MAX_SESSION_CHARS, MAX_TEXT_CHARS, REMEMBERED_IDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +92,7 @@ class Sessions:
     def __init__(self, idle_seconds: float) -> None:
         self._idle_seconds = idle_seconds
         self._open: dict[int | str, Session] = {}
-        self._failed: deque[int | str] = deque(maxlen=FAILED)
+        self._failed: deque[int | str] = deque(maxlen=REMEMBERED_IDS)
 
     def open(self, id: int | str, first: Written) -> Session:
         """Begin a session with its first piece.

@@ -6,11 +6,8 @@ import re
 from collections.abc import Iterator
 from itertools import pairwise
 
+from cosyserve.limits import MAX_WORD_CHARS
 from cosyserve.text.normalize import is_silent
-
-LONGEST = 32
-"""Characters after which a word without an end is taken for complete, so that text in a script without spaces is not
-held back for long: a clause of Chinese has about ten."""
 
 _PUNCTUATION = frozenset("，。！？；：、“”‘’（）《》…—")
 _BLANK = re.compile(r"\s+")
@@ -55,6 +52,6 @@ def _ends(text: str) -> Iterator[int]:
     for place in range(1, len(text)):
         before, here = text[place - 1], text[place]
         breaks = here == " " or (here in _PUNCTUATION and before not in _PUNCTUATION and before != " ")
-        if (breaks and not is_silent(text[start:place])) or place - start == LONGEST:
+        if (breaks and not is_silent(text[start:place])) or place - start == MAX_WORD_CHARS:
             yield place
             start = place

@@ -15,7 +15,7 @@ import numpy as np
 
 from cosyserve.contracts import LLM, Tensors
 from cosyserve.errors import Cancelled, InvalidInput, StageFailed
-from cosyserve.limits import SEQUENCE_IDLE_SECONDS
+from cosyserve.limits import REMEMBERED_IDS, SEQUENCE_IDLE_SECONDS
 from cosyserve.llm.engine import Engine, Sequence
 from cosyserve.load import load_decoder, load_opening
 from cosyserve.metrics import LLM_CUT, LLM_SEQUENCES, SPEECH_TOKENS
@@ -38,7 +38,7 @@ class Llm:
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._live: dict[int, Utterance] = {}
         # A stop may overtake the start it belongs to.
-        self._early_stops: deque[int] = deque(maxlen=1024)
+        self._early_stops: deque[int] = deque(maxlen=REMEMBERED_IDS)
         self._held = Instrument(LLM_SEQUENCES)
         self._tokens = Instrument(SPEECH_TOKENS)
         self._thread = threading.Thread(target=self._run, name="llm-engine", daemon=True)
@@ -109,9 +109,9 @@ class Llm:
         try:
             self._engine.add_text(utterance, inputs["text_tokens"].astype(np.int32), more=_more_follows(inputs))
         except InvalidInput as error:
-            sender.send(failure(error), flags=FINAL)
+            _tell(sender, failure(error))
             return
-        sender.send(_answer([], final=False), flags=FINAL)
+        _tell(sender, _answer([], final=False))
         if utterance in self._live:
             self._live[utterance].hurry()
 
@@ -120,7 +120,7 @@ class Llm:
             self._live[utterance].ask(sender)
         else:
             error = InvalidInput("text_tokens", "is required to open an utterance; one of this id has ended")
-            sender.send(failure(error), flags=FINAL)
+            _tell(sender, failure(error))
 
     def _stop(self, utterance: int, sender: Any) -> None:
         spoken = self._live.pop(utterance, None)
@@ -129,7 +129,7 @@ class Llm:
         else:
             spoken.fail(Cancelled("the utterance was stopped"))
         self._engine.stop(utterance)
-        sender.send(_answer([], final=True), flags=FINAL)
+        _tell(sender, _answer([], final=True))
 
     def _run(self) -> None:
         running = True
@@ -189,7 +189,7 @@ class Utterance:
     def ask(self, sender: Any) -> None:
         """Answer through `sender` when there are tokens, or an end."""
         if self._asker is not None:
-            sender.send(failure(StageFailed("the utterance was asked twice at once")), flags=FINAL)
+            _tell(sender, failure(StageFailed("the utterance was asked twice at once")))
             return
         self._asker = sender
         self._answer()
@@ -221,8 +221,7 @@ class Utterance:
         self.counter.add(len(self._tokens))
         answer = failure(self._error) if self._error else _answer(self._tokens, final=self._ended)
         self._tokens = []
-        with suppress(Exception):  # a client that cannot be told is gone
-            sender.send(answer, flags=FINAL)
+        _tell(sender, answer)
 
 
 def _more_follows(inputs: Tensors) -> bool:
@@ -231,3 +230,8 @@ def _more_follows(inputs: Tensors) -> bool:
 
 def _answer(tokens: list[int], *, final: bool) -> Any:
     return response({"speech_tokens": np.asarray(tokens, np.int32), "final": np.asarray([final])}, LLM)
+
+
+def _tell(sender: Any, answer: Any) -> None:
+    with suppress(Exception):  # a caller that cannot be told is gone, and nobody else is to suffer for it
+        sender.send(answer, flags=FINAL)
