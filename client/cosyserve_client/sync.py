@@ -145,7 +145,7 @@ class Client:
             consent=consent,
             replace=replace,
         )
-        return (self._voices(request))[0]
+        return self._voices(request)[0]
 
     def list_voices(self) -> list[Voice]:
         """All registered voices, sorted by name."""
@@ -153,11 +153,11 @@ class Client:
 
     def show_voice(self, name: str) -> Voice:
         """One voice; `NotFound` when there is none of that name."""
-        return (self._voices(VoiceRequest(action="describe", voice=name)))[0]
+        return self._voices(VoiceRequest(action="describe", voice=name))[0]
 
     def remove_voice(self, name: str) -> Voice:
         """Deletes a voice, and tells what it was; speech in progress goes on. `NotFound` when there is none."""
-        return (self._voices(VoiceRequest(action="delete", voice=name)))[0]
+        return self._voices(VoiceRequest(action="delete", voice=name))[0]
 
     def _voices(self, request: VoiceRequest) -> list[Voice]:
         message = wire.voices_request(request)

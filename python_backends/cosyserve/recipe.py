@@ -68,8 +68,3 @@ def recipe_of(folder: Path) -> Recipe:
             return recipe
     names = ", ".join(recipe.yaml for recipe in RECIPES)
     raise BundleError(f"{folder.name}: no CosyVoice bundle: it has none of {names}")
-
-
-def read_config(folder: Path) -> ModelConfig:
-    """The sizes of the model in `folder`. Raises as `recipe_of` and `Recipe.config`."""
-    return recipe_of(folder).config(folder)

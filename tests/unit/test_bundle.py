@@ -12,7 +12,7 @@ import torch
 from cosyserve.bundle import fold_weight_norm, read
 from cosyserve.errors import BundleError
 from cosyserve.hyperyaml import read_yaml
-from cosyserve.recipe import read_config
+from cosyserve.recipe import recipe_of
 from cosyserve.shapes import expected_shapes
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny" / "bundle"
@@ -89,7 +89,7 @@ def test_official_dimensions_give_the_official_tensors(bundle: Path) -> None:
     qwen |= {"num_attention_heads": 14, "num_key_value_heads": 2}
     path.write_text(json.dumps(qwen))
 
-    config = read_config(bundle)
+    config = recipe_of(bundle).config(bundle)
     shapes = {part: expected_shapes(config, part) for part in ("llm", "flow", "hift")}
     parameters = {part: sum(map(math.prod, tensors.values())) for part, tensors in shapes.items()}
     # Upstream's counts; lm_head is tied and dropped, 82 weight-normed tensors are folded from two into one.

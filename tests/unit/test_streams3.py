@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -181,7 +180,7 @@ def _failed(error: Exception) -> None:
 def test_both_together_sound_as_in_one_piece(
     flow: FlowNetworks, hift: HiftNetworks, voice: FlowVoice, tokens: NDArray[np.int32], whole: NDArray[np.int16]
 ) -> None:
-    speaker, vocoder = FlowStream(flow, voice), HiftStream(replace(hift), 0)
+    speaker, vocoder = FlowStream(flow, voice), HiftStream(hift, 0)
     pieces = np.split(tokens, [28, 53, 103])
     audio = [vocoder.step(speaker.step(p, i == 3), i == 3) for i, p in enumerate(pieces)]
     assert np.abs(to_pcm16(np.concatenate(audio)).astype(np.int64) - whole).max() <= 1

@@ -15,7 +15,7 @@ from cosyserve.errors import Unsupported
 from cosyserve.flow.stream import FlowVoice
 from cosyserve.llm.engine import Engine, Sequence
 from cosyserve.llm.graph_decoder import GraphDecoder
-from cosyserve.recipe import read_config
+from cosyserve.recipe import recipe_of
 from cosyserve.shapes import expected_shapes
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve_build.probes import FlowProbe, HiftProbe, LlmProbe
@@ -64,7 +64,7 @@ def test_the_bundle_says_that_its_weights_are_random(bundle: Bundle) -> None:
 
 def test_full_size_of_version_3_has_the_official_dimensions(tmp_path: Path) -> None:
     write_recipe(tmp_path, 3, "full")
-    config = read_config(tmp_path)
+    config = recipe_of(tmp_path).config(tmp_path)
     shapes = {part: expected_shapes(config, part) for part in ("llm", "flow", "hift")}
     parameters = {part: sum(map(math.prod, tensors.values())) for part, tensors in shapes.items()}
     # Upstream's counts; lm_head is tied and dropped, 82 weight-normed tensors are folded from two into one.
@@ -78,7 +78,7 @@ def test_full_size_of_version_3_has_the_official_dimensions(tmp_path: Path) -> N
 
 def test_full_size_has_the_official_dimensions(tmp_path: Path) -> None:
     write_recipe(tmp_path, 2, "full")
-    config = read_config(tmp_path)
+    config = recipe_of(tmp_path).config(tmp_path)
     parameters = {p: sum(map(math.prod, expected_shapes(config, p).values())) for p in ("llm", "flow", "hift")}
     assert parameters["llm"] == pytest.approx(505.8e6, abs=0.1e6)
     assert parameters["flow"] == pytest.approx(112.549e6, abs=0.001e6)

@@ -10,7 +10,7 @@ import pytest
 
 from cosyserve.bundle import Bundle, read
 from cosyserve.flow.stream import FlowVoice
-from cosyserve.recipe import read_config
+from cosyserve.recipe import recipe_of
 from cosyserve.runtimes.onnx import OnnxGraph
 from cosyserve.shapes import expected_shapes
 from cosyserve_build.probes import HiftProbe
@@ -28,7 +28,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def test_full_size_has_the_official_dimensions(tmp_path: Path) -> None:
     write_recipe(tmp_path, 1, "full")
-    config = read_config(tmp_path)
+    config = recipe_of(tmp_path).config(tmp_path)
     shapes = {part: expected_shapes(config, part) for part in ("llm", "flow", "hift")}
     parameters = {part: sum(map(math.prod, of.values())) for part, of in shapes.items()}
     assert (len(shapes["llm"]), len(shapes["flow"])) == (401, 1185)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cosyserve.contracts import FRONTEND, LLM, TOKEN2WAV, Tensors
+from cosyserve.contracts import FRONTEND, LLM, TOKEN2WAV, Model, Tensors
 from cosyserve.errors import StageFailed
 from cosyserve.limits import STAGE_TIMEOUT_SECONDS
 from cosyserve.triton import adapter
@@ -22,13 +22,13 @@ class BlsStages:
 
     async def frontend(self, request: Tensors) -> Tensors:
         """See `Stages.frontend`."""
-        return await self._call(FRONTEND.name, adapter.inner_request(FRONTEND, request), FRONTEND)
+        return await self._call(adapter.inner_request(FRONTEND, request), FRONTEND)
 
     async def token2wav(self, sequence: int, inputs: Tensors, *, start: bool, end: bool) -> NDArray[np.int16]:
         """See `Stages.token2wav`."""
         flags = (adapter.SEQUENCE_START if start else 0) | (adapter.SEQUENCE_END if end else 0)
         request = adapter.inner_request(TOKEN2WAV, inputs, correlation_id=sequence, flags=flags)
-        audio: NDArray[np.int16] = (await self._call(TOKEN2WAV.name, request, TOKEN2WAV))["audio"]  # type: ignore[assignment]
+        audio: NDArray[np.int16] = (await self._call(request, TOKEN2WAV))["audio"]  # type: ignore[assignment]
         return audio
 
     async def speech_tokens(self, utterance: int, inputs: Tensors) -> AsyncGenerator[NDArray[np.int32], None]:
@@ -38,14 +38,14 @@ class BlsStages:
         ended = False
         try:
             while not ended:
-                outputs = await self._call(LLM.name, adapter.inner_request(LLM, asking), LLM)
+                outputs = await self._call(adapter.inner_request(LLM, asking), LLM)
                 asking = {"utterance": id}
                 ended = bool(outputs["final"][0])
                 yield outputs["speech_tokens"]  # type: ignore[misc]
         finally:
             if not ended:
                 stop = adapter.inner_request(LLM, {"utterance": id, "stop": np.asarray([True])})
-                await self._call(LLM.name, stop, LLM)
+                await self._call(stop, LLM)
 
     async def add_text(self, utterance: int, text: NDArray[np.int32], *, more: bool) -> None:
         """See `Stages.add_text`."""
@@ -54,10 +54,10 @@ class BlsStages:
             "text_tokens": text,
             "more": np.asarray([more]),
         }
-        await self._call(LLM.name, adapter.inner_request(LLM, inputs), LLM)
+        await self._call(adapter.inner_request(LLM, inputs), LLM)
 
-    async def _call(self, stage: str, request: Any, model: Any) -> Tensors:
-        return adapter.read_outputs(await _timely(stage, request.async_exec()), model)
+    async def _call(self, request: Any, model: Model) -> Tensors:
+        return adapter.read_outputs(await _timely(model.name, request.async_exec()), model)
 
 
 async def _timely(stage: str, call: Awaitable[T]) -> T:
