@@ -1,0 +1,176 @@
+"""Training of the flow: speech tokens to mel, by conditional flow matching (Lipman et al., 2022; upstream
+flow/flow_matching.py :: ConditionalCFM.compute_loss).
+
+A part of the steps runs chunk by chunk over the past, as the server streams, the others whole, as it does otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cosyserve.config import UNetFlowConfig
+from cosyserve.flow.encoder import FlowEncoder
+from cosyserve.flow.guided import Cache, Part
+from cosyserve.flow.unet import GuidedFlow
+from cosyserve_build.demo_voice.source import Utterance
+from cosyserve_build.demo_voice.training import Run, device, train
+
+FLOW = Run("flow", steps=8_000, rate=1e-3, warmup=300, average=0.998)
+_BATCH, _WINDOW = 8, 75  # windows, tokens of each
+_CHUNKS = (10, 15, 25, 50)  # tokens of a chunk in streaming
+_STREAMED = 0.5  # share of steps that run chunk by chunk
+_DROPPED = 0.2  # share of rows without any condition, for guidance
+_PROMPTED = 0.5  # share of rows whose first part is given as a prompt's mel
+_LONGEST_PROMPT = 0.5  # of a window
+_TALK = 4  # utterances of a voice in a row
+_FLOOR = -9.0  # of the mel that is taught: below lies what nobody hears
+_MELS_FROM_MU = 0.3  # weight of the loss that has a linear layer read the mel from mu
+
+
+class Flow(nn.Module):
+    """Encoder and estimator, and a linear layer that only training needs."""
+
+    def __init__(self, config: UNetFlowConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder, self.guided = FlowEncoder(config), GuidedFlow(config)
+        self.plain = nn.Linear(2 * config.mels, config.mels)
+
+    def states(self) -> dict[str, Tensor]:
+        """What ``flow.pt`` holds."""
+        return {**self.encoder.state_dict(), **self.guided.state_dict()}
+
+    def speaker(self, embedding: Tensor) -> Tensor:
+        """Embeddings [B, speaker] as the estimator takes them, [B, mels]."""
+        projected: Tensor = self.guided.spk_embed_affine_layer(F.normalize(embedding, dim=1, eps=1e-12))
+        return projected
+
+    def encode(self, tokens: Tensor, ahead: Tensor, valid: Tensor, chunk: int) -> Tensor:
+        """Tokens [B, N], those behind them [B, L] and whether these exist to mu [B, mels, ratio * N]."""
+        config, rows = self.config, len(tokens)
+        layers, dim = config.blocks + config.up_blocks, config.width // config.heads
+        none = tokens.new_zeros((rows, config.heads, 0, dim), dtype=torch.float32)
+        past_k, past_v = [none] * layers, [none] * layers
+        tails = [none.new_zeros(rows, config.width, n) for n in (2, 2 * config.ratio)]
+        following = torch.cat([tokens, ahead], dim=1)
+        known = torch.cat([torch.ones_like(tokens, dtype=torch.float32), valid], dim=1)
+        pieces = []
+        for start in range(0, tokens.shape[1], chunk):
+            stop = min(start + chunk, tokens.shape[1])
+            length = torch.full((rows,), start, device=tokens.device)
+            look = slice(stop, stop + config.lookahead)
+            mu, *tails, new_k, new_v = self.encoder(
+                tokens[:, start:stop], following[:, look], known[:, look], length, *tails, past_k, past_v
+            )
+            past_k = [torch.cat(pair, dim=2) for pair in zip(past_k, new_k, strict=True)]
+            past_v = [torch.cat(pair, dim=2) for pair in zip(past_v, new_v, strict=True)]
+            pieces.append(mu)
+        return torch.cat(pieces, dim=2)
+
+    def velocity(self, x: Tensor, mu: Tensor, t: Tensor, speaker: Tensor, cond: Tensor, chunk: int) -> Tensor:
+        """Velocity [B, mels, T] without guidance, `chunk` frames at a time."""
+        rows, (layers, heads, dim) = len(x), self.config.attention
+        none = [x.new_zeros(1, rows, heads, dim)] * layers
+        nothing = torch.zeros(rows, dtype=torch.int64, device=x.device)
+        k, v, length = none, none, nothing
+        tails = [x.new_zeros(rows, *tail) for tail in self.config.tails]
+        pieces = []
+        for start in range(0, x.shape[2], chunk):
+            part = slice(start, start + chunk)
+            cache = Cache(Part(none, none, nothing), Part(k, v, length), tails)
+            pieces.append(
+                self.guided.decoder["estimator"](x[:, :, part], mu[:, :, part], t, speaker, cond[:, :, part], cache)
+            )
+            tails = cache.new_tails
+            grown = [cache.new_k, cache.new_v] if start == 0 else [_joined(k, cache.new_k), _joined(v, cache.new_v)]
+            k, v = grown
+            length = torch.full((rows,), k[0].shape[0], device=x.device)
+        return torch.cat(pieces, dim=2)
+
+
+def _joined(past: list[Tensor], new: list[Tensor]) -> list[Tensor]:
+    return [torch.cat(pair) for pair in zip(past, new, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Talk:
+    """Utterances of one voice in a row."""
+
+    tokens: NDArray[np.int64]
+    mel: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+
+
+class Talks:
+    """Windows of what voices say.
+
+    Args:
+        speakers: utterances of each speaker with the speaker embedding of each, float32 [192].
+        lookahead: tokens given behind a window.
+    """
+
+    def __init__(self, speakers: list[list[tuple[Utterance, NDArray[np.float32]]]], lookahead: int) -> None:
+        self._lookahead = lookahead
+        self._talks = [
+            _Talk(
+                np.concatenate([u.tokens for u, _ in own]).astype(np.int64),
+                np.concatenate([u.mel for u, _ in own]).astype(np.float32),
+                own[0][1],
+            )
+            for speaker in speakers
+            for own in (speaker[i : i + _TALK] for i in range(0, len(speaker), _TALK))
+        ]
+        self._talks = [talk for talk in self._talks if len(talk.tokens) >= _WINDOW + lookahead]
+
+    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Tokens [B, N], those behind [B, L], whether they count [B, L], mel [B, mels, 2 N], embedding [B, 192]."""
+        rows: list[tuple[NDArray[Any], ...]] = []
+        for index in rng.integers(0, len(self._talks), _BATCH):
+            talk = self._talks[index]
+            start = int(rng.integers(0, len(talk.tokens) - _WINDOW - self._lookahead + 1))
+            stop = start + _WINDOW
+            valid = np.full(self._lookahead, float(rng.random() > 0.1), np.float32)
+            mel = talk.mel[2 * start : 2 * stop].T
+            rows.append((talk.tokens[start:stop], talk.tokens[stop:][: self._lookahead], valid, mel, talk.embedding))
+        columns = [torch.from_numpy(np.stack(column)).to(device()) for column in zip(*rows, strict=True)]
+        tokens, ahead, valid, mel, embedding = columns
+        return tokens, ahead, valid, mel, embedding
+
+
+def train_flow(folder: Path, config: UNetFlowConfig, talks: Talks, run: Run = FLOW) -> Flow:
+    """The flow trained on windows of the corpus."""
+    torch.manual_seed(run.seed)
+    flow = Flow(config).to(device())
+
+    def loss(rng: np.random.Generator, _: float) -> Tensor:
+        tokens, ahead, valid, mel, embedding = talks.draw(rng)
+        rows, _, frames = mel.shape
+        chunk = int(rng.choice(_CHUNKS)) if rng.random() < _STREAMED else tokens.shape[1]
+        mu, speaker = flow.encode(tokens, ahead, valid, chunk), flow.speaker(embedding)
+        wanted = mel.clamp(min=_FLOOR)
+        read = flow.plain(torch.cat([mu, speaker[:, :, None].expand_as(mu)], dim=1).mT).mT
+        value = _MELS_FROM_MU * F.l1_loss(read, wanted)
+
+        prompted = rng.integers(0, int(_LONGEST_PROMPT * frames), rows) * (rng.random(rows) < _PROMPTED)
+        given = torch.arange(frames, device=mel.device) < torch.from_numpy(prompted).to(mel.device)[:, None]
+        kept = torch.from_numpy((rng.random(rows) >= _DROPPED).astype(np.float32)).to(mel.device)[:, None, None]
+        cond = mel * given[:, None]
+        # The solver's cosine grid spends its steps where time is short; so does training.
+        t = torch.from_numpy(1 - np.cos(0.5 * np.pi * rng.random(rows, np.float32))).float().to(mel.device)
+        noise = torch.from_numpy(rng.standard_normal(mel.shape, np.float32)).to(mel.device)
+        at = t[:, None, None]
+        v = flow.velocity(
+            (1 - at) * noise + at * wanted, kept * mu, t, kept[:, :, 0] * speaker, kept * cond, config.ratio * chunk
+        )
+        return value + F.mse_loss(v, wanted - noise)
+
+    train(folder, run, flow, loss)
+    return flow

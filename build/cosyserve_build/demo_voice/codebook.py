@@ -1,0 +1,49 @@
+"""The designed codebook: what a speech token of the demo voice means.
+
+A token is eight digits of three levels, as in CosyVoice2's finite scalar quantisation (upstream
+cosyvoice/tokenizer; 3 ** 8 = 6,561 ids), lowest digit first: four for the phone, one for the place within it, one for
+the pitch, two that are always 1. A codebook that is learnt freely uses thousands of ids, too many for a small language
+model to learn in hours.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, TypeVar
+
+_NAMES = "pau aa ae ah ao aw ax ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw v w y z zh"
+PHONES = tuple(_NAMES.split())
+"""What flite calls the sounds of English, the pause first."""
+
+RATE = 25  # tokens a second
+FIRST, MIDDLE, LAST = 0, 1, 2  # places within a phone; a phone of one token is at its first
+LOW, LEVEL, HIGH = 0, 1, 2  # pitch; what has no pitch is level
+_CONSTANT = 1 * 3**6 + 1 * 3**7
+
+
+A = TypeVar("A", bound=Any)
+
+
+def token_ids(phones: A, places: A, pitches: A) -> A:
+    """Ids of phones (indices into `PHONES`), places and pitches; arrays or tensors of integers, of one shape."""
+    ids: A = phones + 81 * places + 243 * pitches + _CONSTANT
+    return ids
+
+
+def spread(ends: list[float], count: int) -> list[int]:
+    """How many tokens each phone gets.
+
+    Args:
+        ends: seconds at which the phones end, rising.
+        count: tokens in all, at least one for each phone.
+
+    Returns:
+        Numbers of tokens, none of them zero, whose sum is `count`.
+    """
+    bounds = [0]
+    for end in ends:
+        bounds.append(max(round(end * RATE), bounds[-1] + 1))
+    bounds[-1] = count
+    for i in range(len(bounds) - 1, 0, -1):
+        bounds[i - 1] = min(bounds[i - 1], bounds[i] - 1)
+    return [after - before for before, after in itertools.pairwise(bounds)]

@@ -1,0 +1,73 @@
+"""The training corpus: what each source voice says, on disk in shards."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from cosyserve_build.demo_voice.sentences import sentences
+from cosyserve_build.demo_voice.source import SPEAKERS, Speaker, Utterance, speak
+
+SEED = 0
+SHARD = 250  # utterances of one file
+SAID = {"slt": 12_000, "rms": 5_000}
+"""Sentences that each speaker says."""
+
+
+@dataclass(frozen=True)
+class _Order:
+    path: Path
+    speaker: Speaker
+    start: int
+
+
+def build(folder: Path, report: Callable[[str], None]) -> None:
+    """Say and store whatever is missing in `folder`; the sentences are the same for every speaker."""
+    folder.mkdir(parents=True, exist_ok=True)
+    orders = [
+        _Order(_shard(folder, speaker, start), speaker, start)
+        for start in range(0, max(SAID.values()), SHARD)
+        for speaker in SPEAKERS
+        if start < SAID[speaker.name]
+    ]
+    missing = [order for order in orders if not order.path.is_file()]
+    with multiprocessing.Pool() as pool:
+        for done, order in enumerate(pool.imap(_write, missing), len(orders) - len(missing) + 1):
+            report(f"{order.path.name}: said ({done} of {len(orders)} files)")
+
+
+def read(folder: Path, speaker: str, count: int, *, start: int = 0) -> list[Utterance]:
+    """Utterances `start` to `start + count` of a speaker; both multiples of `SHARD`."""
+    (who,) = [known for known in SPEAKERS if known.name == speaker]
+    found: list[Utterance] = []
+    for first in range(start, start + count, SHARD):
+        with np.load(_shard(folder, who, first)) as arrays:
+            names = [field.name for field in fields(Utterance)]
+            texts, parts = arrays["text"], {name: arrays[name] for name in names if name != "text"}
+            stops = np.cumsum(arrays["lengths"])
+            for text, length, stop in zip(texts, arrays["lengths"], stops, strict=True):
+                own = {}
+                for name, whole in parts.items():
+                    each = len(whole) // stops[-1]  # rows of a token
+                    own[name] = whole[(stop - length) * each : stop * each]
+                found.append(Utterance(text=str(text), **own))
+    return found
+
+
+def _shard(folder: Path, speaker: Speaker, start: int) -> Path:
+    return folder / f"{speaker.name}-{start:05d}.npz"
+
+
+def _write(order: _Order) -> _Order:
+    said = [speak(text, order.speaker) for text in itertools.islice(sentences(SEED), order.start, order.start + SHARD)]
+    arrays = {name: np.concatenate([getattr(u, name) for u in said]) for name in ("wave", "mel", "f0", "tokens")}
+    partial = order.path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez(file, text=[u.text for u in said], lengths=[len(u.tokens) for u in said], **arrays)
+    partial.rename(order.path)
+    return order

@@ -1,0 +1,177 @@
+"""Training of the language model: text to speech tokens.
+
+Sequences are those of upstream llm/llm.py :: Qwen2LM: single utterances; pairs of one voice, the first of which stands
+for a prompt; and text and speech interleaved, for text that arrives in pieces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cosyserve.config import LlmConfig
+from cosyserve.llm.qwen2 import SpeechLM
+from cosyserve_build.demo_voice.codebook import PHONES, token_ids
+from cosyserve_build.demo_voice.training import Run, device, train
+
+LANGUAGE = Run("llm", steps=6_000, rate=2e-3, warmup=200, average=0.998)
+_POSITIONS = 1_500  # of a batch, padding included
+_SHORT_FIRST = 0.2  # share of the steps in which the longest sequence allowed grows
+_SHORTEST, _LONGEST = 40, 400  # positions of a sequence, at first and in the end
+_PAIRED = 0.45  # share of sequences that are pairs
+_INTERLEAVED = 0.15
+_CORRUPTED = 0.15  # share of speech tokens that are fed wrong
+_DROPOUT = 0.1
+_NEVER = -30.0  # logit of ids that the codebook does not use
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Said:
+    """Text ids and speech tokens of an utterance."""
+
+    text: Ids
+    speech: Ids
+
+
+class LanguageModel(nn.Module):
+    """The decoder with its embedding tables."""
+
+    def __init__(self, config: LlmConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.decoder = SpeechLM(config)
+        self.text = nn.Embedding(config.vocab, config.hidden)
+        self.speech = nn.Embedding(config.speech_vocab, config.hidden)
+        self.special = nn.Embedding(2, config.hidden)
+        for table in (self.text, self.speech, self.special):
+            nn.init.normal_(table.weight, std=0.3)
+        used = [*used_ids().tolist(), config.eos, config.fill]
+        self.register_buffer("used", torch.tensor(used))
+        places = torch.full((config.speech_vocab,), -1)
+        places[torch.tensor(used)] = torch.arange(len(used))
+        self.register_buffer("places", places)
+
+    def scores(self, ids: Tensor) -> Tensor:
+        """Ids [B, T] as `sequences` numbers them to scores [B, T, used ids]."""
+        config = self.config
+        table = torch.cat([self.speech.weight, self.special.weight, self.text.weight])
+        embeds = F.dropout(F.embedding(ids, table), _DROPOUT, self.training)
+        past = [embeds.new_zeros(len(ids), config.kv_heads, 1, config.head_dim)] * config.layers
+        hidden, *_ = self.decoder.hidden(
+            embeds, torch.zeros(len(ids), dtype=torch.int64, device=ids.device), past, past
+        )
+        head, used = self.decoder.llm_decoder, self.get_buffer("used")
+        return F.linear(F.dropout(hidden, _DROPOUT, self.training), head.weight[used], head.bias[used])
+
+    def states(self) -> dict[str, Tensor]:
+        """What ``llm.pt`` holds; ids that the codebook does not use are never said."""
+        state = self.decoder.state_dict()
+        used = torch.zeros(self.config.speech_vocab, dtype=torch.bool)
+        used[self.get_buffer("used").cpu()] = True
+        for name in ("llm_decoder.weight", "llm_decoder.bias"):
+            state[name] = state[name].clone()
+            state[name][~used] = 0
+        state["llm_decoder.bias"][~used] = _NEVER
+        speech = self.speech.weight.detach().clone()
+        speech[~used] = 0
+        text = self.text.weight.detach()
+        return state | {
+            "speech_embedding.weight": speech,
+            "llm_embedding.weight": self.special.weight.detach(),
+            "llm.model.model.embed_tokens.weight": text,
+            "llm.model.lm_head.weight": text,
+        }
+
+
+def used_ids() -> Ids:
+    """All ids that the designed codebook can make."""
+    phones, places, pitches = np.meshgrid(np.arange(len(PHONES)), np.arange(3), np.arange(3), indexing="ij")
+    return np.sort(token_ids(phones.ravel(), places.ravel(), pitches.ravel()))
+
+
+class Sequences:
+    """Training sequences: what is fed, and the speech id wanted behind each position, -1 for none.
+
+    Fed ids are rows of (speech | special | text).
+
+    Args:
+        config: special ids.
+        speakers: what each speaker says, and how often it is drawn.
+    """
+
+    def __init__(self, config: LlmConfig, speakers: list[tuple[list[Said], float]]) -> None:
+        self._config, self._speakers = config, [said for said, _ in speakers]
+        self._shares = [share for _, share in speakers]
+        self._start, self._task = config.start_row, config.task_row
+        self._text = config.speech_vocab + 2
+        self._codes = used_ids()
+
+    def draw(self, rng: np.random.Generator, longest: int) -> tuple[Tensor, Tensor]:
+        """A batch of ids and targets [B, T]."""
+        rows: list[tuple[Ids, Ids]] = []
+        while (len(rows) + 1) * longest <= _POSITIONS or not rows:
+            fed, wanted = self._sequence(rng)
+            if len(fed) <= longest:
+                rows.append((fed, wanted))
+        width = max(len(fed) for fed, _ in rows)
+        ids, targets = np.zeros((len(rows), width), np.int64), np.full((len(rows), width), -1)
+        for row, (fed, wanted) in enumerate(rows):
+            ids[row, : len(fed)], targets[row, : len(fed)] = fed, wanted
+        return torch.from_numpy(ids).to(device()), torch.from_numpy(targets).to(device())
+
+    def _sequence(self, rng: np.random.Generator) -> tuple[Ids, Ids]:
+        kind = rng.random()
+        # Without a prompt nothing tells the voices apart, so then the first one speaks.
+        who = int(rng.choice(len(self._speakers), p=self._shares)) if kind < _PAIRED else 0
+        said = self._speakers[who]
+        parts = [said[int(rng.integers(0, len(said)))] for _ in range(2 if kind < _PAIRED else 1)]
+        text = np.concatenate([part.text for part in parts])
+        speech = np.concatenate([part.speech for part in parts])
+        pieces = self._interleaved(text, speech) if kind > 1 - _INTERLEAVED else self._whole(text, speech)
+        fed, wanted = (np.concatenate(column) for column in zip(*pieces, strict=True))
+        wrong = (fed < self._config.speech_tokens) & (rng.random(len(fed)) < _CORRUPTED)
+        fed[wrong] = rng.choice(self._codes, int(wrong.sum()))
+        return fed, wanted
+
+    def _whole(self, text: Ids, speech: Ids) -> list[tuple[Ids, Ids]]:
+        opening = np.array([self._start, *(self._text + text)])
+        return [(opening, np.full(len(opening), -1)), self._spoken(self._task, speech, self._config.eos)]
+
+    def _interleaved(self, text: Ids, speech: Ids) -> list[tuple[Ids, Ids]]:
+        texts, block = self._config.mix_ratio
+        pieces = [(np.array([self._start]), np.array([-1]))]
+        while len(text) >= texts and len(speech) > block:
+            pieces.append((self._text + text[: texts - 1], np.full(texts - 1, -1)))
+            pieces.append(self._spoken(self._text + int(text[texts - 1]), speech[:block], self._config.fill))
+            text, speech = text[texts:], speech[block:]
+        pieces.append((self._text + text, np.full(len(text), -1)))
+        return [*pieces, self._spoken(self._task, speech, self._config.eos)]
+
+    @staticmethod
+    def _spoken(before: int, speech: Ids, after: int) -> tuple[Ids, Ids]:
+        """Speech behind the id `before`, with what the model is to say behind it."""
+        return np.array([before, *speech]), np.array([*speech, after])
+
+
+def train_language_model(folder: Path, config: LlmConfig, sequences: Sequences, run: Run = LANGUAGE) -> LanguageModel:
+    """The language model trained on sequences of the corpus."""
+    torch.manual_seed(run.seed)
+    module = LanguageModel(config).to(device())
+
+    def loss(rng: np.random.Generator, done: float) -> Tensor:
+        grown = min(1.0, done / _SHORT_FIRST)
+        ids, targets = sequences.draw(rng, int(_SHORTEST + grown * (_LONGEST - _SHORTEST)))
+        scores = module.scores(ids)
+        wanted = torch.where(targets < 0, -1, module.get_buffer("places")[targets.clamp(min=0)])
+        return F.cross_entropy(scores.flatten(0, 1), wanted.flatten(), ignore_index=-1)
+
+    train(folder, run, module, loss)
+    return module
