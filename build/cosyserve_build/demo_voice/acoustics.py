@@ -137,9 +137,9 @@ class Talks:
             talk = self._talks[index]
             start = int(rng.integers(0, len(talk.tokens) - _WINDOW - self._lookahead + 1))
             stop = start + _WINDOW
-            valid = np.full(self._lookahead, float(rng.random() > 0.1), np.float32)
-            mel = talk.mel[2 * start : 2 * stop].T
-            rows.append((talk.tokens[start:stop], talk.tokens[stop:][: self._lookahead], valid, mel, talk.embedding))
+            exists = np.full(self._lookahead, float(rng.random() > 0.1), np.float32)
+            heard = talk.mel[2 * start : 2 * stop].T
+            rows.append((talk.tokens[start:stop], talk.tokens[stop:][: self._lookahead], exists, heard, talk.embedding))
         columns = [torch.from_numpy(np.stack(column)).to(device()) for column in zip(*rows, strict=True)]
         tokens, ahead, valid, mel, embedding = columns
         return tokens, ahead, valid, mel, embedding
