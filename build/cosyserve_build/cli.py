@@ -123,6 +123,40 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command()
+def judge(
+    url: Annotated[str, typer.Option(help="the server's gRPC host:port")] = "127.0.0.1:8001",
+    voice: Annotated[str | None, typer.Option(help="name of a registered voice")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="judge this voice of flite instead, which the demo voice was taught")
+    ] = None,
+    sentences: Annotated[int, typer.Option(min=1, help="that are said, none of which the demo voice was taught")] = 100,
+    full: Annotated[bool, typer.Option("--full", help="full attention instead of streaming")] = False,
+    seed: Annotated[int, typer.Option(help="of the first utterance")] = 0,
+    at_once: Annotated[int, typer.Option(min=1, help="utterances in progress")] = 2,
+    max_wer: Annotated[float | None, typer.Option(help="exit 1 above this word error rate, in percent")] = None,
+    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Let a server speak, and tell which words a recogniser hears and what is wrong with the signal."""
+    import json as written
+
+    from rich.console import Console
+
+    with _one_line_errors():
+        try:
+            from cosyserve_build.judge.command import judge as run
+        except ModuleNotFoundError as error:
+            raise CosyServeError(f"judging needs {error.name}: pip install 'cosyserve[judge]'") from None
+        verdict = run(url, voice, source, sentences, stream=not full, seed=seed, at_once=at_once)
+    if json:
+        print(written.dumps(verdict.document(), indent=1))
+    else:
+        Console().print(verdict.table())
+    if max_wer is not None and 100 * verdict.wer > max_wer:
+        print(f"failed: word error rate {verdict.wer:.1%}, at most {max_wer:g} %", file=sys.stderr)
+        raise typer.Exit(1)
+
+
 @app.command("synth-bundle")
 def synth_bundle(
     out: Annotated[Path, typer.Argument(help="new folder for the bundle")],

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cosyserve_build.demo_voice.sentences import sentences
+from cosyserve_build.demo_voice.sentences import SEED, TAUGHT, sentences
 from cosyserve_build.demo_voice.source import SPEAKERS, Speaker, Utterance, speak
 
-SEED = 0
 SHARD = 250  # utterances of one file
-SAID = {"slt": 12_000, "rms": 5_000}
+SAID = {"slt": TAUGHT, "rms": 5_000}
 """Sentences that each speaker says."""
 
 

@@ -309,7 +309,12 @@ def words(text: str) -> list[str]:
     return re.findall(r"[a-z']+", text.lower())
 
 
-def held_out(count: int, trained: int, seed: int) -> list[str]:
+SEED = 0
+TAUGHT = 12_000
+"""Sentences of `SEED` that the voice is taught."""
+
+
+def held_out(count: int, trained: int = TAUGHT, seed: int = SEED) -> list[str]:
     """Sentences from the templates, none of them among the first `trained` ones of `seed`."""
     taught = {text.lower() for text, _ in zip(sentences(seed), range(trained), strict=False)}
     rng = random.Random(seed + 1)

@@ -11,8 +11,8 @@ import pocketsphinx
 from numpy.typing import NDArray
 
 from cosyserve.audio.features import resample
-from cosyserve_build.demo_voice.language import bigrams
 from cosyserve_build.demo_voice.sentences import VOCABULARY, sentences, words
+from cosyserve_build.judge.language import bigrams
 
 RATE = 16_000  # Hz, of the acoustic model
 _TAUGHT = 30_000  # sentences that the bigrams are counted in
@@ -35,6 +35,8 @@ class Recogniser:
     def hear(self, audio: NDArray[np.float32], rate: int) -> list[str]:
         """Lower-case words of mono audio [n] in -1..1."""
         pcm = (np.clip(resample(audio, rate, RATE), -1, 1) * 32767).astype(np.int16)
+        if not len(pcm):  # which the decoder takes for an error
+            return []
         self._decoder.start_utt()
         self._decoder.process_raw(pcm.tobytes(), full_utt=True)
         self._decoder.end_utt()
