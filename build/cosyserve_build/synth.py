@@ -14,10 +14,13 @@ import torch
 from cosyserve.bundle import read
 from cosyserve.errors import Unsupported
 from cosyserve.recipe import recipe_of
+from cosyserve.recipes.parts import QWEN
 from cosyserve.shapes import expected_shapes
+from cosyserve.text.tokenizer import Tokenizer
 from cosyserve_build.synth_graphs import write_campplus, write_speech_tokenizer
-from cosyserve_build.synth_recipe import YAMLS, Size, write_recipe
+from cosyserve_build.synth_recipe import PROMPT_TEXT, YAMLS, Size, sizes, write_recipe
 from cosyserve_build.synth_weights import hift, random_state, split_weight_norm, voice, write_llm, write_transformer
+from cosyserve_build.whisper import whisper_tokenizer
 
 VOICE = "demo"
 
@@ -37,9 +40,10 @@ def synth_bundle(out: Path, version: int, size: Size, seed: int) -> None:
     if version not in YAMLS:
         known = ", ".join(map(str, YAMLS))
         raise Unsupported(f"synth-bundle: CosyVoice version {version} is not supported yet, only {known}")
-    prompt_ids = write_recipe(out, version, size)
+    write_recipe(out, version, sizes(version, size))
     recipe = recipe_of(out)
     config = recipe.config(out)
+    tokenizer = whisper_tokenizer() if version == 1 else Tokenizer.from_bundle(out / QWEN, version)
     rng = np.random.Generator(np.random.Philox(seed))
     with torch.no_grad():
         (write_transformer if version == 1 else write_llm)(out, config, rng)
@@ -49,5 +53,5 @@ def synth_bundle(out: Path, version: int, size: Size, seed: int) -> None:
     # At 50 tokens a second there is one halving of time less, and few enough digits for 4,096 ids.
     digits, halvings = (7, 1) if version == 1 else (8, 2)
     write_speech_tokenizer(out / recipe.speech_tokenizer, rng, digits, halvings)
-    torch.save({VOICE: voice(config, prompt_ids, rng)}, out / "spk2info.pt")
+    torch.save({VOICE: voice(config, tokenizer.encode(PROMPT_TEXT), rng)}, out / "spk2info.pt")
     read(out)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cosyserve.recipe import RECIPES
 from cosyserve.recipes.parts import QWEN
-from cosyserve.text.tokenizer import SPECIALS
-from cosyserve_build.whisper import whisper_tokenizer
+from cosyserve.text.tokenizer import SPECIALS, qwen2_words
 
 Size = Literal["tiny", "small", "full"]
+
+RANDOM = "Random weights in the official key layout, written by `cosyserve-build synth-bundle`."
 
 PROMPT_TEXT = "The small boat drifted slowly across the quiet lake."
 
@@ -54,6 +55,7 @@ class Dimensions:
     dit_blocks: int
     dit_heads: int
     dit_head_dim: int
+    encoder_width: int = 512
 
 
 SIZES: dict[Size, Dimensions] = {
@@ -73,40 +75,54 @@ SIZES_1: dict[Size, Dimensions] = {
 """Those of CosyVoice 1, whose text tokenizer has one size."""
 
 
-def write_recipe(out: Path, version: int, size: Size) -> list[int]:
-    """Write YAML, and Qwen2's sizes and tokenizer for versions that have them. Returns the ids of `PROMPT_TEXT`."""
+def sizes(version: int, size: Size) -> Dimensions:
+    """Those of a random bundle."""
+    return (SIZES_1 if version == 1 else SIZES)[size]
+
+
+def write_recipe(
+    out: Path, version: int, dims: Dimensions, *, note: str = RANDOM, texts: Iterable[str] = (SAMPLE_TEXT,)
+) -> None:
+    """Write YAML, and Qwen2's sizes and tokenizer for versions that have them.
+
+    Args:
+        out: folder of the bundle.
+        version: CosyVoice generation.
+        dims: sizes.
+        note: first line of the YAML; with `RANDOM` the bundle says that its weights are random.
+        texts: what the tokenizer learns its merges from.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    tag = {"framework": "Pytorch", "task": "text-to-speech", "random_weights": True}
+    tag = {"framework": "Pytorch", "task": "text-to-speech", "random_weights": note == RANDOM}
     write_json(out / "configuration.json", tag)
     (name,) = [recipe.yaml for recipe in RECIPES if recipe.version == version]
-    dims = (SIZES_1 if version == 1 else SIZES)[size]
-    (out / name).write_text(YAMLS[version](dims), "utf-8")
+    (out / name).write_text(f"# {note}\n{YAMLS[version](dims)}", "utf-8")
     if version == 1:
-        return whisper_tokenizer().encode(PROMPT_TEXT)
+        return
     tokens = dims.text_ids + len(SPECIALS[version])
     dims = replace(dims, vocab=max(dims.vocab, tokens + -tokens % 64))
     (out / QWEN).mkdir(exist_ok=True)
     write_json(out / QWEN / "config.json", qwen_config(dims))
-    return write_tokenizer(out / QWEN, dims)
+    _write_tokenizer(out / QWEN, dims, texts)
 
 
 def write_json(path: Path, data: object) -> None:
     path.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", "utf-8")
 
 
-def write_tokenizer(folder: Path, dims: Dimensions) -> list[int]:
-    """Byte-level BPE that covers every byte, its merges learnt from `SAMPLE_TEXT`; returns the ids of `PROMPT_TEXT`."""
+def _write_tokenizer(folder: Path, dims: Dimensions, texts: Iterable[str]) -> None:
+    """Byte-level BPE that covers every byte, its merges learnt from `texts`."""
     from tokenizers import Tokenizer as Bpe
     from tokenizers.models import BPE
     from tokenizers.pre_tokenizers import ByteLevel
     from tokenizers.trainers import BpeTrainer
 
     bpe = Bpe(BPE())
-    bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    bpe.pre_tokenizer = qwen2_words()
     trainer = BpeTrainer(
         vocab_size=256 + dims.merges, initial_alphabet=sorted(ByteLevel.alphabet()), show_progress=False
     )
-    bpe.train_from_iterator([SAMPLE_TEXT], trainer)
+    bpe.train_from_iterator(texts, trainer)
     bpe.model.save(str(folder))
     vocab: dict[str, int] = json.loads((folder / "vocab.json").read_text("utf-8"))
     vocab |= {f"<unused_{index:06d}>": index for index in range(len(vocab), dims.text_ids)}
@@ -140,8 +156,6 @@ def write_tokenizer(folder: Path, dims: Dimensions) -> list[int]:
             "unk_token": None,
         },
     )
-    ids: list[int] = bpe.encode(PROMPT_TEXT).ids
-    return ids
 
 
 def qwen_config(dims: Dimensions) -> dict[str, Any]:
@@ -175,10 +189,10 @@ def _cosyvoice2(dims: Dimensions) -> str:
     return f"""\
 {_head(dims, "Qwen2LM")}
 flow: !new:cosyvoice.flow.flow.CausalMaskedDiffWithXvec
-    input_size: 512
+    input_size: {dims.encoder_width}
 {_FLOW}\
     encoder: !new:cosyvoice.transformer.upsample_encoder.UpsampleConformerEncoder
-        output_size: 512
+        output_size: {dims.encoder_width}
         attention_heads: {dims.encoder_heads}
         linear_units: {dims.encoder_ff}
         num_blocks: {dims.encoder_blocks}
@@ -186,7 +200,7 @@ flow: !new:cosyvoice.flow.flow.CausalMaskedDiffWithXvec
         input_layer: 'linear'
         pos_enc_layer_type: 'rel_pos_espnet'
         selfattention_layer_type: 'rel_selfattn'
-        input_size: 512
+        input_size: {dims.encoder_width}
         use_cnn_module: False
         macaron_style: False
         static_chunk_size: !ref <chunk_size>
@@ -247,7 +261,6 @@ flow: !new:cosyvoice.flow.flow.CausalMaskedDiffWithDiT
 
 def _head(dims: Dimensions, language_model: str) -> str:
     return f"""\
-# Random weights in the official key layout, written by `cosyserve-build synth-bundle`.
 sample_rate: 24000
 llm_input_size: {dims.hidden}
 llm_output_size: {dims.hidden}
@@ -353,7 +366,6 @@ feat_extractor: !name:matcha.utils.audio.mel_spectrogram
 
 def _cosyvoice1(dims: Dimensions) -> str:
     return f"""\
-# Random weights in the official key layout, written by `cosyserve-build synth-bundle`.
 sample_rate: 22050
 text_encoder_input_size: {dims.hidden // 2}
 llm_input_size: {dims.hidden}

@@ -198,13 +198,27 @@ def split_weight_norm(state: StateDict) -> StateDict:
 
 
 def voice(config: ModelConfig, prompt_ids: list[int], rng: np.random.Generator) -> dict[str, torch.Tensor]:
-    """A stored zero-shot speaker (upstream frontend.py :: add_zero_shot_spk), usable in sft mode too."""
+    """A random stored speaker."""
     flow = config.flow
-    tokens = torch.from_numpy(rng.integers(0, flow.tokens, (1, PROMPT_TOKENS), dtype=np.int32))
+    tokens = torch.from_numpy(rng.integers(0, flow.tokens, PROMPT_TOKENS, dtype=np.int32))
     frames = int(PROMPT_TOKENS / config.token_rate * config.sample_rate / config.hift.frame)
-    mel = _normal(rng, (1, frames, flow.mels), MEL_SPREAD, MEL_MEAN)
-    embedding = _normal(rng, (1, flow.speaker), 1.0)
+    mel = _normal(rng, (frames, flow.mels), MEL_SPREAD, MEL_MEAN)
+    return stored_speaker(prompt_ids, tokens, mel, _normal(rng, (flow.speaker,), 1.0))
+
+
+def stored_speaker(
+    prompt_ids: list[int], tokens: torch.Tensor, mel: torch.Tensor, embedding: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """A stored zero-shot speaker (upstream frontend.py :: add_zero_shot_spk), usable in sft mode too.
+
+    Args:
+        prompt_ids: text ids of the prompt's transcript.
+        tokens: its speech tokens, int32 [P].
+        mel: [2 P, mels] at two frames a token.
+        embedding: [speaker].
+    """
     text = torch.tensor([prompt_ids], dtype=torch.int32)
+    tokens, mel, embedding = tokens[None], mel[None], embedding[None]
 
     def length(tensor: torch.Tensor) -> torch.Tensor:
         return torch.tensor([tensor.shape[1]], dtype=torch.int32)

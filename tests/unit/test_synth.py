@@ -20,7 +20,7 @@ from cosyserve.shapes import expected_shapes
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve_build.probes import FlowProbe, HiftProbe, LlmProbe
 from cosyserve_build.synth import synth_bundle
-from cosyserve_build.synth_recipe import write_recipe
+from cosyserve_build.synth_recipe import sizes, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_the_bundle_says_that_its_weights_are_random(bundle: Bundle) -> None:
 
 
 def test_full_size_of_version_3_has_the_official_dimensions(tmp_path: Path) -> None:
-    write_recipe(tmp_path, 3, "full")
+    write_recipe(tmp_path, 3, sizes(3, "full"))
     config = recipe_of(tmp_path).config(tmp_path)
     shapes = {part: expected_shapes(config, part) for part in ("llm", "flow", "hift")}
     parameters = {part: sum(map(math.prod, tensors.values())) for part, tensors in shapes.items()}
@@ -77,7 +77,7 @@ def test_full_size_of_version_3_has_the_official_dimensions(tmp_path: Path) -> N
 
 
 def test_full_size_has_the_official_dimensions(tmp_path: Path) -> None:
-    write_recipe(tmp_path, 2, "full")
+    write_recipe(tmp_path, 2, sizes(2, "full"))
     config = recipe_of(tmp_path).config(tmp_path)
     parameters = {p: sum(map(math.prod, expected_shapes(config, p).values())) for p in ("llm", "flow", "hift")}
     assert parameters["llm"] == pytest.approx(505.8e6, abs=0.1e6)

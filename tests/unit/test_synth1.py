@@ -16,7 +16,7 @@ from cosyserve.shapes import expected_shapes
 from cosyserve_build.probes import HiftProbe
 from cosyserve_build.probes1 import RelativeLlmProbe, WindowProbe
 from cosyserve_build.synth import synth_bundle
-from cosyserve_build.synth_recipe import write_recipe
+from cosyserve_build.synth_recipe import sizes, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_full_size_has_the_official_dimensions(tmp_path: Path) -> None:
-    write_recipe(tmp_path, 1, "full")
+    write_recipe(tmp_path, 1, sizes(1, "full"))
     config = recipe_of(tmp_path).config(tmp_path)
     shapes = {part: expected_shapes(config, part) for part in ("llm", "flow", "hift")}
     parameters = {part: sum(map(math.prod, of.values())) for part, of in shapes.items()}

@@ -24,13 +24,14 @@ from cosyserve_build.demo_voice.source import Utterance
 from cosyserve_build.demo_voice.training import Run, device, train
 
 FLOW = Run("flow", steps=8_000, rate=1e-3, warmup=300, average=0.998)
-_BATCH, _WINDOW = 8, 75  # windows, tokens of each
+_SHORT, _LONG = (8, 75), (3, 200)  # windows of a step, tokens of each
+_LONGER = 0.3  # share of steps with long windows: prompts and long sentences are as long
 _CHUNKS = (10, 15, 25, 50)  # tokens of a chunk in streaming
 _STREAMED = 0.5  # share of steps that run chunk by chunk
 _DROPPED = 0.2  # share of rows without any condition, for guidance
 _PROMPTED = 0.5  # share of rows whose first part is given as a prompt's mel
 _LONGEST_PROMPT = 0.5  # of a window
-_TALK = 4  # utterances of a voice in a row
+_TALK = 8  # utterances of a voice in a row
 _FLOOR = -9.0  # of the mel that is taught: below lies what nobody hears
 _MELS_FROM_MU = 0.3  # weight of the loss that has a linear layer read the mel from mu
 
@@ -128,15 +129,16 @@ class Talks:
             for speaker in speakers
             for own in (speaker[i : i + _TALK] for i in range(0, len(speaker), _TALK))
         ]
-        self._talks = [talk for talk in self._talks if len(talk.tokens) >= _WINDOW + lookahead]
+        self._talks = [talk for talk in self._talks if len(talk.tokens) >= _LONG[1] + lookahead]
 
     def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Tokens [B, N], those behind [B, L], whether they count [B, L], mel [B, mels, 2 N], embedding [B, 192]."""
+        count, window = _LONG if rng.random() < _LONGER else _SHORT
         rows: list[tuple[NDArray[Any], ...]] = []
-        for index in rng.integers(0, len(self._talks), _BATCH):
+        for index in rng.integers(0, len(self._talks), count):
             talk = self._talks[index]
-            start = int(rng.integers(0, len(talk.tokens) - _WINDOW - self._lookahead + 1))
-            stop = start + _WINDOW
+            start = int(rng.integers(0, len(talk.tokens) - window - self._lookahead + 1))
+            stop = start + window
             exists = np.full(self._lookahead, float(rng.random() > 0.1), np.float32)
             heard = talk.mel[2 * start : 2 * stop].T
             rows.append((talk.tokens[start:stop], talk.tokens[stop:][: self._lookahead], exists, heard, talk.embedding))

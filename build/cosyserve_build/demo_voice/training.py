@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 _SAVE_SECONDS = 60.0
 _CLIP = 1.0  # largest norm of a gradient
+_LOST = 20  # steps in a row without a finite gradient, at most
 _SMOOTH = 0.98  # of the loss that the bar shows
 
 Loss = Callable[[np.random.Generator, float], Tensor]
@@ -75,7 +76,7 @@ def train(folder: Path, run: Run, module: nn.Module, loss: Loss) -> None:
         partial.rename(path)
 
     module.train()
-    saved, shown = time.monotonic(), 0.0
+    saved, shown, lost = time.monotonic(), 0.0, 0
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, TextColumn("loss {task.fields[loss]:.4f}"), refresh_per_second=0.2) as progress:
         bar = progress.add_task(run.name, total=run.steps, completed=step, loss=0.0)
@@ -87,7 +88,10 @@ def train(folder: Path, run: Run, module: nn.Module, loss: Loss) -> None:
             optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(module.parameters(), _CLIP)
-            if torch.isfinite(norm):  # a step that overflowed is left out
+            lost = 0 if torch.isfinite(norm) else lost + 1
+            if lost > _LOST:
+                raise FloatingPointError(f"{run.name}: diverged at step {step}; remove {path} and lower the rate")
+            if not lost:  # a step that overflowed is left out
                 optimizer.step()
             step += 1
             _follow(average, module, min(run.average, step / (step + 10)) if run.average else 0.0)

@@ -8,6 +8,7 @@ ResBlock, the causal classes beside them, and transformer/activation.py :: Snake
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from cosyserve.config import HiftConfig
 from cosyserve.hift.layers import Layers, layers_of
 
-_MAX_MAGNITUDE = 100.0  # upstream clips the spectrum here before the inverse STFT
+_MAX_LOG_MAGNITUDE = math.log(100.0)  # upstream clips the spectrum here before the inverse STFT
 
 
 class F0Predictor(nn.Module):
@@ -85,7 +86,8 @@ class Decoder(nn.Module):
             x = sum(branches[1:], start=branches[0]) / len(branches)
         # Upstream leaves the slope here at PyTorch's default (0.01), unlike above.
         x = self.conv_post(F.leaky_relu(x))
-        magnitude = x[:, : self.bins].exp().clamp(max=_MAX_MAGNITUDE)
+        # Clipped before the exponential, which would overflow and leave training nothing but NaN.
+        magnitude = x[:, : self.bins].clamp(max=_MAX_LOG_MAGNITUDE).exp()
         phase = x[:, self.bins :].sin()
         audio = self.stft.synthesise(magnitude * phase.cos(), magnitude * phase.sin())
         return audio.clamp(-self.limit, self.limit)

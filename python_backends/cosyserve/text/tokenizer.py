@@ -65,6 +65,12 @@ _WORDS = (
 )
 
 
+def qwen2_words() -> pre_tokenizers.PreTokenizer:
+    """How Qwen2 cuts text into words, as bytes."""
+    words = pre_tokenizers.Split(Regex(_WORDS), behavior="isolated")
+    return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
 class Tokenizer:
     """Byte-level BPE of Qwen2 with the special tokens of a CosyVoice version.
 
@@ -101,10 +107,7 @@ class Tokenizer:
             raise BundleError(f"{folder.name}: vocab.json and merges.txt are no byte-pair encoding") from error
         encoder = tokenizers.Tokenizer(model)
         encoder.normalizer = normalizers.NFC()
-        words = pre_tokenizers.Split(Regex(_WORDS), behavior="isolated")
-        encoder.pre_tokenizer = pre_tokenizers.Sequence(
-            [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
+        encoder.pre_tokenizer = qwen2_words()
         encoder.decoder = decoders.ByteLevel()
         encoder.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS[version]])
         return cls(encoder)

@@ -1,0 +1,140 @@
+"""The demo voice as a CosyVoice2 bundle in the official layout."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cosyserve.bundle import read
+from cosyserve.config import ModelConfig
+from cosyserve.frontend import Frontend
+from cosyserve.recipe import recipe_of
+from cosyserve.recipes.parts import QWEN
+from cosyserve.runtimes.onnx import OnnxGraph
+from cosyserve.text.tokenizer import Tokenizer
+from cosyserve.voices import VoiceStore
+from cosyserve_build.demo_voice import corpus
+from cosyserve_build.demo_voice.acoustics import Flow
+from cosyserve_build.demo_voice.language_model import LanguageModel
+from cosyserve_build.demo_voice.listeners import SpeakerModel, SpeechTokenizer
+from cosyserve_build.demo_voice.sentences import sentences
+from cosyserve_build.demo_voice.source import SAMPLE_RATE, SPEAKERS, speak
+from cosyserve_build.demo_voice.vocoder import Vocoder
+from cosyserve_build.export import OPSET
+from cosyserve_build.synth_recipe import Dimensions, write_recipe
+from cosyserve_build.synth_weights import split_weight_norm, stored_speaker
+
+MERGES = 1_500  # nearly every word of the vocabulary is one text token
+_NOTE = "A small English voice taught on speech of flite, made by `make demo-voice`."
+PROMPT = "Good morning, and welcome to London. The next train to Boston leaves at seven thirty."
+"""What the stored voices say in their prompts."""
+
+SIZES = Dimensions(
+    hidden=192,
+    intermediate=512,
+    layers=4,
+    heads=3,
+    kv_heads=3,
+    merges=MERGES,
+    text_ids=256 + MERGES,
+    vocab=0,
+    encoder_width=128,
+    encoder_heads=4,
+    encoder_ff=256,
+    encoder_blocks=1,
+    channels=192,
+    unet_heads=4,
+    unet_head_dim=32,
+    unet_blocks=1,
+    mid_blocks=0,
+    hift_channels=128,
+    f0_channels=64,
+    lookahead_channels=0,
+    dit_width=0,
+    dit_blocks=0,
+    dit_heads=0,
+    dit_head_dim=0,
+)
+
+
+def write_frame(out: Path) -> tuple[ModelConfig, Tokenizer]:
+    """Everything of the bundle that is not trained: sizes and text tokenizer."""
+    taught = itertools.islice(sentences(corpus.SEED), max(corpus.SAID.values()))
+    write_recipe(out, 2, SIZES, note=_NOTE, texts=taught)
+    return recipe_of(out).config(out), Tokenizer.from_bundle(out / QWEN, 2)
+
+
+def write_networks(
+    out: Path,
+    *,
+    language: LanguageModel,
+    flow: Flow,
+    vocoder: Vocoder,
+    pitch: nn.Module,
+    tokenizer: SpeechTokenizer,
+    speaker: SpeakerModel,
+) -> None:
+    """Checkpoints and graphs; weights are rounded to float16."""
+    _save(language.states(), out / "llm.pt")
+    _save(flow.states(), out / "flow.pt")
+    own = {**pitch.state_dict(), **vocoder.source.state_dict(), **vocoder.decoder.state_dict()}
+    _save(split_weight_norm(own), out / "hift.pt")
+    frames = torch.export.Dim("T", min=16)
+    feats = (torch.zeros(1, 128, 100), torch.tensor([100], dtype=torch.int32))
+    _export(
+        tokenizer, feats, ({2: frames}, {}), ["feats", "feats_length"], "indices", out / recipe_of(out).speech_tokenizer
+    )
+    _export(speaker, (torch.zeros(1, 100, 80),), ({1: frames},), ["input"], "output", out / "campplus.onnx")
+
+
+def write_voices(out: Path) -> None:
+    """The stored voices: each source voice saying `PROMPT`, heard as the server hears prompts."""
+    bundle = read(out)
+    text = Tokenizer.from_bundle(bundle.tokenizer, 2)
+    listener, tokenizer = (OnnxGraph(path, 1).first for path in (bundle.campplus, bundle.speech_tokenizer))
+    frontend = Frontend(bundle.config, text, listener, tokenizer, VoiceStore(out / "voices"))
+    voices = {}
+    for speaker in SPEAKERS:
+        said = speak(PROMPT, speaker)
+        voice = frontend.voice_of(said.wave / 32768, SAMPLE_RATE)
+        voices[speaker.name] = stored_speaker(
+            text.encode(PROMPT),
+            torch.from_numpy(voice.llm_prompt_tokens),
+            torch.from_numpy(voice.prompt_mel),
+            torch.from_numpy(voice.speaker_embedding),
+        )
+    torch.save(voices, out / "spk2info.pt")
+
+
+def _save(state: dict[str, Tensor], path: Path) -> None:
+    torch.save({name: value.detach().cpu().half() for name, value in state.items()}, path)
+
+
+def _export(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    axes: tuple[dict[int, object], ...],
+    inputs: list[str],
+    output: str,
+    path: Path,
+) -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module.cpu().half().float().eval(),
+            example,
+            path,
+            input_names=inputs,
+            output_names=[output],
+            dynamic_shapes=axes,
+            opset_version=OPSET,
+            external_data=False,
+            dynamo=True,
+            verbose=False,
+        )
