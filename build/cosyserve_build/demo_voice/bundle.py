@@ -18,11 +18,10 @@ from cosyserve.recipes.parts import QWEN
 from cosyserve.runtimes.onnx import OnnxGraph
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve.voices import VoiceStore
-from cosyserve_build.demo_voice import corpus
 from cosyserve_build.demo_voice.acoustics import Flow
 from cosyserve_build.demo_voice.language_model import LanguageModel
 from cosyserve_build.demo_voice.listeners import SpeakerModel, SpeechTokenizer
-from cosyserve_build.demo_voice.sentences import sentences
+from cosyserve_build.demo_voice.sentences import SEED, TAUGHT, sentences
 from cosyserve_build.demo_voice.source import SAMPLE_RATE, SPEAKERS, speak
 from cosyserve_build.demo_voice.vocoder import Vocoder
 from cosyserve_build.export import OPSET
@@ -64,7 +63,7 @@ SIZES = Dimensions(
 
 def write_frame(out: Path) -> tuple[ModelConfig, Tokenizer]:
     """Everything of the bundle that is not trained: sizes and text tokenizer."""
-    taught = itertools.islice(sentences(corpus.SEED), max(corpus.SAID.values()))
+    taught = itertools.islice(sentences(SEED), TAUGHT)
     write_recipe(out, 2, SIZES, note=_NOTE, texts=taught)
     return recipe_of(out).config(out), Tokenizer.from_bundle(out / QWEN, 2)
 
