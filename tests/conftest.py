@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import sys
+import tarfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -49,6 +50,15 @@ def _prepared(recorded: Path) -> Path:
 def weights() -> Path:
     """Prepared weights of the recorded CosyVoice2 bundle."""
     return _prepared(TINY)
+
+
+@pytest.fixture(scope="session")
+def demo_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of ``make demo``."""
+    folder = tmp_path_factory.mktemp("demo-weights")
+    with tarfile.open(ROOT / "demo" / "weights.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@
       VoiceNotFound                NOT_FOUND          no such registered voice
       VoiceExists                  ALREADY_EXISTS     a voice of that name is registered
       Overloaded                   UNAVAILABLE        every slot is taken; try again or elsewhere
+      Draining                     UNAVAILABLE        the server is about to stop; try elsewhere
       Unsupported                  UNIMPLEMENTED      a valid request that this server or bundle cannot serve
       Cancelled                    CANCELLED          the client went away
       SessionIdle                  CANCELLED          nothing was written to a session for too long
@@ -54,6 +55,12 @@ class VoiceExists(CosyServeError):
 
 class Overloaded(CosyServeError):
     """The server is at capacity; nothing was started."""
+
+    code = "UNAVAILABLE"
+
+
+class Draining(CosyServeError):
+    """The server is about to stop: what it speaks it speaks to the end, and takes nothing new."""
 
     code = "UNAVAILABLE"
 

@@ -26,4 +26,4 @@ SPEECH_TOKENS = Metric("cosyserve_speech_tokens_total", "counter", "Speech token
 FLOW_FRAMES = Metric("cosyserve_flow_frames_total", "counter", "Mel frames computed, prompts included")
 AUDIO_SAMPLES = Metric("cosyserve_audio_samples_total", "counter", "Audio samples sent to clients")
 CANCELLED = Metric("cosyserve_cancelled_total", "counter", "Utterances ended because their client went away")
-REFUSED = Metric("cosyserve_refused_total", "counter", "Utterances refused because every slot was taken")
+REFUSED = Metric("cosyserve_refused_total", "counter", "Utterances refused by a server that was full or about to stop")

@@ -29,6 +29,9 @@ PROFILES = ("cpu", "gpu")
 READY_SECONDS = 300.0
 """Longest wait for readiness: full-size weights load in well under a minute from a warm disk."""
 
+STOP_SECONDS = 15.0
+"""Longest wait for Triton's own exit, which gives up after `--exit-timeout-secs`, before it is killed."""
+
 HARDENING = (
     "--model-control-mode=none",
     "--disable-auto-complete-config",
@@ -78,12 +81,16 @@ class Server:
         with contextlib.ExitStack() as stack:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cosyserve-")))
             binary, environ, extra = _tritonserver(scratch)
+            environ |= self._environ()
+            if drain_file := environ.get("COSYSERVE_DRAIN_FILE"):
+                # Left by whoever stopped a server here before; a container that starts again keeps its /tmp.
+                Path(drain_file).unlink(missing_ok=True)
             out = stack.enter_context(self.log.open("wb")) if self.log else None
             shared_memory = f"{scratch.name}-"
             stack.callback(_remove_shared_memory, shared_memory)
             process = subprocess.Popen(
                 [binary, *self._arguments(_repository(scratch, rate)), *_python_backend(shared_memory), *extra],
-                env={**environ, **self._environ()},
+                env=environ,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -263,7 +270,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=15)
+            process.wait(timeout=STOP_SECONDS)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

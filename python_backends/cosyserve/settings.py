@@ -34,6 +34,7 @@ class Settings:
         threads: cores that one network call may use.
         max_streams: utterances in progress at once.
         llm_slots: sequences that the LLM speaks at once, also those that wait for the rest of their text.
+        drain_file: path; while a file lies there, new utterances are refused and the running ones go on. Empty: never.
         session_idle: seconds after which a session is closed in which nothing was written or heard.
         first_hop: fewest speech tokens in a segment's first audio chunk.
         max_hop: most speech tokens in one audio chunk.
@@ -53,6 +54,7 @@ class Settings:
     threads: int = 1
     max_streams: int = limits.MAX_STREAMS
     llm_slots: int = limits.MAX_LLM_SLOTS
+    drain_file: str = ""
     session_idle: int = limits.SESSION_IDLE_SECONDS
     first_hop: int = 25
     max_hop: int = 100

@@ -72,6 +72,15 @@ class Weights:
             raise WeightsError(f"{name} differs from its checksum in {MANIFEST}; prepare the bundle again")
         return path
 
+    def check(self) -> None:
+        """Check every file that is listed.
+
+        Raises:
+            WeightsError: as for `file`.
+        """
+        for name in self.manifest["files"]:
+            self.file(name)
+
     def graph(self, name: str) -> Path:
         """The ``.onnx`` file of a graph, it and its external data checked.
 

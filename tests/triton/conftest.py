@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,15 +12,6 @@ from cosyserve_client import Client, SpeechOptions, read_prompt
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "data" / "cosyvoice2-tiny"
-
-
-@pytest.fixture(scope="session")
-def demo_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The weights of ``make demo``."""
-    folder = tmp_path_factory.mktemp("demo-weights")
-    with tarfile.open(ROOT / "demo" / "weights.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
-    return folder
 
 
 @pytest.fixture(scope="session")

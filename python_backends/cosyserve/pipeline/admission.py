@@ -1,12 +1,13 @@
-"""How many utterances run at once. Refusing early and clearly beats queueing unseen."""
+"""Which utterances may begin. Refusing early and clearly beats queueing unseen."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from cosyserve.errors import Overloaded
+from cosyserve.errors import Draining, Overloaded
 
 
 @dataclass
@@ -15,19 +16,30 @@ class Admission:
 
     Attributes:
         limit: most at once.
+        drain_file: while this file exists, none begins.
+        changed: told `active` whenever it changes, before anything else happens.
         active: in progress now.
     """
 
     limit: int
+    drain_file: Path | None = None
+    changed: Callable[[int], object] = lambda active: None
     active: int = 0
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Hold one place; `Overloaded` at once when there is none."""
+        """Hold one place; `Overloaded` at once when there is none, `Draining` when the server is about to stop."""
+        # Nothing is awaited between this look and the count: whoever made the file sees every utterance that began.
+        if self.drain_file is not None and self.drain_file.exists():
+            raise Draining("this server is about to stop; try another")
         if self.active >= self.limit:
             raise Overloaded(f"all {self.limit} streams are in use; try again shortly")
-        self.active += 1
+        self._count(1)
         try:
             yield
         finally:
-            self.active -= 1
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        self.active += change
+        self.changed(self.active)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,13 @@ class Tts:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by Triton once, before any request."""
         settings = read_settings(args)
-        self._admission = Admission(settings.max_streams)
+        active = Instrument(ACTIVE_STREAMS, model=self.model.name)
+        drain_file = Path(settings.drain_file) if settings.drain_file else None
+        admission = Admission(settings.max_streams, drain_file, changed=active.set)
         self._sessions = Sessions(settings.session_idle)
-        self._synthesizer = Synthesizer(BlsStages(), load_grid(settings), self._admission)
+        self._synthesizer = Synthesizer(BlsStages(), load_grid(settings), admission)
         # BLS calls wait in asyncio's default pool, which is far too small for many streams.
         self._pool = ThreadPoolExecutor(4 * settings.max_streams, thread_name_prefix="bls")
-        self._active = Instrument(ACTIVE_STREAMS, model=self.model.name)
         self._samples = Instrument(AUDIO_SAMPLES, model=self.model.name)
         self._cancelled = Instrument(CANCELLED, model=self.model.name)
         self._refused = Instrument(REFUSED, model=self.model.name)
@@ -126,7 +128,6 @@ class Tts:
             last = tell(error)
         finally:
             watch.cancel()
-            self._active.set(self._admission.active)
             if last is not None:
                 sender.send(last, flags=FINAL)
             else:
@@ -136,7 +137,6 @@ class Tts:
     async def _speak(self, sender: Any, inputs: Tensors, session: Session | None) -> None:
         async with aclosing(self._synthesizer.speak(inputs, session)) as chunks:
             async for chunk in chunks:
-                self._active.set(self._admission.active)
                 self._samples.add(len(chunk.audio))
                 if outputs := self._outputs(chunk):
                     sender.send(response(outputs, self.model))
