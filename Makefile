@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := .cache/demo-weights
+WEIGHTS ?= $(DEMO)
 # Serving never needs torch; building and testing take the plain CPU build of this version.
 TORCH := torch==2.13.0
 
@@ -55,6 +56,11 @@ loadtest: $(VENV)/.dev ## Locust users against a running `make serve`; threshold
 .PHONY: soak
 soak: $(VENV)/.dev $(DEMO)/manifest.json ## 2,000 short utterances, a third cut off: flat memory, gauges at zero, nothing left
 	$(BIN)/python loadtest/soak.py --weights $(DEMO)
+
+.PHONY: quality
+quality: $(VENV)/.dev $(DEMO)/manifest.json ## words misheard and faults by setting: WEIGHTS="DIR ..." SOURCE="slt rms"
+	@mkdir -p .cache
+	$(BIN)/python loadtest/quality.py --weights $(WEIGHTS) --source $(SOURCE) --json .cache/quality.json
 
 .PHONY: demo-archive
 demo-archive: $(VENV)/.dev ## make demo/weights.tar.xz anew
