@@ -23,11 +23,11 @@ from cosyserve.flow.unet import GuidedFlow
 from cosyserve_build.demo_voice.source import Utterance
 from cosyserve_build.demo_voice.training import Run, device, train
 
-FLOW = Run("flow", steps=8_000, rate=1e-3, warmup=300, average=0.998)
+FLOW = Run("flow", steps=8_000, rate=1e-3, warmup=300, average=0.998, half=True)
 _SHORT, _LONG = (8, 75), (3, 200)  # windows of a step, tokens of each
 _LONGER = 0.3  # share of steps with long windows: prompts and long sentences are as long
-_CHUNKS = (10, 15, 25, 50)  # tokens of a chunk in streaming
-_STREAMED = 0.5  # share of steps that run chunk by chunk
+_CHUNKS = (15, 25, 50)  # tokens of a chunk in streaming
+_STREAMED = 0.4  # share of steps that run chunk by chunk
 _DROPPED = 0.2  # share of rows without any condition, for guidance
 _PROMPTED = 0.5  # share of rows whose first part is given as a prompt's mel
 _LONGEST_PROMPT = 0.5  # of a window
@@ -159,7 +159,7 @@ def train_flow(folder: Path, config: UNetFlowConfig, talks: Talks, run: Run = FL
         mu, speaker = flow.encode(tokens, ahead, valid, chunk), flow.speaker(embedding)
         wanted = mel.clamp(min=_FLOOR)
         read = flow.plain(torch.cat([mu, speaker[:, :, None].expand_as(mu)], dim=1).mT).mT
-        value = _MELS_FROM_MU * F.l1_loss(read, wanted)
+        value = _MELS_FROM_MU * F.l1_loss(read.float(), wanted)
 
         prompted = rng.integers(0, int(_LONGEST_PROMPT * frames), rows) * (rng.random(rows) < _PROMPTED)
         given = torch.arange(frames, device=mel.device) < torch.from_numpy(prompted).to(mel.device)[:, None]
@@ -172,7 +172,7 @@ def train_flow(folder: Path, config: UNetFlowConfig, talks: Talks, run: Run = FL
         v = flow.velocity(
             (1 - at) * noise + at * wanted, kept * mu, t, kept[:, :, 0] * speaker, kept * cond, config.ratio * chunk
         )
-        return value + F.mse_loss(v, wanted - noise)
+        return value + F.mse_loss(v.float(), wanted - noise)
 
     train(folder, run, flow, loss)
     return flow

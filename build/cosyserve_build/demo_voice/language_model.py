@@ -20,10 +20,12 @@ from cosyserve.llm.qwen2 import SpeechLM
 from cosyserve_build.demo_voice.codebook import PHONES, token_ids
 from cosyserve_build.demo_voice.training import Run, device, train
 
-LANGUAGE = Run("llm", steps=6_000, rate=2e-3, warmup=200, average=0.998)
+LANGUAGE = Run("llm", steps=10_000, rate=2e-3, warmup=200, average=0.998, half=True)
 _POSITIONS = 1_500  # of a batch, padding included
 _SHORT_FIRST = 0.2  # share of the steps in which the longest sequence allowed grows
 _SHORTEST, _LONGEST = 40, 400  # positions of a sequence, at first and in the end
+_ALONE = 0.5  # share of the steps in which every sequence is one utterance: so the alignment is learnt sooner
+_POOL = 48  # sequences drawn to find those about as long
 _PAIRED = 0.45  # share of sequences that are pairs
 _INTERLEAVED = 0.15
 _CORRUPTED = 0.15  # share of speech tokens that are fed wrong
@@ -114,21 +116,26 @@ class Sequences:
         self._text = config.speech_vocab + 2
         self._codes = used_ids()
 
-    def draw(self, rng: np.random.Generator, longest: int) -> tuple[Tensor, Tensor]:
-        """A batch of ids and targets [B, T]."""
-        rows: list[tuple[Ids, Ids]] = []
-        while (len(rows) + 1) * longest <= _POSITIONS or not rows:
-            fed, wanted = self._sequence(rng)
-            if len(fed) <= longest:
-                rows.append((fed, wanted))
-        width = max(len(fed) for fed, _ in rows)
+    def draw(self, rng: np.random.Generator, longest: int, *, alone: bool) -> tuple[Tensor, Tensor]:
+        """A batch of ids and targets [B, T], of sequences about as long; `alone` allows single utterances only."""
+        drawn = [self._sequence(rng, alone=alone) for _ in range(_POOL)]
+        pool = sorted((row for row in drawn if len(row[0]) <= longest), key=lambda row: len(row[0]))
+        if not pool:
+            return self.draw(rng, longest, alone=alone)
+        first = int(rng.integers(0, len(pool)))
+        rows = [pool[first]]
+        for row in pool[first + 1 :]:
+            if (len(rows) + 1) * len(row[0]) > _POSITIONS:
+                break
+            rows.append(row)
+        width = len(rows[-1][0])
         ids, targets = np.zeros((len(rows), width), np.int64), np.full((len(rows), width), -1)
-        for row, (fed, wanted) in enumerate(rows):
-            ids[row, : len(fed)], targets[row, : len(fed)] = fed, wanted
+        for at, (fed, wanted) in enumerate(rows):
+            ids[at, : len(fed)], targets[at, : len(fed)] = fed, wanted
         return torch.from_numpy(ids).to(device()), torch.from_numpy(targets).to(device())
 
-    def _sequence(self, rng: np.random.Generator) -> tuple[Ids, Ids]:
-        kind = rng.random()
+    def _sequence(self, rng: np.random.Generator, *, alone: bool) -> tuple[Ids, Ids]:
+        kind = _PAIRED if alone else rng.random()
         # Without a prompt nothing tells the voices apart, so then the first one speaks.
         who = int(rng.choice(len(self._speakers), p=self._shares)) if kind < _PAIRED else 0
         said = self._speakers[who]
@@ -168,8 +175,9 @@ def train_language_model(folder: Path, config: LlmConfig, sequences: Sequences, 
 
     def loss(rng: np.random.Generator, done: float) -> Tensor:
         grown = min(1.0, done / _SHORT_FIRST)
-        ids, targets = sequences.draw(rng, int(_SHORTEST + grown * (_LONGEST - _SHORTEST)))
-        scores = module.scores(ids)
+        longest = int(_SHORTEST + grown * (_LONGEST - _SHORTEST))
+        ids, targets = sequences.draw(rng, longest, alone=done < _ALONE)
+        scores = module.scores(ids).float()
         wanted = torch.where(targets < 0, -1, module.get_buffer("places")[targets.clamp(min=0)])
         return F.cross_entropy(scores.flatten(0, 1), wanted.flatten(), ignore_index=-1)
 

@@ -37,6 +37,7 @@ class Run:
         warmup: steps.
         decay: weight decay of AdamW.
         average: of the moving average of the weights that a run ends with; 0 for none.
+        half: compute products in bfloat16; weights stay float32.
         seed: of everything random. Each step draws from a generator of its own, so that a resumed run goes on alike.
     """
 
@@ -46,6 +47,7 @@ class Run:
     warmup: int = 100
     decay: float = 0.01
     average: float = 0.999
+    half: bool = False
     seed: int = 0
 
 
@@ -84,7 +86,8 @@ def train(folder: Path, run: Run, module: nn.Module, loss: Loss) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = run.rate * _shape(step, run)
             torch.manual_seed(run.seed * 1_000_003 + step)  # dropout
-            value = loss(np.random.default_rng([run.seed, step]), step / run.steps)
+            with torch.autocast(device().type, torch.bfloat16, enabled=run.half):
+                value = loss(np.random.default_rng([run.seed, step]), step / run.steps)
             optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(module.parameters(), _CLIP)
