@@ -172,6 +172,24 @@ def synth_bundle(
     print(f"{out}: CosyVoice{version} bundle of size {size.value}, random weights")
 
 
+@app.command("demo-voice")
+def demo_voice(
+    work: Annotated[Path, typer.Argument(help="folder for corpus and checkpoints; a run that was cut off goes on")],
+    out: Annotated[Path, typer.Argument(help="folder for the bundle, replaced")],
+    stage: Annotated[
+        list[str] | None, typer.Option(help="train only this: speaker, tokenizer, pitch, vocoder, language or flow")
+    ] = None,
+) -> None:
+    """Teach a small English voice from nothing: hours on two cores, needs flite and the extra `voice`."""
+    from cosyserve_build.demo_voice.making import STAGES, make
+
+    unknown = [one for one in stage or [] if one not in STAGES]
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(unknown)}: expected one of {', '.join(STAGES)}", param_hint="--stage")
+    with _one_line_errors():
+        make(work, out, report=print, stages=stage or [])
+
+
 @app.command("export-hf")
 def export_hf(
     bundle: Annotated[Path, typer.Argument(help="CosyVoice bundle in the official layout")],

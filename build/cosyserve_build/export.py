@@ -457,9 +457,22 @@ def _dynamic(value: Any, axes: dict[int, str]) -> Any:
     return dict.fromkeys(axes, Dim.DYNAMIC)
 
 
+def write_whole(spec: Spec, path: Path) -> None:
+    """Write a graph, its weights within, as a bundle's own graphs are. It is not checked against torch."""
+    example = spec.inputs(**spec.sizes[0])
+    onnx.save_model(_readable(_program(spec, example, list(spec.outputs)), spec), str(path))
+
+
 def _save(program: torch.onnx.ONNXProgram, spec: Spec, path: Path) -> None:
-    """Save without the exporter's notes (they hold paths of this machine) and with readable axis names."""
-    model = program.model_proto
+    for old in (path, _data(path)):
+        old.unlink(missing_ok=True)
+    model = _readable(program, spec)
+    onnx.save_model(model, str(path), save_as_external_data=True, location=_data(path).name, size_threshold=256)
+
+
+def _readable(program: torch.onnx.ONNXProgram, spec: Spec) -> onnx.ModelProto:
+    """Without the exporter's notes (they hold paths of this machine) and with readable axis names."""
+    model: onnx.ModelProto = program.model_proto
     del model.graph.value_info[:]
     for item in (model, model.graph, *model.graph.node):
         del item.metadata_props[:]
@@ -469,9 +482,7 @@ def _save(program: torch.onnx.ONNXProgram, spec: Spec, path: Path) -> None:
         for axis in info.type.tensor_type.shape.dim:
             if axis.dim_param:
                 axis.dim_param = re.sub(r"\w+", lambda m: names.get(m[0], m[0]), axis.dim_param)
-    for old in (path, _data(path)):
-        old.unlink(missing_ok=True)
-    onnx.save_model(model, str(path), save_as_external_data=True, location=_data(path).name, size_threshold=256)
+    return model
 
 
 def _symbols(spec: Spec, model: onnx.ModelProto) -> dict[str, str]:

@@ -20,6 +20,7 @@ from cosyserve.config import UNetFlowConfig
 from cosyserve.flow.encoder import FlowEncoder
 from cosyserve.flow.guided import Cache, Part
 from cosyserve.flow.unet import GuidedFlow
+from cosyserve_build.demo_voice.codebook import used_ids
 from cosyserve_build.demo_voice.source import Utterance
 from cosyserve_build.demo_voice.training import Run, device, train
 
@@ -46,8 +47,12 @@ class Flow(nn.Module):
         self.plain = nn.Linear(2 * config.mels, config.mels)
 
     def states(self) -> dict[str, Tensor]:
-        """What ``flow.pt`` holds."""
-        return {**self.encoder.state_dict(), **self.guided.state_dict()}
+        """What ``flow.pt`` holds; tokens that the codebook cannot make are zeros."""
+        state = {**self.encoder.state_dict(), **self.guided.state_dict()}
+        embedding = torch.zeros_like(state["input_embedding.weight"])
+        used = torch.from_numpy(used_ids())
+        embedding[used] = state["input_embedding.weight"][used]
+        return state | {"input_embedding.weight": embedding}
 
     def speaker(self, embedding: Tensor) -> Tensor:
         """Embeddings [B, speaker] as the estimator takes them, [B, mels]."""
@@ -102,34 +107,42 @@ def _joined(past: list[Tensor], new: list[Tensor]) -> list[Tensor]:
 
 
 @dataclass(frozen=True)
-class _Talk:
-    """Utterances of one voice in a row."""
+class Talk:
+    """Utterances of one voice in a row; N tokens.
+
+    Attributes:
+        tokens: [N].
+        mel: [2 N, mels].
+        embedding: of the speaker, [192].
+    """
 
     tokens: NDArray[np.int64]
     mel: NDArray[np.float32]
     embedding: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, said: list[Utterance], embedding: NDArray[np.float32]) -> Talk:
+        """What was said, one after the other."""
+        tokens = np.concatenate([u.tokens for u in said]).astype(np.int64)
+        return cls(tokens, np.concatenate([u.mel for u in said]).astype(np.float32), embedding)
+
+
+def in_a_row(said: list[Utterance]) -> list[list[Utterance]]:
+    """Utterances of a voice as rows of some."""
+    return [said[i : i + _TALK] for i in range(0, len(said), _TALK)]
 
 
 class Talks:
     """Windows of what voices say.
 
     Args:
-        speakers: utterances of each speaker with the speaker embedding of each, float32 [192].
+        talks: those of all speakers; those too short for a window are left out.
         lookahead: tokens given behind a window.
     """
 
-    def __init__(self, speakers: list[list[tuple[Utterance, NDArray[np.float32]]]], lookahead: int) -> None:
+    def __init__(self, talks: list[Talk], lookahead: int) -> None:
         self._lookahead = lookahead
-        self._talks = [
-            _Talk(
-                np.concatenate([u.tokens for u, _ in own]).astype(np.int64),
-                np.concatenate([u.mel for u, _ in own]).astype(np.float32),
-                own[0][1],
-            )
-            for speaker in speakers
-            for own in (speaker[i : i + _TALK] for i in range(0, len(speaker), _TALK))
-        ]
-        self._talks = [talk for talk in self._talks if len(talk.tokens) >= _LONG[1] + lookahead]
+        self._talks = [talk for talk in talks if len(talk.tokens) >= _LONG[1] + lookahead]
 
     def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Tokens [B, N], those behind [B, L], whether they count [B, L], mel [B, mels, 2 N], embedding [B, 192]."""

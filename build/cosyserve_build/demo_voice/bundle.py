@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
-import warnings
 from pathlib import Path
 
 import torch
@@ -24,7 +22,7 @@ from cosyserve_build.demo_voice.listeners import SpeakerModel, SpeechTokenizer
 from cosyserve_build.demo_voice.sentences import SEED, TAUGHT, sentences
 from cosyserve_build.demo_voice.source import SAMPLE_RATE, SPEAKERS, speak
 from cosyserve_build.demo_voice.vocoder import Vocoder
-from cosyserve_build.export import OPSET
+from cosyserve_build.export import Spec, write_whole
 from cosyserve_build.synth_recipe import Dimensions, write_recipe
 from cosyserve_build.synth_weights import split_weight_norm, stored_speaker
 
@@ -83,12 +81,27 @@ def write_networks(
     _save(flow.states(), out / "flow.pt")
     own = {**pitch.state_dict(), **vocoder.source.state_dict(), **vocoder.decoder.state_dict()}
     _save(split_weight_norm(own), out / "hift.pt")
-    frames = torch.export.Dim("T", min=16)
-    feats = (torch.zeros(1, 128, 100), torch.tensor([100], dtype=torch.int32))
-    _export(
-        tokenizer, feats, ({2: frames}, {}), ["feats", "feats_length"], "indices", out / recipe_of(out).speech_tokenizer
-    )
-    _export(speaker, (torch.zeros(1, 100, 80),), ({1: frames},), ["input"], "output", out / "campplus.onnx")
+    write_whole(_rounded(_tokenizer_spec(tokenizer)), out / recipe_of(out).speech_tokenizer)
+    write_whole(_rounded(_speaker_spec(speaker)), out / "campplus.onnx")
+
+
+def _tokenizer_spec(module: SpeechTokenizer) -> Spec:
+    def inputs(frames: int) -> dict[str, Tensor]:
+        return {"feats": torch.zeros(1, 128, frames), "feats_length": torch.tensor([frames], dtype=torch.int32)}
+
+    return Spec("speech_tokenizer", module, inputs, ({"frames": 100},), {"feats": {2: "T"}}, ("indices",))
+
+
+def _speaker_spec(module: SpeakerModel) -> Spec:
+    def inputs(frames: int) -> dict[str, Tensor]:
+        return {"input": torch.zeros(1, frames, 80)}
+
+    return Spec("campplus", module, inputs, ({"frames": 100},), {"input": {1: "T"}}, ("output",))
+
+
+def _rounded(spec: Spec) -> Spec:
+    spec.module.cpu().half().float().eval()
+    return spec
 
 
 def write_voices(out: Path) -> None:
@@ -112,28 +125,3 @@ def write_voices(out: Path) -> None:
 
 def _save(state: dict[str, Tensor], path: Path) -> None:
     torch.save({name: value.detach().cpu().half() for name, value in state.items()}, path)
-
-
-def _export(
-    module: nn.Module,
-    example: tuple[Tensor, ...],
-    axes: tuple[dict[int, object], ...],
-    inputs: list[str],
-    output: str,
-    path: Path,
-) -> None:
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module.cpu().half().float().eval(),
-            example,
-            path,
-            input_names=inputs,
-            output_names=[output],
-            dynamic_shapes=axes,
-            opset_version=OPSET,
-            external_data=False,
-            dynamo=True,
-            verbose=False,
-        )

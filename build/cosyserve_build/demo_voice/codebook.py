@@ -11,6 +11,9 @@ from __future__ import annotations
 import itertools
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 _NAMES = "pau aa ae ah ao aw ax ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw v w y z zh"
 PHONES = tuple(_NAMES.split())
 """What flite calls the sounds of English, the pause first."""
@@ -28,6 +31,12 @@ def token_ids(phones: A, places: A, pitches: A) -> A:
     """Ids of phones (indices into `PHONES`), places and pitches; arrays or tensors of integers, of one shape."""
     ids: A = phones + 81 * places + 243 * pitches + _CONSTANT
     return ids
+
+
+def used_ids() -> NDArray[np.int64]:
+    """All ids that the designed codebook can make."""
+    phones, places, pitches = np.meshgrid(np.arange(len(PHONES)), np.arange(3), np.arange(3), indexing="ij")
+    return np.sort(token_ids(phones.ravel(), places.ravel(), pitches.ravel()))
 
 
 def spread(ends: list[float], count: int) -> list[int]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cosyserve_build.demo_voice.sentences import SEED, TAUGHT, sentences
 from cosyserve_build.demo_voice.source import SPEAKERS, Speaker, Utterance, speak
@@ -40,11 +41,11 @@ def build(folder: Path, report: Callable[[str], None]) -> None:
             report(f"{order.path.name}: said ({done} of {len(orders)} files)")
 
 
-def read(folder: Path, speaker: str, count: int, *, start: int = 0) -> list[Utterance]:
-    """Utterances `start` to `start + count` of a speaker; both multiples of `SHARD`."""
+def read(folder: Path, speaker: str, count: int) -> list[Utterance]:
+    """The first `count` utterances of a speaker; a multiple of `SHARD`."""
     (who,) = [known for known in SPEAKERS if known.name == speaker]
     found: list[Utterance] = []
-    for first in range(start, start + count, SHARD):
+    for first in range(0, count, SHARD):
         with np.load(_shard(folder, who, first)) as arrays:
             names = [field.name for field in fields(Utterance)]
             texts, parts = arrays["text"], {name: arrays[name] for name in names if name != "text"}
@@ -55,6 +56,17 @@ def read(folder: Path, speaker: str, count: int, *, start: int = 0) -> list[Utte
                     each = len(whole) // stops[-1]  # rows of a token
                     own[name] = whole[(stop - length) * each : stop * each]
                 found.append(Utterance(text=str(text), **own))
+    return found
+
+
+def read_tokens(folder: Path, speaker: str, count: int) -> list[tuple[str, NDArray[np.int64]]]:
+    """Text and speech tokens [N] of the first `count` utterances of a speaker; a multiple of `SHARD`."""
+    (who,) = [known for known in SPEAKERS if known.name == speaker]
+    found: list[tuple[str, NDArray[np.int64]]] = []
+    for first in range(0, count, SHARD):
+        with np.load(_shard(folder, who, first)) as arrays:
+            parts = np.split(arrays["tokens"].astype(np.int64), np.cumsum(arrays["lengths"])[:-1])
+            found += zip(map(str, arrays["text"]), parts, strict=True)
     return found
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from cosyserve.config import LlmConfig
 from cosyserve.llm.qwen2 import SpeechLM
-from cosyserve_build.demo_voice.codebook import PHONES, token_ids
+from cosyserve_build.demo_voice.codebook import used_ids
 from cosyserve_build.demo_voice.training import Run, device, train
 
 LANGUAGE = Run("llm", steps=10_000, rate=2e-3, warmup=200, average=0.998, half=True)
@@ -91,12 +91,6 @@ class LanguageModel(nn.Module):
             "llm.model.model.embed_tokens.weight": text,
             "llm.model.lm_head.weight": text,
         }
-
-
-def used_ids() -> Ids:
-    """All ids that the designed codebook can make."""
-    phones, places, pitches = np.meshgrid(np.arange(len(PHONES)), np.arange(3), np.arange(3), indexing="ij")
-    return np.sort(token_ids(phones.ravel(), places.ravel(), pitches.ravel()))
 
 
 class Sequences:

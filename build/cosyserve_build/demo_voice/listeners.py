@@ -15,7 +15,7 @@ from cosyserve_build.demo_voice.codebook import PHONES, token_ids
 from cosyserve_build.demo_voice.source import SAMPLE_RATE, Utterance
 from cosyserve_build.demo_voice.training import Run, device, train
 
-TOKENIZER = Run("speech_tokenizer", steps=2_500, rate=2e-3)
+TOKENIZER = Run("speech_tokenizer", steps=3_000, rate=2e-3, decay=0.05)
 SPEAKER = Run("campplus", steps=1_200, rate=2e-3)
 _RATE = 16_000  # Hz, of what both hear
 _PITCH_SCALES = (0.82, 0.9, 1.0, 1.1, 1.2)
@@ -24,6 +24,8 @@ them."""
 _SPEAKER_BATCH, _SPEAKER_CROP = 24, 150  # utterances, frames of 10 ms
 _TOKEN_BATCH, _TOKEN_CROP = 16, 64  # utterances, tokens
 _SPEAKER_SAID = 100  # utterances of each speaker
+_DROPOUT = 0.3  # of the speech tokenizer's channels
+_HIDDEN_BANDS, _LOUDNESS = 20, 0.15  # mel bands blotted out in training at most; spread of the level
 _SHARPNESS = 16.0  # of the softmax over cosines
 
 
@@ -45,7 +47,7 @@ class SpeechTokenizer(nn.Module):
         for conv in self.ins:
             x = F.gelu(conv(x))
         for conv in self.blocks:
-            x = x + F.gelu(conv(x))
+            x = x + F.dropout(F.gelu(conv(x)), _DROPOUT, self.training)
         phones, places, pitches = torch.split(self.head(x), [len(PHONES), 3, 3], dim=1)
         return phones, places, pitches
 
@@ -67,9 +69,9 @@ class SpeakerModel(nn.Module):
         )
         self.out = nn.Linear(2 * width, speaker)
 
-    def forward(self, energies: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Filter-bank energies without their mean [B, T, 80] to speaker embeddings [B, speaker]."""
-        x = energies.mT
+        x = input.mT
         for conv in self.convs:
             x = F.relu(conv(x))
         spread = (x - x.mean(2, keepdim=True)).square().mean(2).add(1e-5).sqrt()
@@ -100,7 +102,10 @@ def train_tokenizer(folder: Path, corpus: list[Utterance], run: Run = TOKENIZER)
         for index in rng.integers(0, len(known), _TOKEN_BATCH):
             tokens, mel = known[index].tokens.astype(np.int64), mels[index]
             start = int(rng.integers(0, len(tokens) - _TOKEN_CROP + 1))
-            feats.append(mel[:, 4 * start : 4 * (start + _TOKEN_CROP)])
+            crop = mel[:, 4 * start : 4 * (start + _TOKEN_CROP)] + rng.normal(0, _LOUDNESS)
+            band = int(rng.integers(0, len(crop)))
+            crop[band : band + int(rng.integers(0, _HIDDEN_BANDS))] = crop.min()
+            feats.append(crop.astype(np.float32))
             ids.append(tokens[start : start + _TOKEN_CROP])
         wanted = torch.from_numpy(np.stack(ids)).to(device())
         phones, places, pitches = module.logits(torch.from_numpy(np.stack(feats)).to(device()))

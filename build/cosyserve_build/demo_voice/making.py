@@ -1,0 +1,154 @@
+"""The making of the demo voice, from nothing to a bundle."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from cosyserve.config import ModelConfig
+from cosyserve.text.tokenizer import Tokenizer
+from cosyserve_build.demo_voice import acoustics, bundle, corpus, language_model, listeners, vocoder
+from cosyserve_build.demo_voice.source import SPEAKERS, Utterance
+from cosyserve_build.folder import replaced
+
+_WAVES = 2_000  # utterances of each speaker that the vocoder hears
+_SPOKEN = 2_500  # and the flow
+_HEARD = 4_000  # and the speech tokenizer
+_SHARES = {"slt": 0.65, "rms": 0.35}
+"""How often the language model sees each speaker in pairs."""
+
+
+@dataclass(frozen=True)
+class Making:
+    """What the stages of the making work on. Each is trained when it is first asked for, or read if that was done.
+
+    Attributes:
+        work: folder for corpus and checkpoints; what is there already is not done again.
+    """
+
+    work: Path
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.work / "checkpoints"
+
+    @cached_property
+    def frame(self) -> tuple[ModelConfig, Tokenizer]:
+        """Sizes and text tokenizer."""
+        return bundle.write_frame(self.work / "frame")
+
+    @cached_property
+    def speaker(self) -> listeners.SpeakerModel:
+        """The speaker model."""
+        return listeners.train_speaker(self._checkpoints, [self._said(one.name, corpus.SHARD) for one in SPEAKERS])
+
+    @cached_property
+    def tokenizer(self) -> listeners.SpeechTokenizer:
+        """The speech tokenizer."""
+        return listeners.train_tokenizer(self._checkpoints, self._everybody(_HEARD))
+
+    @cached_property
+    def pitch(self) -> nn.Module:
+        """The pitch predictor."""
+        return vocoder.train_pitch(self._checkpoints, self.frame[0].hift, self._everybody(_WAVES))
+
+    @cached_property
+    def vocoder(self) -> vocoder.Vocoder:
+        """The vocoder."""
+        return vocoder.train_vocoder(self._checkpoints, self.frame[0].hift, self._everybody(_WAVES))
+
+    @cached_property
+    def language(self) -> language_model.LanguageModel:
+        """The language model."""
+        config, text = self.frame
+        speakers = [
+            (
+                [language_model.Said(np.asarray(text.encode_user(line)), tokens) for line, tokens in self._read(name)],
+                share,
+            )
+            for name, share in _SHARES.items()
+        ]
+        sequences = language_model.Sequences(config.llm, speakers)
+        return language_model.train_language_model(self._checkpoints, config.llm, sequences)
+
+    @cached_property
+    def flow(self) -> acoustics.Flow:
+        """The flow."""
+        config, _ = self.frame
+        speakers = [
+            [
+                acoustics.Talk.of(part, self._embedding(part[0]))
+                for part in acoustics.in_a_row(self._said(one.name, _SPOKEN))
+            ]
+            for one in SPEAKERS
+        ]
+        talks = acoustics.Talks([talk for speaker in speakers for talk in speaker], config.flow.lookahead)
+        return acoustics.train_flow(self._checkpoints, config.flow, talks)
+
+    def write(self, out: Path) -> None:
+        """The finished bundle, in place of what `out` holds."""
+        with replaced(out) as folder:
+            shutil.copytree(self.work / "frame", folder, dirs_exist_ok=True)
+            bundle.write_networks(
+                folder,
+                language=self.language,
+                flow=self.flow,
+                vocoder=self.vocoder,
+                pitch=self.pitch,
+                tokenizer=self.tokenizer,
+                speaker=self.speaker,
+            )
+            bundle.write_voices(folder)
+
+    def _said(self, speaker: str, count: int) -> list[Utterance]:
+        return corpus.read(self.work / "corpus", speaker, count)
+
+    def _read(self, speaker: str) -> list[tuple[str, NDArray[np.int64]]]:
+        return corpus.read_tokens(self.work / "corpus", speaker, corpus.SAID[speaker])
+
+    def _everybody(self, count: int) -> list[Utterance]:
+        return [utterance for one in SPEAKERS for utterance in self._said(one.name, count)]
+
+    def _embedding(self, utterance: Utterance) -> NDArray[np.float32]:
+        with torch.no_grad():
+            energies = torch.from_numpy(listeners.energies(listeners.heard(utterance)))[None]
+            embedding: NDArray[np.float32] = self.speaker(energies)[0].numpy()
+        return embedding
+
+
+STAGES: dict[str, Callable[[Making], object]] = {
+    "speaker": lambda making: making.speaker,
+    "tokenizer": lambda making: making.tokenizer,
+    "pitch": lambda making: making.pitch,
+    "vocoder": lambda making: making.vocoder,
+    "language": lambda making: making.language,
+    "flow": lambda making: making.flow,
+}
+"""What can be trained by itself, once the corpus is there."""
+
+
+def make(work: Path, out: Path, report: Callable[[str], None], stages: list[str]) -> None:
+    """Say the corpus, train `stages`, or all and write the bundle.
+
+    Args:
+        work: see `Making`.
+        out: folder of the bundle.
+        report: called with a line for each part that is done.
+        stages: of `STAGES`; none for all of them and the bundle.
+    """
+    corpus.build(work / "corpus", report)
+    making = Making(work)
+    for stage in stages or STAGES:
+        STAGES[stage](making)
+        report(f"{stage}: trained")
+    if not stages:
+        making.write(out)
+        report(f"{out}: bundle written")
