@@ -24,7 +24,7 @@ from cosyserve_build.demo_voice.codebook import used_ids
 from cosyserve_build.demo_voice.source import Utterance
 from cosyserve_build.demo_voice.training import Run, device, train
 
-FLOW = Run("flow", steps=8_000, rate=1e-3, warmup=300, average=0.998, half=True)
+FLOW = Run("flow", steps=6_000, rate=1e-3, warmup=300, average=0.998, half=True)
 _SHORT, _LONG = (8, 75), (3, 200)  # windows of a step, tokens of each
 _LONGER = 0.3  # share of steps with long windows: prompts and long sentences are as long
 _CHUNKS = (15, 25, 50)  # tokens of a chunk in streaming

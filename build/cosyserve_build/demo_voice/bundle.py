@@ -89,7 +89,8 @@ def _tokenizer_spec(module: SpeechTokenizer) -> Spec:
     def inputs(frames: int) -> dict[str, Tensor]:
         return {"feats": torch.zeros(1, 128, frames), "feats_length": torch.tensor([frames], dtype=torch.int32)}
 
-    return Spec("speech_tokenizer", module, inputs, ({"frames": 100},), {"feats": {2: "T"}}, ("indices",))
+    axes: dict[str, dict[int, str]] = {"feats": {2: "T"}, "feats_length": {}}
+    return Spec("speech_tokenizer", module, inputs, ({"frames": 100},), axes, ("indices",))
 
 
 def _speaker_spec(module: SpeakerModel) -> Spec:

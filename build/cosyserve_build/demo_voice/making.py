@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,7 +41,7 @@ class Making:
 
     @cached_property
     def frame(self) -> tuple[ModelConfig, Tokenizer]:
-        """Sizes and text tokenizer."""
+        """Sizes and text tokenizer, of the bundle without networks in ``frame``."""
         return bundle.write_frame(self.work / "frame")
 
     @cached_property
@@ -96,7 +95,7 @@ class Making:
     def write(self, out: Path) -> None:
         """The finished bundle, in place of what `out` holds."""
         with replaced(out) as folder:
-            shutil.copytree(self.work / "frame", folder, dirs_exist_ok=True)
+            bundle.write_frame(folder)
             bundle.write_networks(
                 folder,
                 language=self.language,

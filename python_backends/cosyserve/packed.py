@@ -1,0 +1,60 @@
+"""A bundle and the prepared weights made of it in one archive, each tensor stored once and as float16.
+
+The archive holds ``bundle/`` with the checkpoints as ``llm.safetensors``, ``flow.safetensors`` and
+``hift.safetensors``, and ``weights/`` without the files that consist of their tensors. ``weights/tensors.json`` says
+what these are made of. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from cosyserve.weights import Weights
+
+NETWORKS = ("llm", "flow", "hift")
+"""Checkpoints of a bundle."""
+
+RECIPE = "tensors.json"
+"""Of each file left out: its tensors one after the other, ``[name, transposed, offset]``, and its size in bytes.
+
+A name is ``network:key``; what lies between tensors is zero but for what ``rest`` holds in hex at its offset.
+"""
+
+
+def unpack(archive: Path, out: Path) -> None:
+    """The prepared weights of an archive, each file checked against their manifest.
+
+    Args:
+        archive: written by ``cosyserve_build.demo_voice.packing``.
+        out: folder to fill.
+
+    Raises:
+        WeightsError: the archive is damaged.
+    """
+    with tempfile.TemporaryDirectory() as scratch, tarfile.open(archive) as packed:
+        packed.extractall(scratch, filter="data")
+        (Path(scratch) / "weights").rename(out)
+        states = {name: load_file(Path(scratch, "bundle", f"{name}.safetensors")) for name in NETWORKS}
+    recipe = json.loads((out / RECIPE).read_text("utf-8"))
+    (out / RECIPE).unlink()
+    for name, made in recipe.items():
+        data = bytearray(made["bytes"])
+        for key, transposed, offset in made["tensors"]:
+            network, _, tensor = key.partition(":")
+            value = _plain(states[network][tensor], transposed=transposed)
+            data[offset : offset + len(value)] = value
+        for offset, rest in made["rest"]:
+            data[offset : offset + len(rest) // 2] = bytes.fromhex(rest)
+        (out / name).write_bytes(data)
+    Weights(out).check()
+
+
+def _plain(tensor: NDArray[np.float16], *, transposed: bool) -> bytes:
+    return np.ascontiguousarray(tensor.T if transposed else tensor, np.float32).tobytes()
