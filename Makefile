@@ -62,9 +62,10 @@ quality: $(VENV)/.dev $(DEMO)/manifest.json ## words misheard and faults by sett
 	@mkdir -p .cache
 	$(BIN)/python loadtest/quality.py --weights $(WEIGHTS) --source $(SOURCE) --json .cache/quality.json
 
-.PHONY: demo-archive
-demo-archive: $(VENV)/.dev ## make demo/weights.tar.xz anew
-	$(BIN)/python demo/make_archive.py
+.PHONY: demo-voice
+demo-voice: $(VENV)/.dev ## teach the demo voice anew: hours, needs flite and a C compiler; goes on where it stopped
+	$(BIN)/pip install --quiet -e '.[voice]'
+	$(BIN)/cosyserve-build demo-voice .cache/demo-voice demo/voice.tar.xz
 
 .PHONY: clean
 clean: ## remove the environment and everything made
@@ -74,7 +75,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.cpu: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet -e '.[cpu,client]'
+	$(BIN)/pip install --quiet -e '.[cpu,client,judge]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
@@ -82,8 +83,6 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet -e '.[dev]'
 	@touch $@ $(VENV)/.cpu
 
-$(DEMO)/manifest.json: demo/weights.tar.xz | $(VENV)/bin/python
-	rm -rf $(DEMO)
-	mkdir -p $(DEMO)
-	$(BIN)/python -m tarfile -e demo/weights.tar.xz $(DEMO)
+$(DEMO)/manifest.json: demo/voice.tar.xz | $(VENV)/.cpu
+	$(BIN)/cosyserve unpack demo/voice.tar.xz $(DEMO)
 	@touch $@

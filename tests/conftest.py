@@ -7,7 +7,6 @@ import hashlib
 import json
 import shutil
 import sys
-import tarfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from cosyserve.flow.stream import FlowVoice
 from cosyserve.hift.stream import HiftNetworks
 from cosyserve.llm.graph_decoder import LlmNetworks
 from cosyserve.load import load_flow_networks, load_hift_networks, load_llm_networks
+from cosyserve.packed import unpack
 from cosyserve.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -55,9 +55,8 @@ def weights() -> Path:
 @pytest.fixture(scope="session")
 def demo_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights of ``make demo``."""
-    folder = tmp_path_factory.mktemp("demo-weights")
-    with tarfile.open(ROOT / "demo" / "weights.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+    folder = tmp_path_factory.mktemp("demo") / "weights"
+    unpack(ROOT / "demo" / "voice.tar.xz", folder)
     return folder
 
 

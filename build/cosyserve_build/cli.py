@@ -175,7 +175,7 @@ def synth_bundle(
 @app.command("demo-voice")
 def demo_voice(
     work: Annotated[Path, typer.Argument(help="folder for corpus and checkpoints; a run that was cut off goes on")],
-    out: Annotated[Path, typer.Argument(help="folder for the bundle, replaced")],
+    archive: Annotated[Path, typer.Argument(help="file for the voice: its bundle and its prepared weights")],
     stage: Annotated[
         list[str] | None, typer.Option(help="train only this: speaker, tokenizer, pitch, vocoder, language or flow")
     ] = None,
@@ -187,7 +187,20 @@ def demo_voice(
     if unknown:
         raise typer.BadParameter(f"{', '.join(unknown)}: expected one of {', '.join(STAGES)}", param_hint="--stage")
     with _one_line_errors():
-        make(work, out, report=print, stages=stage or [])
+        make(work, archive, report=print, stages=stage or [])
+
+
+@app.command("demo-bundle")
+def demo_bundle(
+    archive: Annotated[Path, typer.Argument(help="written by demo-voice")],
+    out: Annotated[Path, typer.Argument(help="folder for the bundle, replaced")],
+) -> None:
+    """Take the demo voice's bundle out of its archive."""
+    from cosyserve_build.demo_voice.packing import unpack_bundle
+
+    with _one_line_errors():
+        unpack_bundle(archive, out)
+    print(f"{out}: CosyVoice2 bundle")
 
 
 @app.command("export-hf")

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from cosyserve.errors import CosyServeError
+from cosyserve.packed import unpack as unpack_weights
 from cosyserve.serve import PROFILES, Server, free_port, watch
 from cosyserve.weights import Weights
 from cosyserve_client.bench.command import bench
@@ -28,7 +29,7 @@ app.add_typer(voice, name="voice")
 RANDOM = "random weights: this is noise, see README to use CosyVoice2-0.5B"
 
 
-SENTENCE = "Hello from CosyServe, streaming chunk by chunk."
+SENTENCE = "Hello, and welcome. This voice speaks at once, to many people."
 
 
 @app.command()
@@ -62,6 +63,27 @@ def demo(
     with _one_line_errors(), _server(server):
         print(f"saying: {text}", flush=True)
         say(text, output=output, url=f"{server.host}:{server.grpc_port}")
+        if not Weights(weights).random:
+            print(f"a recogniser heard: {_heard(Path(output))}")
+
+
+def _heard(wave: Path) -> str:
+    """The words in a file, as far as they are words that the demo voice was taught."""
+    from cosyserve_build.judge.recogniser import Recogniser
+    from cosyserve_client.audio import read_source
+
+    return " ".join(Recogniser().hear(*read_source(wave)))
+
+
+@app.command()
+def unpack(
+    archive: Annotated[Path, typer.Argument(help="the demo voice: demo/voice.tar.xz")],
+    out: Annotated[Path, typer.Argument(help="folder for its prepared weights, replaced")],
+) -> None:
+    """Take the prepared weights of the demo voice out of its archive."""
+    with _one_line_errors():
+        unpack_weights(archive, out)
+    print(f"{out}: ready")
 
 
 @contextmanager

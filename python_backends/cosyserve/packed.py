@@ -8,6 +8,7 @@ what these are made of. Needs no torch.
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 import tempfile
 from pathlib import Path
@@ -33,14 +34,15 @@ def unpack(archive: Path, out: Path) -> None:
 
     Args:
         archive: written by ``cosyserve_build.demo_voice.packing``.
-        out: folder to fill.
+        out: takes the place of what lies there.
 
     Raises:
         WeightsError: the archive is damaged.
     """
     with tempfile.TemporaryDirectory() as scratch, tarfile.open(archive) as packed:
         packed.extractall(scratch, filter="data")
-        (Path(scratch) / "weights").rename(out)
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.move(Path(scratch, "weights"), out)
         states = {name: load_file(Path(scratch, "bundle", f"{name}.safetensors")) for name in NETWORKS}
     recipe = json.loads((out / RECIPE).read_text("utf-8"))
     (out / RECIPE).unlink()

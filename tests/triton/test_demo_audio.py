@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-SENTENCE = "Hello from CosyServe, streaming chunk by chunk."
+from cosyserve.cli import SENTENCE
+from cosyserve_build.demo_voice.sentences import words
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,10 @@ def test_it_tells_what_it_says_and_how_fast(demo: tuple[str, str, NDArray[np.flo
     found = re.search(r"([\d.]+) s of audio, first audio (\d+) ms, real-time factor ([\d.]+)", stdout)
     assert found is not None
     assert float(found[1]) == pytest.approx(len(samples) / 24_000, abs=0.01)
-    assert "random weights: this is noise" in stderr
+    said = re.search(r"a recogniser heard: (.*)", stdout)
+    assert said is not None
+    assert said[1].split() == words(SENTENCE)
+    assert "random weights" not in stderr
     assert "Traceback" not in stderr
 
 

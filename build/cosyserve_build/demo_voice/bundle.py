@@ -17,6 +17,7 @@ from cosyserve.runtimes.onnx import OnnxGraph
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve.voices import VoiceStore
 from cosyserve_build.demo_voice.acoustics import Flow
+from cosyserve_build.demo_voice.checkpoints import write_checkpoints
 from cosyserve_build.demo_voice.language_model import LanguageModel
 from cosyserve_build.demo_voice.listeners import SpeakerModel, SpeechTokenizer
 from cosyserve_build.demo_voice.sentences import SEED, TAUGHT, sentences
@@ -24,7 +25,7 @@ from cosyserve_build.demo_voice.source import SAMPLE_RATE, SPEAKERS, speak
 from cosyserve_build.demo_voice.vocoder import Vocoder
 from cosyserve_build.export import Spec, write_whole
 from cosyserve_build.synth_recipe import Dimensions, write_recipe
-from cosyserve_build.synth_weights import split_weight_norm, stored_speaker
+from cosyserve_build.synth_weights import stored_speaker
 
 MERGES = 1_500  # nearly every word of the vocabulary is one text token
 _NOTE = "A small English voice taught on speech of flite, made by `make demo-voice`."
@@ -77,10 +78,8 @@ def write_networks(
     speaker: SpeakerModel,
 ) -> None:
     """Checkpoints and graphs; weights are rounded to float16."""
-    _save(language.states(), out / "llm.pt")
-    _save(flow.states(), out / "flow.pt")
     own = {**pitch.state_dict(), **vocoder.source.state_dict(), **vocoder.decoder.state_dict()}
-    _save(split_weight_norm(own), out / "hift.pt")
+    write_checkpoints(out, {"llm": language.states(), "flow": flow.states(), "hift": own})
     write_whole(_rounded(_tokenizer_spec(tokenizer)), out / recipe_of(out).speech_tokenizer)
     write_whole(_rounded(_speaker_spec(speaker)), out / "campplus.onnx")
 
@@ -122,7 +121,3 @@ def write_voices(out: Path) -> None:
             torch.from_numpy(voice.speaker_embedding),
         )
     torch.save(voices, out / "spk2info.pt")
-
-
-def _save(state: dict[str, Tensor], path: Path) -> None:
-    torch.save({name: value.detach().cpu().half() for name, value in state.items()}, path)

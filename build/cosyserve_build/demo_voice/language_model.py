@@ -84,12 +84,10 @@ class LanguageModel(nn.Module):
         state["llm_decoder.bias"][~used] = _NEVER
         speech = self.speech.weight.detach().clone()
         speech[~used] = 0
-        text = self.text.weight.detach()
         return state | {
             "speech_embedding.weight": speech,
             "llm_embedding.weight": self.special.weight.detach(),
-            "llm.model.model.embed_tokens.weight": text,
-            "llm.model.lm_head.weight": text,
+            "llm.model.model.embed_tokens.weight": self.text.weight.detach(),
         }
 
 

@@ -1,4 +1,4 @@
-"""The making of the demo voice, from nothing to a bundle."""
+"""The making of the demo voice, from nothing to the archive that is shipped."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from torch import nn
 from cosyserve.config import ModelConfig
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve_build.demo_voice import acoustics, bundle, corpus, language_model, listeners, vocoder
+from cosyserve_build.demo_voice.packing import pack
 from cosyserve_build.demo_voice.source import SPEAKERS, Utterance
 from cosyserve_build.folder import replaced
+from cosyserve_build.prepare import prepare
 
 _WAVES = 2_000  # utterances of each speaker that the vocoder hears
 _SPOKEN = 2_500  # and the flow
@@ -134,14 +136,14 @@ STAGES: dict[str, Callable[[Making], object]] = {
 """What can be trained by itself, once the corpus is there."""
 
 
-def make(work: Path, out: Path, report: Callable[[str], None], stages: list[str]) -> None:
-    """Say the corpus, train `stages`, or all and write the bundle.
+def make(work: Path, archive: Path, report: Callable[[str], None], stages: list[str]) -> None:
+    """Say the corpus, train `stages`, or all and write the archive.
 
     Args:
-        work: see `Making`.
-        out: folder of the bundle.
+        work: see `Making`; bundle and prepared weights are left there too.
+        archive: file to write.
         report: called with a line for each part that is done.
-        stages: of `STAGES`; none for all of them and the bundle.
+        stages: of `STAGES`; none for all of them and the archive.
     """
     corpus.build(work / "corpus", report)
     making = Making(work)
@@ -149,5 +151,7 @@ def make(work: Path, out: Path, report: Callable[[str], None], stages: list[str]
         STAGES[stage](making)
         report(f"{stage}: trained")
     if not stages:
-        making.write(out)
-        report(f"{out}: bundle written")
+        making.write(work / "bundle")
+        prepare(work / "bundle", work / "weights", report)
+        pack(work / "bundle", work / "weights", archive)
+        report(f"{archive}: {archive.stat().st_size / 1e6:.1f} MB")

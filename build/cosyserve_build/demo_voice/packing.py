@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from cosyserve.bundle import StateDict, read
 from cosyserve.packed import NETWORKS, RECIPE
+from cosyserve_build.demo_voice.checkpoints import write_checkpoints
 from cosyserve_build.folder import replaced
 
 _LEAST = 1024  # bytes of a tensor that is looked for
@@ -53,9 +54,9 @@ def unpack_bundle(archive: Path, out: Path) -> None:
         packed.extractall(scratch, filter="data")
         for path in Path(scratch, "bundle").iterdir():
             path.rename(folder / path.name)
-        for network in NETWORKS:
-            path = folder / f"{network}.safetensors"
-            torch.save(load_file(path), folder / f"{network}.pt")
+        paths = {network: folder / f"{network}.safetensors" for network in NETWORKS}
+        write_checkpoints(folder, {network: load_file(path) for network, path in paths.items()})
+        for path in paths.values():
             path.unlink()
 
 

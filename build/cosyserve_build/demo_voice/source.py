@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyworld
 import soundfile
 from numpy.typing import NDArray
 
@@ -111,6 +110,8 @@ def _flite(text: str, voice: str) -> tuple[NDArray[np.float32], list[tuple[str, 
 
 def _pitch(wave: NDArray[np.float32]) -> NDArray[np.float32]:
     """Hz at the middle of each mel frame."""
+    import pyworld  # built from source when it is installed: only who speaks needs it
+
     wide = wave.astype(np.float64)
     half = MEL.hop * 500 / SAMPLE_RATE  # milliseconds
     coarse, times = pyworld.dio(wide, SAMPLE_RATE, f0_floor=60.0, f0_ceil=350.0, frame_period=half)
