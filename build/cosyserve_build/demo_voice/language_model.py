@@ -1,6 +1,6 @@
 """Training of the language model: text to speech tokens.
 
-Sequences are those of upstream llm/llm.py :: Qwen2LM: single utterances; pairs of one voice, the first of which stands
+Sequences are those of upstream llm/llm.py :: Qwen2LM: single utterances; several of one voice, the first of which stand
 for a prompt; and text and speech interleaved, for text that arrives in pieces.
 """
 
@@ -20,14 +20,15 @@ from cosyserve.llm.qwen2 import SpeechLM
 from cosyserve_build.demo_voice.codebook import used_ids
 from cosyserve_build.demo_voice.training import Run, device, train
 
-LANGUAGE = Run("llm", steps=10_000, rate=2e-3, warmup=200, average=0.998, half=True)
-_POSITIONS = 1_500  # of a batch, padding included
+LANGUAGE = Run("llm", steps=14_000, rate=2e-3, warmup=200, average=0.998, half=True)
+_POSITIONS = 2_000  # of a batch, padding included
 _SHORT_FIRST = 0.2  # share of the steps in which the longest sequence allowed grows
 _SHORTEST, _LONGEST = 40, 400  # positions of a sequence, at first and in the end
-_ALONE = 0.5  # share of the steps in which every sequence is one utterance: so the alignment is learnt sooner
+_ALONE = 0.35  # share of the steps in which every sequence is one utterance: so the alignment is learnt sooner
 _POOL = 48  # sequences drawn to find those about as long
-_PAIRED = 0.45  # share of sequences that are pairs
-_INTERLEAVED = 0.15
+_ROWED = 0.6  # share of sequences that are several utterances of one voice
+_MOST = 4  # of these
+_INTERLEAVED = 0.1
 _CORRUPTED = 0.15  # share of speech tokens that are fed wrong
 _DROPOUT = 0.1
 _NEVER = -30.0  # logit of ids that the codebook does not use
@@ -127,11 +128,12 @@ class Sequences:
         return torch.from_numpy(ids).to(device()), torch.from_numpy(targets).to(device())
 
     def _sequence(self, rng: np.random.Generator, *, alone: bool) -> tuple[Ids, Ids]:
-        kind = _PAIRED if alone else rng.random()
+        kind = _ROWED if alone else rng.random()
         # Without a prompt nothing tells the voices apart, so then the first one speaks.
-        who = int(rng.choice(len(self._speakers), p=self._shares)) if kind < _PAIRED else 0
+        who = int(rng.choice(len(self._speakers), p=self._shares)) if kind < _ROWED else 0
         said = self._speakers[who]
-        parts = [said[int(rng.integers(0, len(said)))] for _ in range(2 if kind < _PAIRED else 1)]
+        count = int(rng.integers(2, _MOST + 1)) if kind < _ROWED else 1
+        parts = [said[int(rng.integers(0, len(said)))] for _ in range(count)]
         text = np.concatenate([part.text for part in parts])
         speech = np.concatenate([part.speech for part in parts])
         pieces = self._interleaved(text, speech) if kind > 1 - _INTERLEAVED else self._whole(text, speech)
