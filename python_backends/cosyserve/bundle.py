@@ -140,7 +140,7 @@ def fold_weight_norm(state: StateDict) -> StateDict:
             if name + direction in state:
                 g, v = folded.pop(name + gain).float(), folded.pop(name + direction).float()
                 norm = v.flatten(1).norm(dim=1).reshape(-1, *[1] * (v.dim() - 1))
-                folded[f"{name}.weight"] = g.reshape(norm.shape) * v / norm
+                folded[f"{name}.weight"] = v * (g.reshape(norm.shape) / norm)  # exact where the gain is the norm
     return folded
 
 

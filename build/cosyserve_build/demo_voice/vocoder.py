@@ -22,7 +22,7 @@ from cosyserve_build.demo_voice.source import Utterance
 from cosyserve_build.demo_voice.training import Run, device, train
 
 DECODER = Run("hift", steps=7_500, rate=1e-3, warmup=200, average=0.998)
-PITCH = Run("f0", steps=2_000, rate=2e-3)
+PITCH = Run("f0", steps=6_000, rate=2e-3)
 _BATCH, _CROP = 6, 24  # crops, mel frames of each
 _PITCH_BATCH, _PITCH_CROP = 8, 64
 _WINDOWS = (2048, 1024, 512, 256, 128, 96)
