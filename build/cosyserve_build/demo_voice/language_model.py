@@ -20,13 +20,13 @@ from cosyserve.llm.qwen2 import SpeechLM
 from cosyserve_build.demo_voice.codebook import used_ids
 from cosyserve_build.demo_voice.training import Run, device, train
 
-LANGUAGE = Run("llm", steps=14_000, rate=2e-3, warmup=200, average=0.998, half=True)
+LANGUAGE = Run("llm", steps=20_000, rate=2e-3, warmup=200, average=0.998, half=True)
 _POSITIONS = 2_000  # of a batch, padding included
 _SHORT_FIRST = 0.2  # share of the steps in which the longest sequence allowed grows
 _SHORTEST, _LONGEST = 40, 400  # positions of a sequence, at first and in the end
-_ALONE = 0.35  # share of the steps in which every sequence is one utterance: so the alignment is learnt sooner
+_ALONE = 0.25  # share of the steps in which every sequence is one utterance: so the alignment is learnt sooner
 _POOL = 48  # sequences drawn to find those about as long
-_ROWED = 0.6  # share of sequences that are several utterances of one voice
+_ROWED = 0.75  # share of sequences that are several utterances of one voice
 _MOST = 4  # of these
 _INTERLEAVED = 0.1
 _CORRUPTED = 0.15  # share of speech tokens that are fed wrong
