@@ -1,4 +1,4 @@
-"""Fixtures that several test folders share: prepared weights of the recorded bundle and what is loaded from them."""
+"""Fixtures that several test folders share: prepared weights, what is loaded from them, and one running server."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
+from live import Live, running
 from numpy.typing import NDArray
 
 from cosyserve.flow.networks import FlowNetworks
@@ -21,6 +23,7 @@ from cosyserve.llm.graph_decoder import LlmNetworks
 from cosyserve.load import load_flow_networks, load_hift_networks, load_llm_networks
 from cosyserve.packed import unpack
 from cosyserve.settings import Settings
+from cosyserve_client import Client, SpeechOptions, read_prompt
 
 ROOT = Path(__file__).parents[1]
 TINY = Path(__file__).parent / "data" / "cosyvoice2-tiny"
@@ -82,6 +85,27 @@ def set3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights3(set3: Path) -> Path:
     """Prepared weights of that set's bundle."""
     return _prepared(set3)
+
+
+@pytest.fixture(scope="session")
+def server(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server with them."""
+    with running(demo_weights, tmp_path_factory.mktemp("server") / "triton.log") as live:
+        yield live
+
+
+@pytest.fixture(scope="session")
+def client(server: Live) -> Iterator[Client]:
+    with Client(server.url, stream_timeout=120) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def prompt() -> SpeechOptions:
+    """A voice to clone, with its transcript."""
+    samples, rate = read_prompt(str(TINY / "prompt.wav"))
+    transcript = (TINY / "prompt.txt").read_text("utf-8")
+    return {"prompt_audio": samples, "prompt_sample_rate": rate, "prompt_text": transcript}
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from cosyserve.limits import MAX_PROMPT_SECONDS, MAX_SOURCE_SECONDS
+from cosyserve.limits import MAX_AUDIO_RATE, MAX_PROMPT_SECONDS, MAX_SOURCE_SECONDS
 from cosyserve_client.errors import CosyServeClientError, invalid
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-def read_prompt(path: str | Path) -> tuple[NDArray[np.float32], int]:
+def read_prompt(source: str | Path | BinaryIO) -> tuple[NDArray[np.float32], int]:
     """The audio of a file in any format that libsndfile knows, channels averaged: a voice to clone.
 
     Args:
-        path: of the file.
+        source: path of the file, or the file itself, open for reading.
 
     Returns:
         float32 [samples] in -1..1, and the sample rate in Hz.
@@ -32,32 +32,36 @@ def read_prompt(path: str | Path) -> tuple[NDArray[np.float32], int]:
         InvalidArgument: not readable, not audio, empty, or longer than `MAX_PROMPT_SECONDS`.
         CosyServeClientError: the package that reads audio is not installed.
     """
-    return _read("prompt_audio", path, MAX_PROMPT_SECONDS)
+    return _read("prompt_audio", source, MAX_PROMPT_SECONDS)
 
 
-def read_source(path: str | Path) -> tuple[NDArray[np.float32], int]:
+def read_source(source: str | Path | BinaryIO) -> tuple[NDArray[np.float32], int]:
     """As `read_prompt`, up to `MAX_SOURCE_SECONDS`: speech to convert."""
-    return _read("source_audio", path, MAX_SOURCE_SECONDS)
+    return _read("source_audio", source, MAX_SOURCE_SECONDS)
 
 
-def _read(field: str, path: str | Path, most: float) -> tuple[NDArray[np.float32], int]:
+def _read(field: str, source: str | Path | BinaryIO, most: float) -> tuple[NDArray[np.float32], int]:
     try:
         import soundfile  # not among the dependencies of a server, which can say but has no prompt to read
     except ModuleNotFoundError:
         raise CosyServeClientError("reading audio files needs: pip install 'cosyserve[client]'") from None
-    if not Path(path).is_file():
-        raise invalid(field, f"no file {path}")
+    name = source if isinstance(source, str | Path) else "the file"
+    if isinstance(source, str | Path) and not Path(source).is_file():
+        raise invalid(field, f"no file {name}")
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(source) as file:
+            # The header says how much memory reading would take; at a high rate, seconds alone bound it little.
+            if file.samplerate > MAX_AUDIO_RATE:
+                raise invalid(field, f"{name} has {file.samplerate} Hz, at most {MAX_AUDIO_RATE}")
             if file.frames > most * file.samplerate:
                 seconds = file.frames / file.samplerate
-                raise invalid(field, f"{path} has {seconds:.1f} s, at most {most:.0f}")
+                raise invalid(field, f"{name} has {seconds:.1f} s, at most {most:.0f}")
             frames = file.read(dtype="float32", always_2d=True)
             rate = int(file.samplerate)
     except (OSError, soundfile.SoundFileError) as error:
-        raise invalid(field, f"cannot read {path}: {error}") from None
+        raise invalid(field, f"cannot read {name}: {getattr(error, 'error_string', error)}") from None
     if not len(frames):
-        raise invalid(field, f"{path} holds no samples")
+        raise invalid(field, f"{name} holds no samples")
     return frames.mean(axis=1, dtype=np.float32), rate
 
 

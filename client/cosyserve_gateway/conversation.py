@@ -1,0 +1,281 @@
+"""WebSocket ``/v1/audio/speech/stream``: text in as it is written, audio out as it is made, utterance after utterance.
+
+From the client, each a JSON object with ``type``:
+
+    config     voice, instructions, speed, seed, sample_rate, timestamps, audio ("base64" or "binary"); holds for the
+               utterances that follow
+    text       text: the next piece; the first begins an utterance
+    flush      speak all that was written now
+    end        no more text; speak the rest
+    cancel     stop speaking at once
+
+From the gateway:
+
+    ready      when the connection stands
+    audio      audio: base64 of int16 little-endian, sample_offset, sample_rate, segment; with "binary" instead a frame
+               of eight bytes sample_offset (int64, little-endian) and the samples
+    words      words: text and start in seconds, of those that begin in the audio just sent; with timestamps
+    done       samples: the whole utterance was sent; another may begin
+    cancelled  samples: it was stopped behind these; another may begin
+    error      error: as over HTTP; an utterance in progress is over, and its text dropped until end, cancel or config
+
+A message that is none of these is answered with an error, and the connection is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import struct
+from dataclasses import asdict
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from cosyserve_client import AsyncClient, AsyncSession, AudioChunk, CosyServeClientError, SpeechOptions
+from cosyserve_gateway.encode import SAMPLE_RATE
+from cosyserve_gateway.errors import ApiError, ClientLeft, api_error, invalid, refusal
+from cosyserve_gateway.exchange import NOTES
+from cosyserve_gateway.guard import CALLER, Places
+from cosyserve_gateway.limits import SOCKET_IDLE_SECONDS
+from cosyserve_gateway.metrics import Metrics, Utterance
+
+_POLICY_VIOLATION = 1008
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class Config(_Message):
+    """How utterances are to be spoken from now on."""
+
+    type: Literal["config"] = "config"
+    voice: str | None = None
+    instructions: str | None = None
+    speed: float | None = Field(default=None, allow_inf_nan=False)
+    seed: int | None = None
+    sample_rate: int = SAMPLE_RATE
+    timestamps: bool = False
+    audio: Literal["base64", "binary"] = "base64"
+
+    def options(self) -> SpeechOptions:
+        """The same, for the server."""
+        options: SpeechOptions = {"sample_rate": self.sample_rate, "timestamps": self.timestamps}
+        if self.voice is not None:
+            options["voice"] = self.voice
+        if self.instructions is not None:
+            options["instruct"] = self.instructions
+        if self.speed is not None:
+            options["speed"] = self.speed
+        if self.seed is not None:
+            options["seed"] = self.seed
+        return options
+
+
+class Text(_Message):
+    """The next piece of text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Flush(_Message):
+    """Speak all that was written."""
+
+    type: Literal["flush"]
+
+
+class End(_Message):
+    """No more text."""
+
+    type: Literal["end"]
+
+
+class Cancel(_Message):
+    """Stop speaking."""
+
+    type: Literal["cancel"]
+
+
+_MESSAGES: TypeAdapter[Config | Text | Flush | End | Cancel] = TypeAdapter(
+    Annotated[Config | Text | Flush | End | Cancel, Field(discriminator="type")]
+)
+
+
+class Conversation:
+    """The endpoint: reads messages and has one utterance at a time spoken."""
+
+    def __init__(self, server: AsyncClient, places: Places, metrics: Metrics) -> None:
+        self._server = server
+        self._places = places
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        socket = WebSocket(scope, receive, send)
+        await socket.accept()
+        # Who left is told nothing more.
+        with contextlib.suppress(ClientLeft, WebSocketDisconnect):
+            await self._converse(socket)
+
+    async def _converse(self, socket: WebSocket) -> None:
+        await socket.send_json({"type": "ready", "sample_rate": SAMPLE_RATE})
+        turn = Turn(self._server, self._places, self._metrics, socket, Config())
+        try:
+            while True:
+                message = await _next(socket, turn)
+                match message:
+                    case Config():
+                        if turn.speaking:
+                            raise invalid("config", "an utterance is in progress")
+                        turn = turn.another(message)
+                    case Cancel():
+                        await turn.cancel()
+                        turn = turn.another()
+                    case Text() | Flush() | End():
+                        if turn.over and (turn.ended or not turn.failed):
+                            turn = turn.another()
+                        await turn.write(message)
+        except ApiError as error:
+            await turn.stop()
+            await socket.send_json({"type": "error", **error.envelope()})
+            await socket.close(_POLICY_VIOLATION)
+        finally:
+            await turn.stop()
+
+
+async def _next(socket: WebSocket, turn: Turn) -> Config | Text | Flush | End | Cancel:
+    while True:
+        try:
+            async with asyncio.timeout(SOCKET_IDLE_SECONDS):
+                received = await socket.receive()
+            break
+        except TimeoutError:
+            if not turn.speaking:
+                raise ApiError(408, f"nothing came for {SOCKET_IDLE_SECONDS:g} s", "idle_timeout") from None
+    if received["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect
+    if (text := received.get("text")) is None:
+        raise invalid("type", "messages are JSON in text frames")
+    try:
+        return _MESSAGES.validate_json(text)
+    except ValidationError as error:
+        raise refusal(error, depth=1) from None
+
+
+class Turn:
+    """One utterance, which begins with its first text.
+
+    Attributes:
+        ended: whether all its text was written.
+        failed: whether it ended with an error; what still comes of its text is dropped.
+    """
+
+    def __init__(
+        self, server: AsyncClient, places: Places, metrics: Metrics, socket: WebSocket, config: Config
+    ) -> None:
+        self._server = server
+        self._places = places
+        self._metrics = metrics
+        self._socket = socket
+        self._config = config
+        self._utterance = Utterance(metrics)
+        self._task: asyncio.Task[None] | None = None
+        self._session: AsyncSession
+        self._opened = asyncio.Event()
+        self.ended = False
+        self.failed = False
+
+    @property
+    def over(self) -> bool:
+        """Whether it was spoken, or failed."""
+        return self._task is not None and self._task.done()
+
+    @property
+    def speaking(self) -> bool:
+        """Whether it has begun, and is not over."""
+        return self._task is not None and not self._task.done()
+
+    def another(self, config: Config | None = None) -> Turn:
+        """The next one."""
+        return Turn(self._server, self._places, self._metrics, self._socket, config or self._config)
+
+    async def write(self, message: Text | Flush | End) -> None:
+        """Passes a message on; `ApiError` when the utterance has been ended."""
+        if self.ended:
+            raise invalid(message.type, "the utterance has been ended: wait for done, or cancel it")
+        if isinstance(message, Text) and self._task is None:
+            self._utterance = Utterance(self._metrics)
+            self._task = asyncio.create_task(self._speak())
+        if self._task is None:  # there is nothing to flush, or to end
+            if isinstance(message, End):
+                await self._tell("done")
+            return
+        self.ended = isinstance(message, End)
+        await self._opened.wait()
+        # An error is told by who reads the audio.
+        with contextlib.suppress(CosyServeClientError):
+            if self.speaking:
+                await self._pass_on(message)
+
+    async def cancel(self) -> None:
+        """Stops it, and says so."""
+        await self.stop()
+        await self._tell("cancelled")
+
+    async def stop(self) -> None:
+        """Stops it; returns when its place is free."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _pass_on(self, message: Text | Flush | End) -> None:
+        match message:
+            case Text():
+                await self._session.push(message.text)
+            case Flush():
+                await self._session.flush()
+            case End():
+                await self._session.end()
+
+    async def _speak(self) -> None:
+        scope = self._socket.scope
+        try:
+            with self._places.taken(scope[CALLER]), self._utterance.noted(scope[NOTES]):
+                async with self._server.session(**self._config.options()) as self._session:
+                    self._opened.set()
+                    async for chunk in self._session:
+                        await self._send(chunk)
+            await self._tell("done")
+        except (ApiError, CosyServeClientError) as error:
+            self.failed = True
+            with contextlib.suppress(ClientLeft, WebSocketDisconnect):
+                await self._socket.send_json({"type": "error", **api_error(error).envelope()})
+        except (ClientLeft, WebSocketDisconnect):
+            self.failed = True
+        finally:
+            self._opened.set()
+
+    async def _send(self, chunk: AudioChunk) -> None:
+        self._utterance.heard(chunk)
+        pcm = chunk.pcm.astype("<i2", copy=False).tobytes()
+        if self._config.audio == "binary" and pcm:
+            await self._socket.send_bytes(struct.pack("<q", chunk.sample_offset) + pcm)
+        elif pcm:
+            await self._socket.send_json(
+                {
+                    "type": "audio",
+                    "audio": base64.b64encode(pcm).decode(),
+                    "sample_offset": chunk.sample_offset,
+                    "sample_rate": chunk.sample_rate,
+                    "segment": chunk.segment,
+                }
+            )
+        if chunk.words:
+            await self._socket.send_json({"type": "words", "words": [asdict(word) for word in chunk.words]})
+
+    async def _tell(self, kind: str) -> None:
+        await self._socket.send_json({"type": kind, "samples": self._utterance.samples})

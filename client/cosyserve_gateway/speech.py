@@ -1,0 +1,127 @@
+"""``POST /v1/audio/speech``."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from cosyserve_client import AsyncClient, AsyncSpeechStream, CosyServeClientError, SpeechRequest
+from cosyserve_gateway.encode import FORMATS, SAMPLE_RATE, Encoder
+from cosyserve_gateway.errors import ApiError, api_error, parse
+from cosyserve_gateway.exchange import NOTES
+from cosyserve_gateway.guard import CALLER, Places
+from cosyserve_gateway.metrics import Metrics, Utterance
+
+MODELS = ("cosyvoice", "tts-1", "tts-1-hd", "gpt-4o-mini-tts")
+"""Names of the one model there is: its own, and those that programs written for OpenAI ask for."""
+
+
+class VoiceId(BaseModel):
+    """A voice as an object, as OpenAI's clients may give it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    id: str
+
+
+class SpeechBody(BaseModel):
+    """What is asked for. ``seed`` is ours; texts, voices and numbers have the server's bounds, checked there."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    model: str
+    input: str
+    voice: str | VoiceId | None = None
+    instructions: str | None = None
+    response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
+    speed: float | None = Field(default=None, allow_inf_nan=False)
+    stream_format: Literal["audio", "sse"] = "audio"
+    seed: int | None = None
+
+    def request(self) -> SpeechRequest:
+        """The same, for the server."""
+        return SpeechRequest(
+            text=self.input,
+            voice=self.voice.id if isinstance(self.voice, VoiceId) else self.voice,
+            instruct=self.instructions,
+            speed=self.speed,
+            seed=self.seed,
+            sample_rate=SAMPLE_RATE,
+        )
+
+
+class Speech:
+    """Speaks a text while its audio is made.
+
+    The status goes out with the first audio, so whatever fails before is an error of HTTP. What fails later ends the
+    connection without the end of the response, or is an event where there are events.
+    """
+
+    def __init__(self, server: AsyncClient, places: Places, metrics: Metrics) -> None:
+        self._server = server
+        self._places = places
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        utterance = Utterance(self._metrics)
+        request = Request(scope, receive)
+        # A page elsewhere can post any other type without asking its browser's leave.
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise ApiError(415, "the body must be application/json", "unsupported_media_type")
+        body = parse(SpeechBody, await request.body())
+        if body.model not in MODELS:
+            raise ApiError(404, f"no model {body.model[:64]!r}; see /v1/models", "model_not_found", param="model")
+        with self._places.taken(scope[CALLER]), utterance.noted(scope[NOTES]):
+            async with self._server.stream(body.request()) as stream:
+                audio = _encoded(FORMATS[body.response_format].encoder(), stream, utterance)
+                if body.stream_format == "sse":
+                    await _send("text/event-stream", _events(audio, len(body.input), utterance), send)
+                else:
+                    await _send(FORMATS[body.response_format].media_type, audio, send)
+
+
+async def _encoded(encoder: Encoder, stream: AsyncSpeechStream, utterance: Utterance) -> AsyncIterator[bytes]:
+    """The file, piece by piece; a piece is empty where an encoder waits for more."""
+    async for chunk in stream:
+        # In a thread: others are not held up while a second of audio is compressed.
+        yield await asyncio.to_thread(encoder.encode, chunk.pcm)
+        utterance.heard(chunk)
+    yield await asyncio.to_thread(encoder.end)
+
+
+async def _events(audio: AsyncIterator[bytes], characters: int, utterance: Utterance) -> AsyncIterator[bytes]:
+    begun = False
+    try:
+        async for data in audio:
+            yield _event("speech.audio.delta", audio=base64.b64encode(data).decode()) if data else b""
+            begun = True
+    except CosyServeClientError as error:
+        if not begun:
+            raise
+        yield _event("error", **api_error(error).envelope())
+        return
+    usage = {"input_tokens": characters, "output_tokens": utterance.tokens}
+    yield _event("speech.audio.done", usage=usage | {"total_tokens": sum(usage.values())})
+
+
+def _event(kind: str, **fields: object) -> bytes:
+    return b"data: " + json.dumps({"type": kind, **fields}).encode() + b"\n\n"
+
+
+async def _send(media_type: str, parts: AsyncIterator[bytes], send: Send) -> None:
+    headers = [(b"content-type", media_type.encode()), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
+    begun = False
+    async for part in parts:
+        if not begun:
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            begun = True
+        if part:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,81 @@
+"""``/v1/audio/voices`` and ``/v1/models``."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from cosyserve_client import AsyncClient, Voice, read_prompt
+from cosyserve_gateway.errors import ApiError, invalid
+from cosyserve_gateway.limits import MAX_FORM_FIELDS, MAX_UPLOAD_BYTES
+from cosyserve_gateway.settings import Settings
+from cosyserve_gateway.speech import MODELS
+
+
+class Voices:
+    """The registered voices: all callers see and use the same."""
+
+    def __init__(self, server: AsyncClient, settings: Settings) -> None:
+        self._server = server
+        self._changes = settings.voice_changes
+        self._reading = asyncio.Lock()  # a prompt of 30 s at 192 kHz takes 23 MB a channel while it is read
+
+    async def list(self, request: Request) -> Response:
+        """All voices, and whether further ones may be registered here."""
+        voices = [_described(voice) for voice in await self._server.list_voices()]
+        return JSONResponse({"object": "list", "data": voices, "changes": self._changes})
+
+    async def register(self, request: Request) -> Response:
+        """A voice from a form: name, audio_sample (a file), consent, and its transcript as prompt_text."""
+        self._check_changes()
+        async with request.form(max_files=1, max_fields=MAX_FORM_FIELDS, max_part_size=MAX_UPLOAD_BYTES) as form:
+            sample = form.get("audio_sample")
+            if not isinstance(sample, UploadFile):
+                raise invalid("audio_sample", "must be a file")
+            data = await sample.read()
+            name, consent, prompt_text = (form.get(field) for field in ("name", "consent", "prompt_text"))
+        if not isinstance(name, str):
+            raise invalid("name", "is missing")
+        if not isinstance(consent, str) or not consent.strip():
+            raise invalid("consent", "say that the speaker agrees, and where that is recorded")
+        async with self._reading:
+            samples, rate = await asyncio.to_thread(read_prompt, io.BytesIO(data))
+        voice = await self._server.add_voice(
+            name, samples, rate, prompt_text=str(prompt_text) if prompt_text else None, consent=consent
+        )
+        return JSONResponse(_described(voice), 201)
+
+    async def remove(self, request: Request) -> Response:
+        """Deletes the voice of that name."""
+        self._check_changes()
+        voice = await self._server.remove_voice(request.path_params["name"])
+        return JSONResponse({"id": voice.name, "deleted": True})
+
+    def _check_changes(self) -> None:
+        if not self._changes:
+            raise ApiError(403, "voices of this gateway are fixed", "voices_fixed")
+
+
+def _described(voice: Voice) -> dict[str, object]:
+    # Neither transcript nor consent, which are between the speaker and who registered the voice.
+    return {
+        "id": voice.name,
+        "object": "voice",
+        "name": voice.name,
+        "prompt_seconds": voice.prompt_seconds,
+        "created": voice.created,
+    }
+
+
+async def models(request: Request) -> Response:
+    """The names under which the one model may be asked for."""
+    return JSONResponse(
+        {
+            "object": "list",
+            "data": [{"id": name, "object": "model", "created": 0, "owned_by": "cosyserve"} for name in MODELS],
+        }
+    )
