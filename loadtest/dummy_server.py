@@ -8,6 +8,7 @@ anything else          a sine in five chunks of 2400 samples, all but the first 
 CODE message           the stream fails with that status at once
 late CODE message      the same after three chunks
 slow                   a chunk every 50 ms, without end
+flood                  the same as fast as they are read
 silent                 no response at all
 truncate               two chunks, then a clean end without the final response
 full N                 refused with UNAVAILABLE N times, then a sine
@@ -146,9 +147,9 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
             response = sine_chunk(0, final=True)
             response.infer_response.raw_output_contents[0] = bytes(2 * CHUNK)
             yield response
-        elif word in ("slow", "silent"):
-            while not ended.wait(0.05) and not self._stopping.is_set():
-                if word == "slow":
+        elif word in ("slow", "flood", "silent"):
+            while not ended.wait(0 if word == "flood" else 0.05) and not self._stopping.is_set():
+                if word != "silent":
                     yield sine_chunk(0, final=False)
         elif self._fails():
             yield fail("INTERNAL", "one of the failures that were asked for")

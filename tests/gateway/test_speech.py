@@ -44,9 +44,16 @@ def level(pcm: Pcm) -> float:
 
 @pytest.mark.parametrize("form", ["pcm", "wav", "flac", "mp3", "opus", "aac"])
 def test_the_official_client_hears_what_grpc_sends(gateway: Gateway, spoken: Pcm, form: str) -> None:
-    with gateway.openai() as openai, openai.audio.speech.with_streaming_response.create(
-        model="tts-1", voice="demo", input=TEXT, response_format=form, extra_body={"seed": 7}  # type: ignore[arg-type]
-    ) as response:
+    with (
+        gateway.openai() as openai,
+        openai.audio.speech.with_streaming_response.create(
+            model="tts-1",
+            voice="demo",
+            input=TEXT,
+            response_format=form,
+            extra_body={"seed": 7},  # type: ignore[arg-type]
+        ) as response,
+    ):
         data = b"".join(response.iter_bytes())
         kind = response.headers["content-type"]
     assert kind == {"mp3": "audio/mpeg", "opus": "audio/ogg"}.get(form, f"audio/{form}")

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; media-src blob:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """Everything comes from the gateway itself; nothing is inline."""
