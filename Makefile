@@ -20,6 +20,10 @@ demo: $(VENV)/.cpu $(DEMO)/manifest.json ## start Triton, stream one sentence to
 serve: $(VENV)/.cpu $(DEMO)/manifest.json ## serve the demo weights on 127.0.0.1:8001 (gRPC) and :8002 (metrics)
 	$(BIN)/cosyserve serve --weights $(DEMO)
 
+.PHONY: gateway
+gateway: $(VENV)/.gateway ## page and OpenAI's speech endpoint on 127.0.0.1:8080, of a running `make serve`
+	$(BIN)/cosyserve-gateway
+
 .PHONY: test
 test: check ## everything: unit, parity, contract, client and end-to-end on the real Triton
 	$(BIN)/python -m pytest
@@ -78,10 +82,14 @@ $(VENV)/.cpu: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet -e '.[cpu,client,judge]'
 	@touch $@
 
+$(VENV)/.gateway: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet -e '.[gateway]'
+	@touch $@
+
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet -e '.[dev]'
-	@touch $@ $(VENV)/.cpu
+	@touch $@ $(VENV)/.cpu $(VENV)/.gateway
 
 $(DEMO)/manifest.json: demo/voice.tar.xz | $(VENV)/.cpu
 	$(BIN)/cosyserve unpack demo/voice.tar.xz $(DEMO)

@@ -67,8 +67,10 @@ class Observed:
         except Exception as error:
             refusal = api_error(error)
             notes |= {"outcome": "failed", "error": refusal.code}
-            if refusal.status == 500 or isinstance(error, ExceptionGroup):
+            if refusal.status == 500:
                 _LOG.error("failed", exc_info=error, extra={"fields": {"request_id": request_id}})
+            elif refusal.status > 500:  # the answer leaves out what only operators may know
+                notes["detail"] = str(error)
             if not status:
                 await _refuse(scope, receive, answer, refusal, error)
         finally:

@@ -9,9 +9,9 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from cosyserve_client import AsyncClient, Voice, read_prompt
+from cosyserve_client import AsyncClient, InvalidArgument, Voice, read_prompt
 from cosyserve_gateway.errors import ApiError, invalid
-from cosyserve_gateway.limits import MAX_FORM_FIELDS, MAX_UPLOAD_BYTES
+from cosyserve_gateway.limits import MAX_FORM_FIELDS
 from cosyserve_gateway.settings import Settings
 from cosyserve_gateway.speech import MODELS
 
@@ -32,7 +32,7 @@ class Voices:
     async def register(self, request: Request) -> Response:
         """A voice from a form: name, audio_sample (a file), consent, and its transcript as prompt_text."""
         self._check_changes()
-        async with request.form(max_files=1, max_fields=MAX_FORM_FIELDS, max_part_size=MAX_UPLOAD_BYTES) as form:
+        async with request.form(max_files=1, max_fields=MAX_FORM_FIELDS) as form:
             sample = form.get("audio_sample")
             if not isinstance(sample, UploadFile):
                 raise invalid("audio_sample", "must be a file")
@@ -44,9 +44,12 @@ class Voices:
             raise invalid("consent", "say that the speaker agrees, and where that is recorded")
         async with self._reading:
             samples, rate = await asyncio.to_thread(read_prompt, io.BytesIO(data))
-        voice = await self._server.add_voice(
-            name, samples, rate, prompt_text=str(prompt_text) if prompt_text else None, consent=consent
-        )
+        transcript = prompt_text if isinstance(prompt_text, str) and prompt_text else None
+        try:
+            voice = await self._server.add_voice(name, samples, rate, prompt_text=transcript, consent=consent)
+        except InvalidArgument as error:
+            field, _, problem = error.message.partition(": ")
+            raise invalid("name", problem) if field == "voice" else error from None
         return JSONResponse(_described(voice), 201)
 
     async def remove(self, request: Request) -> Response:

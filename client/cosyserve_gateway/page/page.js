@@ -30,19 +30,19 @@ class Waveform {
 
   draw() {
     const { canvas, peaks } = this;
-    const style = getComputedStyle(canvas);
+    const { color, borderTopColor } = getComputedStyle(canvas);
     const [width, height] = [canvas.clientWidth * devicePixelRatio, canvas.clientHeight * devicePixelRatio];
     if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
     const pen = canvas.getContext("2d");
     pen.clearRect(0, 0, width, height);
     const shown = Math.max(peaks.length, 200); // two seconds fill the width
-    const loudest = Math.max(...peaks, 0.05);
+    const loudest = peaks.reduce((most, peak) => Math.max(most, peak), 0.05);
     for (let x = 0; x < width; x += 1) {
       const from = Math.floor((x / width) * shown);
-      const to = Math.max(from + 1, Math.floor(((x + 1) / width) * shown));
-      const peak = Math.max(0, ...peaks.slice(from, to));
       if (from >= peaks.length) break;
-      pen.fillStyle = style.getPropertyValue(from * PEAK_SAMPLES < this.played ? "--accent" : "--faint");
+      const to = Math.max(from + 1, Math.floor(((x + 1) / width) * shown));
+      const peak = Math.max(...peaks.slice(from, to));
+      pen.fillStyle = from * PEAK_SAMPLES < this.played ? color : borderTopColor;
       const tall = Math.max(1, (peak / loudest) * height * 0.9);
       pen.fillRect(x, (height - tall) / 2, 1, tall);
     }
@@ -128,7 +128,7 @@ function joined(head, tail) {
 }
 
 async function speak() {
-  await stop();
+  stop();
   const run = { player: new Player(), request: new AbortController() };
   current = run;
   const started = performance.now();
@@ -168,28 +168,28 @@ async function speak() {
       show("gaps", String(run.player.gaps));
     }
     await new Promise((resolve) => setTimeout(resolve, run.player.left * 1000));
-    if (current === run) await finish("Done.");
+    if (current === run) finish("Done.");
   } catch (error) {
     if (current !== run) return; // stopped, which has been told
     complain(error.name === "TypeError" ? "The connection broke off." : error.message);
-    await finish("Failed.");
+    finish("Failed.");
   }
 }
 
-async function stop() {
+function stop() {
   if (!current) return;
   current.request.abort();
-  await finish("Stopped.");
+  finish("Stopped.");
 }
 
-async function finish(status) {
+function finish(status) {
   const { player } = current;
   current = null;
   waveform.played = player.played;
   waveform.draw();
   $("stop").disabled = true;
   show("status", status);
-  await player.close();
+  player.close();
 }
 
 function animate(run) {
