@@ -14,6 +14,7 @@ from gateways import Gateway, serving
 from live import PATIENCE, Live
 
 from cosyserve.serve import free_port
+from cosyserve_client import Client
 from cosyserve_gateway import Settings
 
 
@@ -36,6 +37,12 @@ def gateway(server: Live, log: Path) -> Iterator[Gateway]:
         finally:
             process.terminate()
             process.wait(PATIENCE)
+
+
+@pytest.fixture(scope="session")
+def voice(client: Client) -> str:
+    """A voice of the server."""
+    return client.list_voices()[0].name
 
 
 @pytest.fixture(scope="session")

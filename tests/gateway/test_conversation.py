@@ -65,27 +65,28 @@ def dummy_talker(before_dummy: Gateway) -> Iterator[Talker]:
         yield Talker(socket)
 
 
-def told(client: Client, text: str, seed: int) -> Pcm:
-    with client.session(voice="demo", seed=seed) as session:
+def told(client: Client, voice: str, text: str, seed: int) -> Pcm:
+    """What gRPC sends of a text."""
+    with client.session(voice=voice, seed=seed) as session:
         session.push(text)
         session.end()
         return np.concatenate([chunk.pcm for chunk in session])
 
 
-def test_utterances_one_after_another_equal_those_of_grpc(talker: Talker, client: Client) -> None:
+def test_utterances_one_after_another_equal_those_of_grpc(talker: Talker, client: Client, voice: str) -> None:
     assert talker.ready == {"type": "ready", "sample_rate": 24_000}
     for seed in (1, 2):
-        talker.say("config", voice="demo", seed=seed)
+        talker.say("config", voice=voice, seed=seed)
         for word in TEXT.split():
             talker.say("text", text=word + " ")
         talker.say("end")
         heard, last = talker.hear()
-        np.testing.assert_array_equal(heard, told(client, TEXT + " ", seed))
+        np.testing.assert_array_equal(heard, told(client, voice, TEXT + " ", seed))
         assert last == {"type": "done", "samples": len(heard)}
 
 
-def test_binary_frames_and_words(talker: Talker, client: Client) -> None:
-    talker.say("config", voice="demo", seed=1, audio="binary", timestamps=True)
+def test_binary_frames_and_words(talker: Talker, client: Client, voice: str) -> None:
+    talker.say("config", voice=voice, seed=1, audio="binary", timestamps=True)
     talker.say("text", text=TEXT)
     talker.say("end")
     heard, words = b"", []
@@ -96,16 +97,16 @@ def test_binary_frames_and_words(talker: Talker, client: Client) -> None:
         else:
             words += message["words"]
     assert message["type"] == "done"
-    np.testing.assert_array_equal(np.frombuffer(heard, "<i2"), told(client, TEXT, 1))
+    np.testing.assert_array_equal(np.frombuffer(heard, "<i2"), told(client, voice, TEXT, 1))
     assert " ".join(word["text"] for word in words) == TEXT
     assert [word["start"] for word in words] == sorted(word["start"] for word in words)
 
 
-def test_a_flush_is_heard_before_the_end(talker: Talker, client: Client) -> None:
-    talker.say("config", voice="demo", seed=1)
+def test_a_flush_is_heard_before_the_end(talker: Talker, client: Client, voice: str) -> None:
+    talker.say("config", voice=voice, seed=1)
     talker.say("text", text="Good morning")
     talker.say("flush")
-    first = told(client, "Good morning", 1)
+    first = told(client, voice, "Good morning", 1)
     heard = b""
     while len(heard) < 2 * len(first):
         heard += base64.b64decode(talker.read()["audio"])
@@ -118,8 +119,8 @@ def test_a_flush_is_heard_before_the_end(talker: Talker, client: Client) -> None
     assert message["samples"] > len(first)
 
 
-def test_cancel_stops_at_once_and_another_may_begin(talker: Talker, client: Client, server: Live) -> None:
-    talker.say("config", voice="demo", seed=2)
+def test_cancel_stops_at_once_and_another_may_begin(talker: Talker, client: Client, voice: str, server: Live) -> None:
+    talker.say("config", voice=voice, seed=2)
     talker.say("text", text=LONG)
     assert talker.read()["type"] == "audio"
     talker.say("cancel")
@@ -131,7 +132,7 @@ def test_cancel_stops_at_once_and_another_may_begin(talker: Talker, client: Clie
     talker.say("text", text=TEXT)
     talker.say("end")
     heard, _ = talker.hear()
-    np.testing.assert_array_equal(heard, told(client, TEXT, 2))
+    np.testing.assert_array_equal(heard, told(client, voice, TEXT, 2))
     talker.say("cancel")  # too late: it crossed the end
     assert talker.read() == {"type": "cancelled", "samples": len(heard)}
     talker.say("end")
@@ -148,19 +149,19 @@ def test_leaving_frees_the_stream(gateway: Gateway, server: Live) -> None:
     server.wait_idle()
 
 
-def test_an_error_ends_the_utterance_and_no_more(talker: Talker, client: Client) -> None:
+def test_an_error_ends_the_utterance_and_no_more(talker: Talker, client: Client, voice: str) -> None:
     talker.say("config", voice="nobody")
     for _ in range(5):
         talker.say("text", text="Hi. ")
     talker.say("end")
     assert talker.read()["error"]["code"] == "voice_not_found"
-    talker.say("config", voice="demo", sample_rate=7)
+    talker.say("config", voice=voice, sample_rate=7)
     talker.say("text", text="Hi. ")
     assert talker.read()["error"]["param"] == "sample_rate"
-    talker.say("config", voice="demo", seed=1)
+    talker.say("config", voice=voice, seed=1)
     talker.say("text", text=TEXT)
     talker.say("end")
-    np.testing.assert_array_equal(talker.hear()[0], told(client, TEXT, 1))
+    np.testing.assert_array_equal(talker.hear()[0], told(client, voice, TEXT, 1))
 
 
 def test_a_failure_later_is_told_after_the_audio(dummy_talker: Talker) -> None:

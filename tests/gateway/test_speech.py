@@ -24,9 +24,9 @@ Pcm = NDArray[np.int16]
 
 
 @pytest.fixture(scope="module")
-def spoken(client: Client) -> Pcm:
+def spoken(client: Client, voice: str) -> Pcm:
     """The text as gRPC sends it."""
-    return client.synthesize(TEXT, voice="demo", seed=7).pcm
+    return client.synthesize(TEXT, voice=voice, seed=7).pcm
 
 
 def decoded(data: bytes) -> Pcm:
@@ -43,12 +43,12 @@ def level(pcm: Pcm) -> float:
 
 
 @pytest.mark.parametrize("form", ["pcm", "wav", "flac", "mp3", "opus", "aac"])
-def test_the_official_client_hears_what_grpc_sends(gateway: Gateway, spoken: Pcm, form: str) -> None:
+def test_the_official_client_hears_what_grpc_sends(gateway: Gateway, spoken: Pcm, voice: str, form: str) -> None:
     with (
         gateway.openai() as openai,
         openai.audio.speech.with_streaming_response.create(
             model="tts-1",
-            voice="demo",
+            voice=voice,
             input=TEXT,
             response_format=form,
             extra_body={"seed": 7},  # type: ignore[arg-type]
@@ -65,11 +65,11 @@ def test_the_official_client_hears_what_grpc_sends(gateway: Gateway, spoken: Pcm
         assert abs(level(heard) - level(spoken)) < 1.5
 
 
-def test_events_carry_the_same(gateway: Gateway, spoken: Pcm) -> None:
+def test_events_carry_the_same(gateway: Gateway, spoken: Pcm, voice: str) -> None:
     with gateway.openai() as openai:
         answer = openai.audio.speech.create(
             model="gpt-4o-mini-tts",
-            voice={"id": "demo"},
+            voice={"id": voice},
             input=TEXT,
             response_format="pcm",
             stream_format="sse",
@@ -92,16 +92,16 @@ def events(data: bytes) -> list[dict[str, object]]:
     return [json.loads(event.removeprefix(b"data: ")) for event in data[:-2].split(b"\n\n")]
 
 
-def test_speed_and_instructions_reach_the_server(gateway: Gateway, client: Client) -> None:
-    answer = gateway.post(input=TEXT, voice="demo", speed=1.5, instructions="Speak softly.", seed=7)
-    wanted = client.synthesize(TEXT, voice="demo", speed=1.5, instruct="Speak softly.", seed=7).pcm
+def test_speed_and_instructions_reach_the_server(gateway: Gateway, client: Client, voice: str) -> None:
+    answer = gateway.post(input=TEXT, voice=voice, speed=1.5, instructions="Speak softly.", seed=7)
+    wanted = client.synthesize(TEXT, voice=voice, speed=1.5, instruct="Speak softly.", seed=7).pcm
     np.testing.assert_array_equal(np.frombuffer(answer.content, "<i2"), wanted)
 
 
 @pytest.fixture
-def curl(gateway: Gateway) -> Iterator[subprocess.Popen[bytes]]:
+def curl(gateway: Gateway, voice: str) -> Iterator[subprocess.Popen[bytes]]:
     """curl, while it hears a long text."""
-    body = json.dumps({"model": "tts-1", "input": LONG, "voice": "demo"})
+    body = json.dumps({"model": "tts-1", "input": LONG, "voice": voice})
     kind = "content-type: application/json"
     command = ["curl", "-sN", f"{gateway.url}/v1/audio/speech", "-H", kind, "-d", body]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
