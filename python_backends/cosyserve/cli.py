@@ -19,11 +19,13 @@ from cosyserve.serve import PROFILES, Server, free_port, watch
 from cosyserve.weights import Weights
 from cosyserve_client.bench.command import bench
 from cosyserve_client.cli import say
+from cosyserve_client.plan import plan
 from cosyserve_client.voice_cli import voice
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.command()(say)
 app.command()(bench)
+app.command()(plan)
 app.add_typer(voice, name="voice")
 
 RANDOM = "random weights: this is noise, see README to use CosyVoice2-0.5B"
