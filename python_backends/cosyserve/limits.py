@@ -117,6 +117,9 @@ SEQUENCE_IDLE_SECONDS = 300
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Largest gRPC message: a 30 s prompt at 192 kHz in float32 is 23 MB."""
 
+MAX_CONNECTION_SECONDS = 300
+"""Age at which a connection is asked to end, its streams first: who comes back finds servers that have come since."""
+
 CACHED_VOICES = 64
 """Flow states of recent voices, besides their bound in bytes: each also takes address space."""
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from cosyserve.contracts import TTS
 from cosyserve.errors import ServeError
-from cosyserve.limits import MAX_STREAMS
+from cosyserve.limits import MAX_CONNECTION_SECONDS, MAX_STREAMS
 from cosyserve.weights import Weights
 
 PROFILES = ("cpu", "gpu")
@@ -41,6 +41,7 @@ HARDENING = (
     # Each Python model is forked off: while another loads, the fork may inherit a lock that nobody opens, and the start
     # hangs or aborts (twice in about thirty starts on busy cores). One after another takes no longer on few cores.
     "--model-load-thread-count=1",
+    f"--grpc-max-connection-age={1000 * MAX_CONNECTION_SECONDS}",
     "--allow-http=false",
     "--allow-vertex-ai=false",
     "--allow-sagemaker=false",
