@@ -23,10 +23,7 @@ QUIET_LOOKS = 3
 
 def main() -> None:
     """Exits with what `__doc__` says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--metrics", default="http://127.0.0.1:8002/metrics", help="the server's metrics")
-    parser.add_argument("--seconds", type=float, default=600.0, help="longest wait")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     deadline = time.monotonic() + arguments.seconds
     Path(os.environ["COSYSERVE_DRAIN_FILE"]).touch()
     quiet = 0
@@ -35,6 +32,14 @@ def main() -> None:
             sys.exit(f"error: utterances still run after {arguments.seconds:g} s")
         time.sleep(LOOK_SECONDS)
         quiet = 0 if active_streams(arguments.metrics) else quiet + 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--metrics", default="http://127.0.0.1:8002/metrics", help="the server's metrics")
+    parser.add_argument("--seconds", type=float, default=600.0, help="longest wait")
+    return parser
 
 
 def active_streams(url: str) -> float:

@@ -20,10 +20,7 @@ PROMPT = (0.1 * np.sin(2 * np.pi * 200 * np.arange(RATE) / RATE)).astype(np.floa
 
 def main() -> None:
     """Exits with what `__doc__` says, and a line on stderr when it is 1."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", default="127.0.0.1:8001", help="the server's gRPC host:port")
-    parser.add_argument("--seconds", type=float, default=20.0, help="deadline")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     try:
         with Client(arguments.url, stream_timeout=arguments.seconds) as client:
             # With the rate given, the client asks for nothing else first, and the deadline is that of all.
@@ -34,6 +31,14 @@ def main() -> None:
         sys.exit(f"error: {error}")
     if not len(speech.pcm):
         sys.exit("error: no audio")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", default="127.0.0.1:8001", help="the server's gRPC host:port")
+    parser.add_argument("--seconds", type=float, default=30.0, help="deadline")
+    return parser
 
 
 if __name__ == "__main__":

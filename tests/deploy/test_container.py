@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,7 @@ class Container:
     process: subprocess.Popen[bytes]
     live: Live
     environ: dict[str, str]
+    confined: bool
 
     @property
     def drain_file(self) -> Path:
@@ -62,13 +64,31 @@ def environment(weights: Path, scratch: Path) -> dict[str, str]:
     }
 
 
+CONFINED = (
+    "unshare",
+    "--mount",
+    "sh",
+    "-c",
+    "mount --bind $TMPDIR $TMPDIR && mount -o remount,bind,ro / && mount -t tmpfs -o size=1g tmpfs /dev/shm"
+    ' && exec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all "$@"',
+    "sh",
+)
+"""Runs a command as a pod does: nothing to be written but its scratch folder and shared memory, and no capability."""
+
+
+def can_confine() -> bool:
+    """Whether this machine lets us: it takes root, and mounts of our own."""
+    return os.geteuid() == 0 and subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
+
+
 @pytest.fixture(scope="module")
 def container(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
     scratch = tmp_path_factory.mktemp("container")
     environ = environment(demo_weights, scratch)
     (scratch / "draining").touch()
     ports = [free_port(), free_port()]
-    command = [*script("entrypoint.py"), "--host", "127.0.0.1", "--log", "-"]
+    confined = can_confine()
+    command = [*(CONFINED if confined else ()), *script("entrypoint.py"), "--host", "127.0.0.1", "--log", "-"]
     command += ["--grpc-port", str(ports[0]), "--metrics-port", str(ports[1])]
     with (scratch / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environ, cwd="/", stdout=log, stderr=log)
@@ -78,7 +98,7 @@ def container(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> I
             # As the startup probe does it: the metrics port opens when every model is loaded, and not before.
             wait_until(lambda: _answers(live.metrics_url), lambda: (scratch / "log").read_text())
             assert client.ready()
-        yield Container(process, live, environ)
+        yield Container(process, live, environ, confined)
     finally:
         process.kill()
         process.wait()
@@ -107,6 +127,16 @@ def test_damaged_weights_are_named_before_anything_starts(demo_weights: Path, tm
 def test_the_probe_passes_while_the_server_speaks(container: Container) -> None:
     ended = probe(container.live.url)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_it_needs_no_capability_and_no_writable_root(container: Container) -> None:
+    if not container.confined:
+        pytest.skip("this machine lets nobody make mounts of their own")
+    process = Path(f"/proc/{container.process.pid}")
+    assert re.search(r"^CapEff:\s+0+$", (process / "status").read_text(), re.M)
+    assert re.search(r"^NoNewPrivs:\s+1$", (process / "status").read_text(), re.M)
+    root = [line.split() for line in (process / "mounts").read_text().splitlines() if line.split()[1] == "/"]
+    assert root[-1][3].split(",")[0] == "ro"
 
 
 def test_the_probe_passes_when_the_server_is_full(container: Container) -> None:
