@@ -44,6 +44,11 @@ format: $(VENV)/.dev ## let ruff fix and format
 configs: $(VENV)/.dev ## render config.pbtxt and configs/cpu.pbtxt from the contracts
 	$(BIN)/cosyserve-build configs
 
+.PHONY: manifests
+manifests: ## render deploy/rendered from the overlays; needs kubectl
+	@for overlay in cpu gpu gpu-mig; do \
+		kubectl kustomize deploy/overlays/$$overlay > deploy/rendered/$$overlay.yaml; done
+
 .PHONY: measure
 measure: $(VENV)/.dev $(DEMO)/manifest.json ## streaming figures: recomputation, last chunk, long text, overhead
 	$(BIN)/python loadtest/measure.py --weights $(DEMO)
