@@ -16,6 +16,7 @@ from cosyserve_client import AsyncClient
 from cosyserve_gateway.conversation import Conversation
 from cosyserve_gateway.exchange import VOICES, Attended, Observed
 from cosyserve_gateway.guard import Guard, Places
+from cosyserve_gateway.limits import RETRIES
 from cosyserve_gateway.metrics import Metrics
 from cosyserve_gateway.page import page_routes
 from cosyserve_gateway.settings import Settings
@@ -25,7 +26,7 @@ from cosyserve_gateway.voices import Voices, models
 
 def create_app(settings: Settings) -> ASGIApp:
     """The gateway to the server that `settings` name, for any ASGI server."""
-    server = AsyncClient(settings.url)
+    server = AsyncClient(settings.url, retries=RETRIES)
     metrics = Metrics()
     places = Places(settings, metrics)
     voices = Voices(server, settings)

@@ -42,6 +42,10 @@ CONNECTIONS = 1000
 SHUTDOWN_SECONDS = 30
 """Longest that utterances may go on when the gateway is told to stop."""
 
+RETRIES = 2
+"""New tries of an utterance that a server refuses: of several servers each try asks the next, and one that is full or
+about to stop is passed over. All of them take 0.3 s."""
+
 RETRY_SECONDS = 1
 """Retry-After of a refusal for want of a place: about the time that a sentence takes."""
 

@@ -19,7 +19,7 @@ from live import PATIENCE, wait_until
 from test_speech import events
 
 from cosyserve_gateway import Settings
-from cosyserve_gateway.limits import MAX_JSON_BYTES
+from cosyserve_gateway.limits import MAX_JSON_BYTES, RETRIES
 
 OK = {"model": "tts-1", "input": "Hi."}
 
@@ -96,6 +96,14 @@ def test_failures_before_audio_are_errors_of_http(before_dummy: Gateway, text: s
     assert (answer.status_code, answer.json()["error"]["code"], answer.headers.get("retry-after")) == FAILURES[text]
     assert "boom" not in answer.text
     before_dummy.wait_idle()
+
+
+def test_a_refusal_is_tried_again_where_there_may_be_another_server(before_dummy: Gateway, dummy: DummyServer) -> None:
+    calls = dummy.calls["ModelStreamInfer"]
+    assert before_dummy.post(input="UNAVAILABLE full").status_code == 503
+    assert dummy.calls["ModelStreamInfer"] - calls == 1 + RETRIES
+    assert before_dummy.post(input="INTERNAL boom").status_code == 502
+    assert dummy.calls["ModelStreamInfer"] - calls == 1 + RETRIES + 1
 
 
 @pytest.mark.parametrize("text", ["late INTERNAL boom", "truncate"])
