@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import pytest
 from dummy_server import DummyServer
 from live import PATIENCE, Live, free_port, wait_until
 
+from cosyserve.serve import READY_SECONDS
 from cosyserve_client import Client, Speech, Unavailable
 
 DOCKER = Path(__file__).parents[2] / "docker"
@@ -69,11 +71,13 @@ CONFINED = (
     "--mount",
     "sh",
     "-c",
-    "mount --bind $TMPDIR $TMPDIR && mount -o remount,bind,ro / && mount -t tmpfs -o size=1g tmpfs /dev/shm"
+    "mount --bind /tmp /tmp && mount --bind $TMPDIR $TMPDIR && mount -o remount,bind,ro /"
+    " && mount -t tmpfs -o size=1g tmpfs /dev/shm"
     ' && exec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all "$@"',
     "sh",
 )
-"""Runs a command as a pod does: nothing to be written but its scratch folder and shared memory, and no capability."""
+"""Runs a command as a pod does: nothing to be written but /tmp, where Triton makes a folder whatever TMPDIR says, its
+scratch folder and shared memory; and no capability."""
 
 
 def can_confine() -> bool:
@@ -96,8 +100,12 @@ def container(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     try:
         with Client(live.url) as client:
             # As the startup probe does it: the metrics port opens when every model is loaded, and not before.
-            wait_until(lambda: _answers(live.metrics_url), lambda: (scratch / "log").read_text())
-            assert client.ready()
+            deadline = time.monotonic() + READY_SECONDS
+            while not _answers(live.metrics_url):
+                assert process.poll() is None, (scratch / "log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            assert client.ready(), (scratch / "log").read_text()
         yield Container(process, live, environ, confined)
     finally:
         process.kill()
