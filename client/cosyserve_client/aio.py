@@ -330,7 +330,11 @@ class AsyncSession(AsyncSpeechStream):
         self._reader = wire.Reader(self._request.sample_rate or await self._client.sample_rate())
         self._call = self._client._open_session()
         self._writer = wire.Writer()
-        await self._write(self._request)
+        try:
+            await self._write(self._request)
+        except BaseException:  # a task that is cancelled here never reaches `__aexit__`
+            self._finish()
+            raise
         return self
 
     async def _write(self, piece: SpeechRequest, *, end: bool = False) -> None:

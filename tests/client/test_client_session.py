@@ -126,3 +126,26 @@ def test_wrong_pieces_are_not_sent(server: DummyServer) -> None:
         for text in (b"bytes", 3, "\ud800"):
             with pytest.raises(InvalidArgument, match="^INVALID_ARGUMENT text: "):
                 session.push(text)  # type: ignore[arg-type]
+
+
+async def test_a_task_cancelled_while_it_opens_a_session_leaves_nothing_open(server: DummyServer) -> None:
+    async with AsyncClient(server.url) as client:
+        await client.sample_rate()
+
+        async def talk() -> None:
+            async with client.session():
+                await asyncio.sleep(60)
+
+        ended = []
+        for steps in range(1, 12):
+            task = asyncio.create_task(talk())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.002 * steps)
+            task.cancel()
+            ended += await asyncio.gather(task, return_exceptions=True)  # kept, so that no collector helps
+        for _ in range(100):
+            if not server.active:
+                break
+            await asyncio.sleep(0.02)
+        assert server.active == 0

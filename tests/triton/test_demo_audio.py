@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cosyserve.cli import SENTENCE
 from cosyserve_build.demo_voice.sentences import words
+from cosyserve_build.judge.recogniser import word_errors
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_it_tells_what_it_says_and_how_fast(demo: tuple[str, str, NDArray[np.flo
     assert float(found[1]) == pytest.approx(len(samples) / 24_000, abs=0.01)
     said = re.search(r"a recogniser heard: (.*)", stdout)
     assert said is not None
-    assert said[1].split() == words(SENTENCE)
+    assert word_errors(words(SENTENCE), said[1].split()) <= 2
     assert "random weights" not in stderr
     assert "Traceback" not in stderr
 

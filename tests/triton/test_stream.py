@@ -12,11 +12,9 @@ from cosyserve.metrics import AUDIO_SAMPLES
 from cosyserve_client import AudioChunk, Client, SpeechOptions, SpeechRequest
 
 SHORT = "Hello there."
-SEGMENTS = 3
-LONG = " ".join(
-    f"Sentence number {word} is here to be spoken, and it is long enough to fill a segment by itself I hope."
-    for word in ("one", "two", "three")
-)
+SEGMENTS = 2
+# Commas count as tokens of the text, so that segments fill up with few words.
+LONG = " ".join(", ".join([first, *["two", "three", "four", "five"] * 8]) + "." for first in ("One", "Ten"))
 SAMPLES_PER_TOKEN = 960
 
 

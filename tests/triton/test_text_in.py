@@ -111,8 +111,8 @@ def test_a_flush_ends_a_segment_and_the_next_goes_on(client: Client) -> None:
 
 
 def test_a_long_text_becomes_several_segments(client: Client) -> None:
-    sentence = "This is a sentence of a text that goes on and on, as texts do. "
-    chunks = told(client, by_word(3 * sentence), seed=5)
+    sentence = ", ".join(["One", *["two", "three", "four", "five"] * 8]) + ". "
+    chunks = told(client, by_word(2 * sentence), seed=5)
     assert {chunk.segment for chunk in chunks} == {0, 1}
     offsets = np.cumsum([0, *(len(chunk.pcm) for chunk in chunks)]).tolist()
     assert [chunk.sample_offset for chunk in chunks] == offsets[:-1]
@@ -136,7 +136,10 @@ def test_slow_writers_do_not_block_others(server: Live, client: Client) -> None:
     server.wait_idle()
 
 
-@pytest.mark.parametrize("text", ["", "Hi ", "Enough words for a first chunk of audio, and then nothing "])
+@pytest.mark.parametrize(
+    "text",
+    ["", "Hi ", "Good morning, and welcome to London, my friend. The next train to Boston leaves at seven thirty. "],
+)
 def test_leaving_a_session_that_waits_for_text_frees_every_stage(server: Live, client: Client, text: str) -> None:
     server.wait_idle()
     with client.session(seed=1) as session:
