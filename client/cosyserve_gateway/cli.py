@@ -50,8 +50,6 @@ def serve(
     server = Server(configuration(create_app(settings), host, port))
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
-    if not server.started:
-        raise typer.Exit(1)
 
 
 def configuration(application: ASGIApp, host: str, port: int) -> uvicorn.Config:
