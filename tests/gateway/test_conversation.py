@@ -233,6 +233,7 @@ def test_silence_closes_the_connection(dummy: DummyServer, monkeypatch: pytest.M
 def test_who_may_not_open_one(dummy: DummyServer) -> None:
     settings = Settings(url=dummy.url, api_keys=("secret",), streams_per_client=1)
     bearer = {"authorization": "Bearer secret"}
+    wait_until(lambda: dummy.active == 0, lambda: "an earlier conversation goes on")
     with serving(settings) as gateway:
         with pytest.raises(InvalidStatus) as refused:
             connect(gateway.socket_url)
