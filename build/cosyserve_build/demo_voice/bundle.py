@@ -29,8 +29,8 @@ from cosyserve_build.synth_weights import stored_speaker
 
 MERGES = 1_500  # nearly every word of the vocabulary is one text token
 _NOTE = "A small English voice taught on speech of flite, made by `make demo-voice`."
-PROMPT = "Good morning, and welcome to London. The next train to Boston leaves at seven thirty."
-"""What the stored voices say in their prompts."""
+PROMPT = "The next train to Boston leaves at seven thirty."
+"""What the stored voices say in their prompts: one sentence, as most that the language model was taught."""
 
 SIZES = Dimensions(
     hidden=192,
@@ -60,10 +60,14 @@ SIZES = Dimensions(
 )
 
 
-def write_frame(out: Path) -> tuple[ModelConfig, Tokenizer]:
+def write_frame(out: Path) -> None:
     """Everything of the bundle that is not trained: sizes and text tokenizer."""
     taught = itertools.islice(sentences(SEED), TAUGHT)
     write_recipe(out, 2, SIZES, note=_NOTE, texts=taught)
+
+
+def read_frame(out: Path) -> tuple[ModelConfig, Tokenizer]:
+    """Sizes and text tokenizer of what `write_frame` wrote."""
     return recipe_of(out).config(out), Tokenizer.from_bundle(out / QWEN, 2)
 
 

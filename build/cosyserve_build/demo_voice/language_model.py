@@ -20,7 +20,7 @@ from cosyserve.llm.qwen2 import SpeechLM
 from cosyserve_build.demo_voice.codebook import used_ids
 from cosyserve_build.demo_voice.training import Run, device, train
 
-LANGUAGE = Run("llm", steps=20_000, rate=2e-3, warmup=200, average=0.998, half=True)
+LANGUAGE = Run("llm", steps=24_000, rate=2e-3, warmup=200, average=0.998, half=True)
 _POSITIONS = 2_000  # of a batch, padding included
 _SHORT_FIRST = 0.2  # share of the steps in which the longest sequence allowed grows
 _SHORTEST, _LONGEST = 40, 400  # positions of a sequence, at first and in the end

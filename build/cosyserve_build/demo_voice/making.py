@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,7 +45,11 @@ class Making:
     @cached_property
     def frame(self) -> tuple[ModelConfig, Tokenizer]:
         """Sizes and text tokenizer, of the bundle without networks in ``frame``."""
-        return bundle.write_frame(self.work / "frame")
+        folder = self.work / "frame"
+        if not folder.is_dir():  # the language model is bound to the tokenizer that it was taught with
+            with replaced(folder) as new:
+                bundle.write_frame(new)
+        return bundle.read_frame(folder)
 
     @cached_property
     def speaker(self) -> listeners.SpeakerModel:
@@ -96,11 +101,12 @@ class Making:
 
     def write(self, out: Path) -> None:
         """The finished bundle, in place of what `out` holds."""
+        language = self.language
         with replaced(out) as folder:
-            bundle.write_frame(folder)
+            shutil.copytree(self.work / "frame", folder, dirs_exist_ok=True)
             bundle.write_networks(
                 folder,
-                language=self.language,
+                language=language,
                 flow=self.flow,
                 vocoder=self.vocoder,
                 pitch=self.pitch,

@@ -296,7 +296,8 @@ def sentences(seed: int) -> Iterator[str]:
             text = _fill(templates.pop(), rng)
         else:
             text = _string(rng) if rng.random() < STRINGS else _fill(rng.choice(TEMPLATES), rng)
-        text = text[0].upper() + text[1:].strip()
+        text = text.strip()
+        text = text[0].upper() + text[1:]
         if rng.random() < LOWER:
             text = text.lower()
         if text not in seen:
