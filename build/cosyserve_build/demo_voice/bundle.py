@@ -25,12 +25,11 @@ from cosyserve_build.demo_voice.source import SAMPLE_RATE, SPEAKERS, speak
 from cosyserve_build.demo_voice.vocoder import Vocoder
 from cosyserve_build.export import Spec, write_whole
 from cosyserve_build.synth_recipe import Dimensions, write_recipe
-from cosyserve_build.synth_weights import stored_speaker
 
 MERGES = 1_500  # nearly every word of the vocabulary is one text token
 _NOTE = "A small English voice taught on speech of flite, made by `make demo-voice`."
 PROMPT = "The next train to Boston leaves at seven thirty."
-"""What the stored voices say in their prompts: one sentence, as most that the language model was taught."""
+"""In which the stored voices are heard."""
 
 SIZES = Dimensions(
     hidden=192,
@@ -109,19 +108,16 @@ def _rounded(spec: Spec) -> Spec:
 
 
 def write_voices(out: Path) -> None:
-    """The stored voices: each source voice saying `PROMPT`, heard as the server hears prompts."""
+    """The stored voices: speaker embeddings alone, as CosyVoice-300M-SFT has them.
+
+    Without a prompt to go on from, a language model this small errs less. Each is heard as the server hears prompts.
+    """
     bundle = read(out)
     text = Tokenizer.from_bundle(bundle.tokenizer, 2)
     listener, tokenizer = (OnnxGraph(path, 1).first for path in (bundle.campplus, bundle.speech_tokenizer))
     frontend = Frontend(bundle.config, text, listener, tokenizer, VoiceStore(out / "voices"))
     voices = {}
     for speaker in SPEAKERS:
-        said = speak(PROMPT, speaker)
-        voice = frontend.voice_of(said.wave / 32768, SAMPLE_RATE)
-        voices[speaker.name] = stored_speaker(
-            text.encode(PROMPT),
-            torch.from_numpy(voice.llm_prompt_tokens),
-            torch.from_numpy(voice.prompt_mel),
-            torch.from_numpy(voice.speaker_embedding),
-        )
+        voice = frontend.voice_of(speak(PROMPT, speaker).wave / 32768, SAMPLE_RATE)
+        voices[speaker.name] = {"embedding": torch.from_numpy(voice.speaker_embedding)[None]}
     torch.save(voices, out / "spk2info.pt")
