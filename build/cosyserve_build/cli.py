@@ -41,6 +41,14 @@ class Size(StrEnum):
     full = "full"
 
 
+class WeightPrecision(StrEnum):
+    """What the weights of ONNX graphs are kept in."""
+
+    fp32 = "fp32"
+    int8 = "int8"
+    fp16 = "fp16"
+
+
 class Precision(StrEnum):
     """Precision of the products in a plan."""
 
@@ -78,6 +86,10 @@ def prepare(
     llm_gguf: Annotated[
         Quantisation | None, typer.Option(help="add the language model for llama.cpp, its matrices of this type")
     ] = None,
+    precision: Annotated[
+        WeightPrecision,
+        typer.Option(help="weights of the ONNX graphs: int8 for the language model's matrices, fp16 for smaller files"),
+    ] = WeightPrecision.fp32,
 ) -> None:
     """Turn a bundle into weights that the server loads."""
     from cosyserve_build.prepare import prepare as run
@@ -89,6 +101,7 @@ def prepare(
             report=print,
             runtimes=[one.value for one in runtime],
             llm_gguf=llm_gguf.value if llm_gguf else None,
+            precision=precision.value,
         )
     setting = "" if Runtime.onnx in runtime else "COSYSERVE_RUNTIME=torch "
     setting += "COSYSERVE_LLM_RUNTIME=gguf " if llm_gguf else ""

@@ -43,6 +43,7 @@ from cosyserve.llm.qwen2 import SpeechLM
 from cosyserve.llm.transformer import Positions, RelativeLM, TextEncoder
 from cosyserve.runtimes.graph import Outputs, flat
 from cosyserve.runtimes.onnx import OnnxGraph
+from cosyserve_build.precision import Precision
 
 OPSET = 20
 StateDict = dict[str, Tensor]
@@ -72,8 +73,13 @@ class Spec:
     tolerance: float = 1e-4
 
 
-def export(spec: Spec, folder: Path) -> dict[str, Any]:
+def export(spec: Spec, folder: Path, precision: Precision | None = None) -> dict[str, Any]:
     """Write ``<name>.onnx`` with its weights in ``<name>.onnx.data``, check it, and describe it.
+
+    Args:
+        spec: the graph.
+        folder: where it goes.
+        precision: that its weights are kept in; None is float32.
 
     Returns:
         The graph's entry in the manifest: files, inputs, outputs.
@@ -87,9 +93,14 @@ def export(spec: Spec, folder: Path) -> dict[str, Any]:
     outputs = _named(spec.outputs, _run(spec.module, example))
     program = _program(spec, example, list(outputs))
     path = folder / f"{spec.name}.onnx"
-    _save(program, spec, path)
+    _save(_readable(program, spec), path)
     onnx.checker.check_model(str(path))
-    _compare(spec, path)
+    _compare(spec, path, spec.tolerance)
+    if precision and precision.changes(spec.name):
+        lowered = onnx.load(str(path))
+        precision.lower(lowered)
+        _save(lowered, path)
+        _compare(spec, path, precision.tolerance)
     model = onnx.load(str(path), load_external_data=False)
     return {
         "files": [file.name for file in (path, _data(path)) if file.exists()],  # few weights stay in the graph
@@ -401,7 +412,7 @@ def _noise(shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     return [torch.randn(shape) for shape in shapes]
 
 
-def _compare(spec: Spec, path: Path) -> None:
+def _compare(spec: Spec, path: Path, tolerance: float) -> None:
     graph = OnnxGraph(path)
     for sizes in spec.sizes:
         example = spec.inputs(**sizes)
@@ -409,7 +420,7 @@ def _compare(spec: Spec, path: Path) -> None:
         found = graph(_arrays(example))
         for name, value in expected.items():
             error = float(np.abs(found[name] - value).max(initial=0)) if found[name].shape == value.shape else np.inf
-            if not error <= spec.tolerance * max(1.0, float(np.abs(value).max(initial=0))):
+            if not error <= tolerance * max(1.0, float(np.abs(value).max(initial=0))):
                 raise BundleError(f"{spec.name}.onnx: {name} differs from torch by {error:.2g} at {sizes}")
 
 
@@ -463,10 +474,9 @@ def write_whole(spec: Spec, path: Path) -> None:
     onnx.save_model(_readable(_program(spec, example, list(spec.outputs)), spec), str(path))
 
 
-def _save(program: torch.onnx.ONNXProgram, spec: Spec, path: Path) -> None:
+def _save(model: onnx.ModelProto, path: Path) -> None:
     for old in (path, _data(path)):
         old.unlink(missing_ok=True)
-    model = _readable(program, spec)
     onnx.save_model(model, str(path), save_as_external_data=True, location=_data(path).name, size_threshold=256)
 
 

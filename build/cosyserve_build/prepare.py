@@ -37,6 +37,7 @@ from cosyserve_build import export
 from cosyserve_build.export_gguf import Quantisation, write_speech_gguf
 from cosyserve_build.folder import replaced
 from cosyserve_build.noise import flow_noise, vocoder_draws
+from cosyserve_build.precision import PRECISIONS
 from cosyserve_build.whisper import whisper_tokenizer
 
 TOOLS = ("cosyserve", "torch", "onnx", "onnxscript", "onnxruntime")
@@ -51,6 +52,7 @@ def prepare(
     report: Callable[[str], None] = lambda line: None,
     runtimes: Collection[str] = RUNTIMES[:1],
     llm_gguf: Quantisation | None = None,
+    precision: str = "fp32",
 ) -> None:
     """Write prepared weights for the bundle in `source` to the new folder `out`.
 
@@ -63,12 +65,15 @@ def prepare(
         report: called with a line for each part that is done.
         runtimes: which of `RUNTIMES` will run the networks; each takes them in a form of its own, of the same size.
         llm_gguf: type of the matrices in ``llm.gguf``, which runs the language model in llama.cpp; None writes none.
+        precision: one of `PRECISIONS`, that the weights of ONNX graphs are kept in.
 
     Raises:
-        BundleError: the bundle is unusable, `llm_gguf` does not fit its sizes, or `out` holds something else, or
-            voices registered with another version.
+        BundleError: the bundle is unusable, `llm_gguf` does not fit its sizes or `precision` its numbers or `runtimes`,
+            or `out` holds something else, or voices registered with another version.
         Unsupported: its version does not run on one of `runtimes`.
     """
+    if precision != "fp32" and "onnx" not in runtimes:
+        raise BundleError(f"precision {precision} is of ONNX graphs: prepare with --runtime onnx")
     if out.exists() and not (out / MANIFEST).is_file() and any(out.iterdir()):
         raise BundleError(f"{out} holds files that are no prepared weights; name another folder")
     opened = bundle.read(source)
@@ -77,7 +82,7 @@ def prepare(
     if registered and _version(out) != opened.version:
         raise BundleError(f"{out} holds voices registered with another CosyVoice version; name another folder")
     with replaced(out) as folder:
-        _write(opened, folder, report, runtimes, llm_gguf)
+        _write(opened, folder, report, runtimes, llm_gguf, precision)
         for card in registered:
             voice = earlier.get(card.name)
             VoiceStore(folder / VOICES_FOLDER).save(voice, consent=card.consent, created=card.created, replace=True)
@@ -96,14 +101,18 @@ def _write(
     report: Callable[[str], None],
     runtimes: Collection[str],
     llm_gguf: Quantisation | None,
+    precision: str,
 ) -> None:
     config = opened.config
     llm, flow, hift = opened.llm(), opened.flow(), opened.hift()
     graphs: dict[str, Any] = {}
     if "onnx" in runtimes:
+        lowered = PRECISIONS[precision]
         for spec in export.graphs(config, llm, flow, hift):
-            graphs[spec.name] = export.export(spec, folder)
-            report(f"{spec.name}.onnx: checked, equals torch in onnxruntime")
+            graphs[spec.name] = export.export(spec, folder, lowered)
+            near = lowered is not None and lowered.changes(spec.name)
+            like = f"with {precision} weights near torch" if near else "equals torch"
+            report(f"{spec.name}.onnx: checked, {like} in onnxruntime")
     if "torch" in runtimes:
         for network, state in {"llm": llm, "flow": flow, "hift": hift}.items():
             save_file({name: state[name] for name in _parameters(config, network)}, folder / weights_file(network))
@@ -134,6 +143,7 @@ def _write(
     files = sorted(path for path in folder.iterdir() if path.is_file())
     manifest = {
         "format": FORMAT,
+        "precision": precision,
         "random": _random(opened.folder),
         "tools": {tool: version(tool) for tool in TOOLS},
         "model": config.to_dict(),

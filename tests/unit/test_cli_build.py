@@ -34,21 +34,28 @@ def test_without_a_command_help_is_shown() -> None:
 
 def test_prepare_reports_and_tells_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def prepare(
-        source: Path, out: Path, report: Callable[[str], None], runtimes: list[str], llm_gguf: str | None
+        source: Path,
+        out: Path,
+        report: Callable[[str], None],
+        runtimes: list[str],
+        llm_gguf: str | None,
+        precision: str,
     ) -> None:
-        report(f"{source.name} to {out.name} for {' and '.join(runtimes)}, gguf {llm_gguf}")
+        report(f"{source.name} to {out.name} for {' and '.join(runtimes)}, gguf {llm_gguf}, {precision}")
 
     monkeypatch.setattr(cosyserve_build.prepare, "prepare", prepare)
     result = run("prepare", tmp_path / "b", tmp_path / "w")
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[0] == "b to w for onnx, gguf None"
+    assert result.stdout.splitlines()[0] == "b to w for onnx, gguf None, fp32"
     assert f"try: cosyserve serve --weights {tmp_path / 'w'}" in result.stdout
     result = run("prepare", "b", "w", "--runtime", "torch")
-    assert result.stdout.splitlines()[0] == "b to w for torch, gguf None"
+    assert result.stdout.splitlines()[0] == "b to w for torch, gguf None, fp32"
     assert "try: COSYSERVE_RUNTIME=torch cosyserve serve --weights w" in result.stdout
     result = run("prepare", "b", "w", "--llm-gguf", "q8_0")
-    assert result.stdout.splitlines()[0] == "b to w for onnx, gguf q8_0"
+    assert result.stdout.splitlines()[0] == "b to w for onnx, gguf q8_0, fp32"
     assert "try: COSYSERVE_LLM_RUNTIME=gguf cosyserve serve --weights w" in result.stdout
+    result = run("prepare", "b", "w", "--precision", "int8")
+    assert result.stdout.splitlines()[0] == "b to w for onnx, gguf None, int8"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cosyserve.errors import BundleError
 from cosyserve.runtimes.onnx import OnnxGraph
 from cosyserve_build.export import Spec, export
+from cosyserve_build.precision import PRECISIONS
 
 
 class Toy(nn.Module):
@@ -130,3 +131,102 @@ def test_a_graph_that_is_not_the_network_is_refused(module: nn.Module, problem: 
 
 def test_the_tolerance_is_the_specification_s(tmp_path: Path) -> None:
     export(replace(spec(WrongAlways()), tolerance=0.6), tmp_path)
+
+
+class Wide(nn.Module):
+    """Products as in a language model: two with constant weights, of which one has a bias, and one without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(40, 64, bias=False)  # 40 is no multiple of a block
+        self.last = nn.Linear(64, 96)
+
+    def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.first(x)
+        return self.last(y[:, -1]), y @ past
+
+
+def wide(name: str, module: nn.Module) -> Spec:
+    return Spec(
+        name,
+        module,
+        inputs=lambda batch, new: {"x": torch.randn(batch, new, 40), "past": torch.randn(batch, 64, 8)},
+        sizes=({"batch": 2, "new": 3}, {"batch": 3, "new": 1}),
+        axes={"x": {0: "batch", 1: "new"}, "past": {0: "batch"}},
+        outputs=("logits", "mixed"),
+    )
+
+
+def initializers(path: Path) -> dict[int, int]:
+    """Numbers in the weights by their type."""
+    found: dict[int, int] = {}
+    for tensor in onnx.load(path).graph.initializer:
+        found[tensor.data_type] = found.get(tensor.data_type, 0) + int(np.prod(tensor.dims))
+    return found
+
+
+def test_int8_keeps_the_contract_and_comes_near(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    module = Wide()
+    (tmp_path / "plain").mkdir()
+    plain = export(wide("llm", module), tmp_path / "plain")
+    entry = export(wide("llm", module), tmp_path, PRECISIONS["int8"])
+    assert entry == plain
+    numbers = initializers(tmp_path / "llm.onnx")
+    assert numbers[onnx.TensorProto.UINT8] == 64 * 64  # filled up to whole blocks
+    assert numbers[onnx.TensorProto.FLOAT] == 64 * 2 + 64 * 96 + 96  # scales; the last layer stays
+    x, past = torch.randn(5, 1, 40), torch.randn(5, 64, 8)
+    with torch.inference_mode():
+        logits, mixed = module(x, past)
+    found = OnnxGraph(tmp_path / "llm.onnx")({"x": x.numpy(), "past": past.numpy()})
+    for got, want in ((found["logits"], logits.numpy()), (found["mixed"], mixed.numpy())):
+        error = np.sqrt(np.mean((got - want) ** 2) / np.mean(want**2))
+        assert 0 < error < 0.02
+
+
+def test_int8_rows_do_not_depend_on_their_neighbours(tmp_path: Path) -> None:
+    export(wide("llm", Wide()), tmp_path, PRECISIONS["int8"])
+    graph = OnnxGraph(tmp_path / "llm.onnx")
+    x, past = torch.randn(4, 1, 40).numpy(), torch.randn(4, 64, 8).numpy()
+    alone = graph({"x": x[:1], "past": past[:1]})["logits"]
+    x[1:] *= 100
+    np.testing.assert_allclose(graph({"x": x, "past": past})["logits"][:1], alone, rtol=0, atol=1e-6)
+
+
+def test_int8_is_for_the_language_model_alone(tmp_path: Path) -> None:
+    export(wide("flow_estimator", Wide()), tmp_path, PRECISIONS["int8"])
+    assert set(initializers(tmp_path / "flow_estimator.onnx")) <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+
+
+def test_fp16_halves_the_file_and_keeps_the_contract(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    module = Wide()
+    (tmp_path / "plain").mkdir()
+    plain = export(wide("hift", module), tmp_path / "plain")
+    assert export(wide("hift", module), tmp_path, PRECISIONS["fp16"]) == plain
+    assert initializers(tmp_path / "hift.onnx")[onnx.TensorProto.FLOAT16] == 40 * 64 + 64 * 96
+    sizes = [(folder / "hift.onnx.data").stat().st_size for folder in (tmp_path, tmp_path / "plain")]
+    assert sizes[0] < 0.6 * sizes[1]
+    x, past = torch.randn(2, 2, 40), torch.randn(2, 64, 8)
+    rounded = Wide()
+    rounded.load_state_dict({name: value.half().float() for name, value in module.state_dict().items()})
+    rounded.last.bias = module.last.bias  # too small to be worth it
+    with torch.inference_mode():
+        logits, _ = rounded(x, past)
+    found = OnnxGraph(tmp_path / "hift.onnx")({"x": x.numpy(), "past": past.numpy()})
+    np.testing.assert_allclose(found["logits"], logits.numpy(), rtol=0, atol=1e-5)
+
+
+def test_weights_too_large_for_float16_are_refused(tmp_path: Path) -> None:
+    module = Wide()
+    with torch.no_grad():
+        module.first.weight[0, 0] = 1e6
+    with pytest.raises(BundleError, match=r"float16 cannot; prepare with --precision fp32$"):
+        export(wide("llm", module), tmp_path, PRECISIONS["fp16"])
+
+
+def test_what_rounding_spoils_is_refused(tmp_path: Path) -> None:
+    precision = PRECISIONS["int8"]
+    assert precision
+    with pytest.raises(BundleError, match=r"^llm\.onnx: \w+ differs from torch"):
+        export(wide("llm", Wide()), tmp_path, replace(precision, tolerance=1e-5))

@@ -180,6 +180,19 @@ def test_random_bundles_make_random_weights(said: bool, tmp_path: Path) -> None:
     assert Weights(tmp_path / "out").random is said
 
 
+@pytest.mark.usefixtures("without_graphs")
+def test_the_manifest_names_the_precision(weights: Path, tmp_path: Path) -> None:
+    assert manifest(weights)["precision"] == "fp32"
+    prepare(BUNDLE, tmp_path / "out", precision="int8")
+    assert manifest(tmp_path / "out")["precision"] == "int8"
+
+
+def test_a_precision_without_graphs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"^precision int8 is of ONNX graphs: prepare with --runtime onnx$"):
+        prepare(BUNDLE, tmp_path / "out", runtimes=["torch"], precision="int8")
+    assert not (tmp_path / "out").exists()
+
+
 def test_weights_for_torch_hold_the_networks_and_no_graph(torch_weights: Weights) -> None:
     assert torch_weights.manifest["graphs"] == {}
     assert not list(torch_weights.folder.glob("*.onnx.data"))
