@@ -3,7 +3,8 @@
     python loadtest/quality.py --weights weights weights-int8 --source slt
 
 A row for each folder, on each runtime that it was prepared for: full attention, then streaming with each first hop. All
-rows say the same sentences with the same seeds, one after another.
+rows say the same sentences with the same seeds, one after another. Chunks end on one grid whatever the hops, so the
+streaming rows of a form hold the same samples, cut at other places.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from cosyserve.weights import Weights
 from cosyserve_build.judge.command import judge
 from cosyserve_build.judge.verdict import Verdict
 
-SENTENCES = 4
+SENTENCES = 4  # random weights speak for ten seconds each
 
 
 @pytest.fixture(scope="module")
