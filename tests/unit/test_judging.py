@@ -23,10 +23,7 @@ from cosyserve_build.judge.verdict import Finding, Verdict
 
 Run = Callable[..., Result]
 SPEECH = Path(__file__).parents[1] / "data" / "speech"
-SAID = {
-    "slt": "The next train to London leaves in twenty minutes.",
-    "rms": "Where is my green umbrella?",
-}
+SAID = {name: (SPEECH / f"{name}.txt").read_text("utf-8").strip() for name in ("slt", "rms")}
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 from cosyserve.config import LlmConfig
 from cosyserve.llm.qwen2 import SpeechLM
+from cosyserve.text.tokenizer import Tokenizer
 from cosyserve_build.demo_voice.codebook import used_ids
 from cosyserve_build.demo_voice.training import Run, device, train
 
-LANGUAGE = Run("llm", steps=24_000, rate=2e-3, warmup=200, average=0.998, half=True)
+LANGUAGE = Run("llm", steps=27_500, rate=2e-3, warmup=200, average=0.998, half=True)
 _POSITIONS = 2_000  # of a batch, padding included
 _SHORT_FIRST = 0.2  # share of the steps in which the longest sequence allowed grows
 _SHORTEST, _LONGEST = 40, 400  # positions of a sequence, at first and in the end
@@ -28,6 +29,7 @@ _ALONE = 0.25  # share of the steps in which every sequence is one utterance: so
 _POOL = 48  # sequences drawn to find those about as long
 _ROWED = 0.75  # share of sequences that are several utterances of one voice
 _MOST = 4  # of these
+_PARAGRAPHS = 0.6  # share of these whose text is one paragraph; a prompt's and the text behind it are none
 _INTERLEAVED = 0.1
 _CORRUPTED = 0.15  # share of speech tokens that are fed wrong
 _DROPOUT = 0.1
@@ -38,10 +40,23 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Said:
-    """Text ids and speech tokens of an utterance."""
+    """An utterance.
+
+    Attributes:
+        text: text ids.
+        following: those of the same text behind another in one paragraph.
+        speech: speech tokens.
+    """
 
     text: Ids
+    following: Ids
     speech: Ids
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, text: str, speech: Ids) -> Said:
+        """What was said."""
+        alone, behind = (np.asarray(tokenizer.encode_user(line)) for line in (text, " " + text))
+        return cls(alone, behind, speech)
 
 
 class LanguageModel(nn.Module):
@@ -134,7 +149,9 @@ class Sequences:
         said = self._speakers[who]
         count = int(rng.integers(2, _MOST + 1)) if kind < _ROWED else 1
         parts = [said[int(rng.integers(0, len(said)))] for _ in range(count)]
-        text = np.concatenate([part.text for part in parts])
+        paragraph = rng.random() < _PARAGRAPHS
+        first, *others = parts
+        text = np.concatenate([first.text, *(part.following if paragraph else part.text for part in others)])
         speech = np.concatenate([part.speech for part in parts])
         pieces = self._interleaved(text, speech) if kind > 1 - _INTERLEAVED else self._whole(text, speech)
         fed, wanted = (np.concatenate(column) for column in zip(*pieces, strict=True))

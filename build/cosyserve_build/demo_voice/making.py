@@ -76,10 +76,7 @@ class Making:
         """The language model."""
         config, text = self.frame
         speakers = [
-            (
-                [language_model.Said(np.asarray(text.encode_user(line)), tokens) for line, tokens in self._read(name)],
-                share,
-            )
+            ([language_model.Said.of(text, line, tokens) for line, tokens in self._read(name)], share)
             for name, share in _SHARES.items()
         ]
         sequences = language_model.Sequences(config.llm, speakers)
