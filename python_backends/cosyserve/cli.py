@@ -31,7 +31,7 @@ app.add_typer(voice, name="voice")
 RANDOM = "random weights: this is noise, see README to use CosyVoice2-0.5B"
 
 
-SENTENCE = "Hello, and welcome. This voice speaks at once, to many people."
+SENTENCE = "Hello, how are you today? The next train to London leaves in twenty minutes."
 SEED = 1  # the demo always says it alike
 
 
