@@ -75,16 +75,16 @@ def from_flite(voice: str, texts: Sequence[str]) -> Iterator[Speech]:
     Raises:
         CosyServeError: flite or what reads its speech is not installed, or there is no such voice.
     """
-    try:
-        from cosyserve_build.demo_voice.source import SAMPLE_RATE, SPEAKERS, speak
-    except ModuleNotFoundError as error:
-        raise CosyServeError(f"source: {error.name} is missing: pip install 'cosyserve[voice]'") from None
+    from cosyserve_build.demo_voice.source import SAMPLE_RATE, SPEAKERS, speak
+
     speakers = {speaker.name: speaker for speaker in SPEAKERS}
     if voice not in speakers:
         raise CosyServeError(f"source: {voice!r} is none of {', '.join(speakers)}")
     for text in texts:
         try:
             yield Speech(text, speak(text, speakers[voice]).wave, SAMPLE_RATE)
+        except ModuleNotFoundError as error:
+            raise CosyServeError(f"source: {error.name} is missing: pip install 'cosyserve[voice]'") from None
         except FileNotFoundError:
             raise CosyServeError("source: flite is missing: apt-get install flite") from None
         except subprocess.CalledProcessError as error:
