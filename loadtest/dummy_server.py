@@ -110,7 +110,9 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
             if not answered.is_set():
                 self.cancelled.release()
 
-        context.add_callback(end)
+        if not context.add_callback(end):  # who called has hung up already
+            end()
+            return
         first = next(requests)
         session = first.parameters["sequence_id"].int64_param
         pieces = self._pieces(first, session, requests)
