@@ -270,8 +270,7 @@ class FlowProbe:
     def speaker(self) -> Array:
         """The speaker vector as the estimator takes it, [1, mels]."""
         with torch.no_grad():
-            unit = nn.functional.normalize(torch.from_numpy(self._voice.embedding)[None], dim=1)
-            return cast(Array, self._guided.spk_embed_affine_layer(unit).numpy())
+            return cast(Array, self._guided.speaker(torch.from_numpy(self._voice.embedding)[None]).numpy())
 
     def estimate(self, inputs: dict[str, Array], *, chunk: int) -> Array:
         """The bare estimator on two rows x, mu, cond [2, mels, T], t [2], spks [2, mels], `chunk` frames a call."""

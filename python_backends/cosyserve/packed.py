@@ -41,21 +41,22 @@ def unpack(archive: Path, out: Path) -> None:
     """
     with tempfile.TemporaryDirectory() as scratch, tarfile.open(archive) as packed:
         packed.extractall(scratch, filter="data")
-        shutil.rmtree(out, ignore_errors=True)
-        shutil.move(Path(scratch, "weights"), out)
+        weights = Path(scratch, "weights")
         states = {name: load_file(Path(scratch, "bundle", f"{name}.safetensors")) for name in NETWORKS}
-    recipe = json.loads((out / RECIPE).read_text("utf-8"))
-    (out / RECIPE).unlink()
-    for name, made in recipe.items():
-        data = bytearray(made["bytes"])
-        for key, transposed, offset in made["tensors"]:
-            network, _, tensor = key.partition(":")
-            value = _plain(states[network][tensor], transposed=transposed)
-            data[offset : offset + len(value)] = value
-        for offset, rest in made["rest"]:
-            data[offset : offset + len(rest) // 2] = bytes.fromhex(rest)
-        (out / name).write_bytes(data)
-    Weights(out).check()
+        recipe = weights / RECIPE
+        for name, made in json.loads(recipe.read_text("utf-8")).items():
+            data = bytearray(made["bytes"])
+            for key, transposed, offset in made["tensors"]:
+                network, _, tensor = key.partition(":")
+                value = _plain(states[network][tensor], transposed=transposed)
+                data[offset : offset + len(value)] = value
+            for offset, rest in made["rest"]:
+                data[offset : offset + len(rest) // 2] = bytes.fromhex(rest)
+            (weights / name).write_bytes(data)
+        recipe.unlink()
+        Weights(weights).check()
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.move(weights, out)
 
 
 def _plain(tensor: NDArray[np.float16], *, transposed: bool) -> bytes:

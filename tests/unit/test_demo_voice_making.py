@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cosyserve import bundle
-from cosyserve.config import LlmConfig
 from cosyserve_build.demo_voice.codebook import FIRST, PHONES, spread, token_ids, used_ids
 from cosyserve_build.demo_voice.language_model import Said, Sequences
 from cosyserve_build.demo_voice.packing import unpack_bundle
@@ -61,23 +60,7 @@ def test_tokens_are_ids_of_the_quantiser() -> None:
     assert token_ids(np.array([2]), np.array([FIRST]), np.array([1]))[0] % 81 == 2
 
 
-CONFIG = LlmConfig(
-    hidden=8,
-    intermediate=8,
-    layers=1,
-    heads=1,
-    kv_heads=1,
-    head_dim=8,
-    rope_theta=1e4,
-    rms_eps=1e-6,
-    vocab=64,
-    speech_tokens=6561,
-    mix_ratio=(5, 15),
-    top_p=0.8,
-    top_k=25,
-    win_size=10,
-    tau_r=0.1,
-)
+CONFIG = bundle.read(Path(__file__).parents[1] / "data" / "cosyvoice2-tiny" / "bundle").config.llm
 
 
 def test_a_sequence_is_text_then_speech_then_the_end() -> None:

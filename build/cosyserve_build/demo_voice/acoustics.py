@@ -54,11 +54,6 @@ class Flow(nn.Module):
         embedding[used] = state["input_embedding.weight"][used]
         return state | {"input_embedding.weight": embedding}
 
-    def speaker(self, embedding: Tensor) -> Tensor:
-        """Embeddings [B, speaker] as the estimator takes them, [B, mels]."""
-        projected: Tensor = self.guided.spk_embed_affine_layer(F.normalize(embedding, dim=1, eps=1e-12))
-        return projected
-
     def encode(self, tokens: Tensor, ahead: Tensor, valid: Tensor, chunk: int) -> Tensor:
         """Tokens [B, N], those behind them [B, L] and whether these exist to mu [B, mels, ratio * N]."""
         config, rows = self.config, len(tokens)
@@ -84,22 +79,25 @@ class Flow(nn.Module):
     def velocity(self, x: Tensor, mu: Tensor, t: Tensor, speaker: Tensor, cond: Tensor, chunk: int) -> Tensor:
         """Velocity [B, mels, T] without guidance, `chunk` frames at a time."""
         rows, (layers, heads, dim) = len(x), self.config.attention
-        none = [x.new_zeros(1, rows, heads, dim)] * layers
-        nothing = torch.zeros(rows, dtype=torch.int64, device=x.device)
-        k, v, length = none, none, nothing
+        none = [x.new_zeros(0, rows, heads, dim)] * layers
+        k, v = none, none
         tails = [x.new_zeros(rows, *tail) for tail in self.config.tails]
         pieces = []
         for start in range(0, x.shape[2], chunk):
             part = slice(start, start + chunk)
-            cache = Cache(Part(none, none, nothing), Part(k, v, length), tails)
+            cache = Cache(_known(none, none), _known(k, v), tails)
             pieces.append(
                 self.guided.decoder["estimator"](x[:, :, part], mu[:, :, part], t, speaker, cond[:, :, part], cache)
             )
             tails = cache.new_tails
-            grown = [cache.new_k, cache.new_v] if start == 0 else [_joined(k, cache.new_k), _joined(v, cache.new_v)]
-            k, v = grown
-            length = torch.full((rows,), k[0].shape[0], device=x.device)
+            k, v = _joined(k, cache.new_k), _joined(v, cache.new_v)
         return torch.cat(pieces, dim=2)
+
+
+def _known(k: list[Tensor], v: list[Tensor]) -> Part:
+    """A past of which every frame is valid."""
+    frames, rows, *_ = k[0].shape
+    return Part(k, v, torch.full((rows,), frames, device=k[0].device))
 
 
 def _joined(past: list[Tensor], new: list[Tensor]) -> list[Tensor]:
@@ -169,7 +167,7 @@ def train_flow(folder: Path, config: UNetFlowConfig, talks: Talks, run: Run = FL
         tokens, ahead, valid, mel, embedding = talks.draw(rng)
         rows, _, frames = mel.shape
         chunk = int(rng.choice(_CHUNKS)) if rng.random() < _STREAMED else tokens.shape[1]
-        mu, speaker = flow.encode(tokens, ahead, valid, chunk), flow.speaker(embedding)
+        mu, speaker = flow.encode(tokens, ahead, valid, chunk), flow.guided.speaker(embedding)
         wanted = mel.clamp(min=_FLOOR)
         read = flow.plain(torch.cat([mu, speaker[:, :, None].expand_as(mu)], dim=1).mT).mT
         value = _MELS_FROM_MU * F.l1_loss(read.float(), wanted)

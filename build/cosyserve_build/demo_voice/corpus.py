@@ -30,7 +30,7 @@ def build(folder: Path, report: Callable[[str], None]) -> None:
     """Say and store whatever is missing in `folder`; the sentences are the same for every speaker."""
     folder.mkdir(parents=True, exist_ok=True)
     orders = [
-        _Order(_shard(folder, speaker, start), speaker, start)
+        _Order(_shard(folder, speaker.name, start), speaker, start)
         for start in range(0, max(SAID.values()), SHARD)
         for speaker in SPEAKERS
         if start < SAID[speaker.name]
@@ -43,10 +43,9 @@ def build(folder: Path, report: Callable[[str], None]) -> None:
 
 def read(folder: Path, speaker: str, count: int) -> list[Utterance]:
     """The first `count` utterances of a speaker; a multiple of `SHARD`."""
-    (who,) = [known for known in SPEAKERS if known.name == speaker]
     found: list[Utterance] = []
     for first in range(0, count, SHARD):
-        with np.load(_shard(folder, who, first)) as arrays:
+        with np.load(_shard(folder, speaker, first)) as arrays:
             names = [field.name for field in fields(Utterance)]
             texts, parts = arrays["text"], {name: arrays[name] for name in names if name != "text"}
             stops = np.cumsum(arrays["lengths"])
@@ -61,17 +60,16 @@ def read(folder: Path, speaker: str, count: int) -> list[Utterance]:
 
 def read_tokens(folder: Path, speaker: str, count: int) -> list[tuple[str, NDArray[np.int64]]]:
     """Text and speech tokens [N] of the first `count` utterances of a speaker; a multiple of `SHARD`."""
-    (who,) = [known for known in SPEAKERS if known.name == speaker]
     found: list[tuple[str, NDArray[np.int64]]] = []
     for first in range(0, count, SHARD):
-        with np.load(_shard(folder, who, first)) as arrays:
+        with np.load(_shard(folder, speaker, first)) as arrays:
             parts = np.split(arrays["tokens"].astype(np.int64), np.cumsum(arrays["lengths"])[:-1])
             found += zip(map(str, arrays["text"]), parts, strict=True)
     return found
 
 
-def _shard(folder: Path, speaker: Speaker, start: int) -> Path:
-    return folder / f"{speaker.name}-{start:05d}.npz"
+def _shard(folder: Path, speaker: str, start: int) -> Path:
+    return folder / f"{speaker}-{start:05d}.npz"
 
 
 def _write(order: _Order) -> _Order:

@@ -36,7 +36,7 @@ class Run:
         rate: learning rate at its highest, after the warm-up; it falls to nothing as a cosine.
         warmup: steps.
         decay: weight decay of AdamW.
-        average: of the moving average of the weights that a run ends with; 0 for none.
+        average: of the moving average of the weights that a run ends with.
         half: compute products in bfloat16; weights stay float32.
         seed: of everything random. Each step draws from a generator of its own, so that a resumed run goes on alike.
     """
@@ -97,7 +97,7 @@ def train(folder: Path, run: Run, module: nn.Module, loss: Loss) -> None:
             if not lost:  # a step that overflowed is left out
                 optimizer.step()
             step += 1
-            _follow(average, module, min(run.average, step / (step + 10)) if run.average else 0.0)
+            _follow(average, module, min(run.average, step / (step + 10)))
             shown = value.item() if shown == 0.0 else _SMOOTH * shown + (1 - _SMOOTH) * value.item()
             progress.update(bar, completed=step, loss=shown)
             if time.monotonic() - saved > _SAVE_SECONDS or step == run.steps:

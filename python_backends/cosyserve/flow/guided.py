@@ -35,11 +35,16 @@ class Guided(nn.Module):
         self.decoder = nn.ModuleDict({"estimator": estimator})
         self.spk_embed_affine_layer = nn.Linear(config.speaker, config.mels)
 
+    def speaker(self, embedding: Tensor) -> Tensor:
+        """Speaker embeddings [B, speaker] as the estimator takes them, [B, mels]."""
+        projected: Tensor = self.spk_embed_affine_layer(F.normalize(embedding, dim=1, eps=1e-12))
+        return projected
+
     def velocity(
         self, x: Tensor, mu: Tensor, cond: Tensor, embedding: Tensor, t: Tensor, cache: Cache, *extra: Tensor
     ) -> Tensor:
         """Guided velocity [B, mels, n]; `extra` are inputs [B] that both rows get alike."""
-        speaker = self.spk_embed_affine_layer(F.normalize(embedding, dim=1, eps=1e-12))
+        speaker = self.speaker(embedding)
         v = self.decoder["estimator"](
             torch.cat([x, x]),
             torch.cat([mu, torch.zeros_like(mu)]),
