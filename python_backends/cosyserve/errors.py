@@ -9,6 +9,7 @@
       Unsupported                  UNIMPLEMENTED      a valid request that this server or bundle cannot serve
       Cancelled                    CANCELLED          the client went away
       SessionIdle                  CANCELLED          nothing was written to a session for too long
+      LifetimeOver                 CANCELLED          the utterance took too long
       StageFailed                  INTERNAL           a stage broke; details are in the log only
       BundleError                  (operator)         a model bundle is incomplete or does not fit its YAML
       WeightsError                 (operator)         prepared weights are missing, damaged or of another version
@@ -79,6 +80,12 @@ class Cancelled(CosyServeError):
 
 class SessionIdle(CosyServeError):
     """A session waited too long for text and was closed."""
+
+    code = "CANCELLED"
+
+
+class LifetimeOver(CosyServeError):
+    """An utterance was under way for longer than the server allows."""
 
     code = "CANCELLED"
 

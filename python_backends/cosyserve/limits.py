@@ -5,15 +5,16 @@ from __future__ import annotations
 MAX_TEXT_CHARS = 4096
 """Characters of one request's text: OpenAI's speech endpoint uses the same bound."""
 
-MAX_SESSION_CHARS = 16 * MAX_TEXT_CHARS
-"""Characters of one session's text: over an hour of speech, by which a writer that does not stop is noticed."""
+MAX_SESSION_CHARS = 4 * MAX_TEXT_CHARS
+"""Characters of one session's text: some 20 minutes of speech, 60 MB that wait in Triton if nobody reads them."""
 
 SESSION_IDLE_SECONDS = 30
 """Default for the longest pause of a writer, who holds a stream's place and memory: whoever calls a tool in the middle
 of an answer takes 10 to 20 s."""
 
-MAX_SESSION_IDLE_SECONDS = 100
-"""Longest such pause that can be set: the inner models, which wait for the text too, are given up after 120 s."""
+LIFETIME_SECONDS = 1800
+"""Default for the longest time of an utterance, which holds a stream's place and memory: `MAX_SESSION_CHARS` are spoken
+in 20 minutes, and clients give up a request after 10."""
 
 MAX_WORD_CHARS = 32
 """Characters after which a word without an end is taken for complete, in text that arrives in pieces, so that a script
@@ -108,11 +109,27 @@ MAX_LLM_SLOTS = MAX_STREAMS
 """Default for sequences in one LLM step: one for each stream of tts, so that none waits for another's
 segment to end."""
 
-STAGE_TIMEOUT_SECONDS = 120.0
-"""Longest wait for one answer of an inner stage before the utterance fails."""
+FRONTEND_TIMEOUT_SECONDS = 120
+"""Default for the longest wait for the features of a request: 300 s of source at full size on two cores, behind
+others."""
+
+LLM_TIMEOUT_SECONDS = 120
+"""Default for the longest wait for further speech tokens, which other utterances' prompts may delay; a session waits in
+it for its text."""
+
+TOKEN2WAV_TIMEOUT_SECONDS = 240
+"""Default for the longest wait for a chunk's audio: 30 s in one piece at full size take two cores 111 s, and others
+may be before them."""
+
+MAX_STAGE_TIMEOUT_SECONDS = 280
+"""Longest such wait that can be set: the state behind it would be taken for lost."""
 
 SEQUENCE_IDLE_SECONDS = 300
 """Idle time after which the flow and vocoder state of a lost stream is dropped: longer than any step may take."""
+
+LEAVE_SECONDS = 2.0
+"""Longest wait for a stage to take note that an utterance is given up: it takes milliseconds, and a stage that hangs
+must not hold back what the client is told."""
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Largest gRPC message: a 30 s prompt at 192 kHz in float32 is 23 MB."""

@@ -7,6 +7,7 @@ import ctypes
 import importlib.util
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -45,7 +46,12 @@ HARDENING = (
     "--allow-http=false",
     "--allow-vertex-ai=false",
     "--allow-sagemaker=false",
+    "--trace-config=level=off",
 )
+
+LOCKED = ("shared-memory", "model-repository", "statistics", "trace", "logging")
+"""Triton's gRPC services that no caller needs: through them anyone could read another's tensors, have the log written
+elsewhere, or learn who speaks how much."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,8 @@ class Server:
             f"--metrics-address={self.host}",
             f"--metrics-port={self.metrics_port}",
             *HARDENING,
+            # Nobody knows the key, not even this process a moment later.
+            f"--grpc-restricted-protocol={','.join(LOCKED)}:admin-key={secrets.token_hex(32)}",
             *flavour,
         ]
 

@@ -36,6 +36,10 @@ class Settings:
         llm_slots: sequences that the LLM speaks at once, also those that wait for the rest of their text.
         drain_file: path; while a file lies there, new utterances are refused and the running ones go on. Empty: never.
         session_idle: seconds after which a session is closed in which nothing was written or heard.
+        lifetime: seconds after which an utterance is ended, however much of it is left.
+        frontend_timeout: seconds after which an utterance fails whose request has not been looked at.
+        llm_timeout: the same, of an answer with further speech tokens; above `session_idle`.
+        token2wav_timeout: the same, of the audio of a chunk.
         first_hop: fewest speech tokens in a segment's first audio chunk.
         max_hop: most speech tokens in one audio chunk.
         max_batch: streams in one call of flow or hift.
@@ -56,6 +60,10 @@ class Settings:
     llm_slots: int = limits.MAX_LLM_SLOTS
     drain_file: str = ""
     session_idle: int = limits.SESSION_IDLE_SECONDS
+    lifetime: int = limits.LIFETIME_SECONDS
+    frontend_timeout: int = limits.FRONTEND_TIMEOUT_SECONDS
+    llm_timeout: int = limits.LLM_TIMEOUT_SECONDS
+    token2wav_timeout: int = limits.TOKEN2WAV_TIMEOUT_SECONDS
     first_hop: int = 25
     max_hop: int = 100
     max_batch: int = 1
@@ -81,8 +89,11 @@ class Settings:
                 raise WeightsError(f"setting {name}: must be at least {least}")
         if self.max_streams > limits.MAX_STREAMS:
             raise WeightsError(f"setting max_streams: at most {limits.MAX_STREAMS}")
-        if self.session_idle > limits.MAX_SESSION_IDLE_SECONDS:
-            raise WeightsError(f"setting session_idle: at most {limits.MAX_SESSION_IDLE_SECONDS}")
+        for name in ("frontend_timeout", "llm_timeout", "token2wav_timeout"):
+            if getattr(self, name) > limits.MAX_STAGE_TIMEOUT_SECONDS:
+                raise WeightsError(f"setting {name}: at most {limits.MAX_STAGE_TIMEOUT_SECONDS}")
+        if self.session_idle >= self.llm_timeout:
+            raise WeightsError(f"setting session_idle: must be below llm_timeout, which is {self.llm_timeout}")
 
     @property
     def llm_rows(self) -> int:

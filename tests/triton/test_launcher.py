@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 from live import PATIENCE, Live, free_port, wait_until
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 COSYSERVE = str(Path(sys.executable).parent / "cosyserve")
 NOTICE = "random weights: "
@@ -97,6 +99,28 @@ def shared_memory(processes: list[psutil.Process]) -> set[Path]:
     """The files in shared memory that the processes have mapped."""
     maps = [line for process in processes for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines()]
     return {Path(found[1]) for line in maps if (found := re.search(r"(/dev/shm/\S+)", line))}
+
+
+LOCKED = {
+    "ModelStatistics": service_pb2.ModelStatisticsRequest(),
+    "RepositoryIndex": service_pb2.RepositoryIndexRequest(),
+    "RepositoryModelLoad": service_pb2.RepositoryModelLoadRequest(model_name="tts"),
+    "RepositoryModelUnload": service_pb2.RepositoryModelUnloadRequest(model_name="tts"),
+    "SystemSharedMemoryStatus": service_pb2.SystemSharedMemoryStatusRequest(),
+    "SystemSharedMemoryRegister": service_pb2.SystemSharedMemoryRegisterRequest(name="a", key="/b", byte_size=8),
+    "CudaSharedMemoryStatus": service_pb2.CudaSharedMemoryStatusRequest(),
+    "TraceSetting": service_pb2.TraceSettingRequest(),
+    "LogSettings": service_pb2.LogSettingsRequest(),
+}
+
+
+@pytest.mark.parametrize("method", LOCKED)
+@pytest.mark.parametrize("key", [(), (("triton-grpc-protocol-admin-key", ""),)], ids=["no key", "empty key"])
+def test_services_that_no_caller_needs_are_locked(server: Live, method: str, key: tuple[tuple[str, str], ...]) -> None:
+    with grpc.insecure_channel(server.url) as channel:
+        call = getattr(service_pb2_grpc.GRPCInferenceServiceStub(channel), method)
+        with pytest.raises(grpc.RpcError, match="restricted"):
+            call(LOCKED[method], metadata=key, timeout=PATIENCE)
 
 
 def test_sigterm_ends_everything_and_leaves_nothing(demo_weights: Path) -> None:

@@ -32,6 +32,7 @@ def test_the_environment_overrides_every_parameter(name: str) -> None:
         "runtime": ("onnx", "tensorrt"),
         "llm_runtime": ("", "gguf"),
         "precision": ("bf16", "fp16"),
+        "llm_timeout": ("70", "80"),
     }
     parameter, override = words.get(name, ("7", "8"))
     needed = {"runtime": "torch"} if name == "precision" else {}
@@ -77,9 +78,16 @@ def test_more_streams_than_sequences_are_refused() -> None:
 
 
 def test_a_session_may_not_be_idle_for_longer_than_the_stages_wait() -> None:
-    with pytest.raises(WeightsError, match=f"^setting session_idle: at most {limits.MAX_SESSION_IDLE_SECONDS}$"):
-        Settings.read({"session_idle": str(limits.MAX_SESSION_IDLE_SECONDS + 1)}, {})
-    assert limits.MAX_SESSION_IDLE_SECONDS < limits.STAGE_TIMEOUT_SECONDS
+    for given in ({"session_idle": "120"}, {"llm_timeout": "30"}):
+        with pytest.raises(WeightsError, match="^setting session_idle: must be below llm_timeout, which is "):
+            Settings.read(given, {})
+
+
+@pytest.mark.parametrize("name", ["frontend_timeout", "llm_timeout", "token2wav_timeout"])
+def test_no_stage_is_waited_for_until_its_state_is_taken_for_lost(name: str) -> None:
+    with pytest.raises(WeightsError, match=f"^setting {name}: at most {limits.MAX_STAGE_TIMEOUT_SECONDS}$"):
+        Settings.read({name: str(limits.MAX_STAGE_TIMEOUT_SECONDS + 1)}, {})
+    assert limits.MAX_STAGE_TIMEOUT_SECONDS < limits.SEQUENCE_IDLE_SECONDS
 
 
 def test_an_unknown_device_is_refused() -> None:

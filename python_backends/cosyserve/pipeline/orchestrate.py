@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve.contracts import FRONTEND, HIFT, Tensors
-from cosyserve.errors import CosyServeError
 from cosyserve.limits import MAX_SECONDS_AHEAD
 from cosyserve.pipeline.admission import Admission
 from cosyserve.pipeline.captions import Captions
 from cosyserve.pipeline.chunks import ChunkPlan, Piece
 from cosyserve.pipeline.dictation import Dictation
+from cosyserve.pipeline.leaving import leave
 from cosyserve.pipeline.segments import Features, Ids, Segment, Source, segment_seed
 from cosyserve.pipeline.session import Session
 from cosyserve.pipeline.timeline import Chunk, Pcm, Timeline
@@ -172,9 +172,7 @@ class _Wave:
     async def close(self) -> None:
         """End the sequence if it has not ended."""
         if self._live:
-            # A sequence that broke is gone already, and its own error is the one to report.
-            with suppress(CosyServeError):
-                await self._call(_step([], False), end=True)
+            await leave(self._call(_step([], False), end=True))
 
     async def _call(self, inputs: Tensors, *, start: bool = False, end: bool = False) -> Pcm:
         deadline = np.asarray([self._deadline], np.int64)

@@ -11,14 +11,26 @@ from numpy.typing import NDArray
 
 from cosyserve.contracts import FRONTEND, LLM, TOKEN2WAV, Model, Tensors
 from cosyserve.errors import StageFailed
-from cosyserve.limits import STAGE_TIMEOUT_SECONDS
+from cosyserve.pipeline.leaving import leave
+from cosyserve.settings import Settings
 from cosyserve.triton import adapter
 
 T = TypeVar("T")
 
 
 class BlsStages:
-    """Implements `cosyserve.pipeline.orchestrate.Stages` on Triton."""
+    """Implements `cosyserve.pipeline.orchestrate.Stages` on Triton.
+
+    Args:
+        settings: how long to wait for each stage.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._seconds = {
+            FRONTEND.name: settings.frontend_timeout,
+            LLM.name: settings.llm_timeout,
+            TOKEN2WAV.name: settings.token2wav_timeout,
+        }
 
     async def frontend(self, request: Tensors) -> Tensors:
         """See `Stages.frontend`."""
@@ -45,7 +57,7 @@ class BlsStages:
         finally:
             if not ended:
                 stop = adapter.inner_request(LLM, {"utterance": id, "stop": np.asarray([True])})
-                await self._call(stop, LLM)
+                await leave(self._call(stop, LLM))
 
     async def add_text(self, utterance: int, text: NDArray[np.int32], *, more: bool) -> None:
         """See `Stages.add_text`."""
@@ -57,13 +69,12 @@ class BlsStages:
         await self._call(adapter.inner_request(LLM, inputs), LLM)
 
     async def _call(self, request: Any, model: Model) -> Tensors:
-        return adapter.read_outputs(await _timely(model.name, request.async_exec()), model)
+        return adapter.read_outputs(await self._timely(model.name, request.async_exec()), model)
 
-
-async def _timely(stage: str, call: Awaitable[T]) -> T:
-    try:
-        # Not wait_for: Python 3.11's loses a cancellation that arrives together with the result.
-        async with asyncio.timeout(STAGE_TIMEOUT_SECONDS):
-            return await call
-    except TimeoutError:
-        raise StageFailed(f"{stage} did not answer in {STAGE_TIMEOUT_SECONDS:.0f} s") from None
+    async def _timely(self, stage: str, call: Awaitable[T]) -> T:
+        try:
+            # Not wait_for: Python 3.11's loses a cancellation that arrives together with the result.
+            async with asyncio.timeout(self._seconds[stage]):
+                return await call
+        except TimeoutError:
+            raise StageFailed(f"{stage} did not answer in {self._seconds[stage]} s") from None

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cosyserve.contracts import TTS, Tensors
-from cosyserve.errors import Cancelled, CosyServeError, InvalidInput, Overloaded
+from cosyserve.errors import Cancelled, CosyServeError, InvalidInput, LifetimeOver, Overloaded
 from cosyserve.load import load_grid
 from cosyserve.metrics import ACTIVE_STREAMS, AUDIO_SAMPLES, CANCELLED, REFUSED
 from cosyserve.pipeline.admission import Admission
@@ -49,7 +49,8 @@ class Tts:
         drain_file = Path(settings.drain_file) if settings.drain_file else None
         admission = Admission(settings.max_streams, drain_file, changed=active.set)
         self._sessions = Sessions(settings.session_idle)
-        self._synthesizer = Synthesizer(BlsStages(), load_grid(settings), admission)
+        self._lifetime = settings.lifetime
+        self._synthesizer = Synthesizer(BlsStages(settings), load_grid(settings), admission)
         # BLS calls wait in asyncio's default pool, which is far too small for many streams.
         self._pool = ThreadPoolExecutor(4 * settings.max_streams, thread_name_prefix="bls")
         self._samples = Instrument(AUDIO_SAMPLES, model=self.model.name)
@@ -116,7 +117,10 @@ class Tts:
         tell = final_failure if session is None else failure
         last: Any = None
         try:
-            await speech
+            async with asyncio.timeout(self._lifetime):
+                await speech
+        except TimeoutError:
+            last = tell(LifetimeOver(f"the utterance took longer than {self._lifetime} s"))
         except asyncio.CancelledError:
             if session is not None and session.error:
                 last = tell(session.error)

@@ -24,10 +24,11 @@ class Voices:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by Triton once, before any request."""
-        weights = Weights(read_settings(args).folder)
+        settings = read_settings(args)
+        weights = Weights(settings.folder)
         self._token_rate = weights.config.token_rate
         self._store = load_voices(weights)
-        self._stages = BlsStages()
+        self._stages = BlsStages(settings)
 
     async def execute(self, requests: list[Any]) -> list[Any]:
         """What is known of the voices that each request is about."""

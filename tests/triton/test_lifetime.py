@@ -1,0 +1,49 @@
+"""An utterance that takes too long is ended, and told why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from live import PATIENCE, Live, running
+
+from cosyserve_client import Cancelled, Client, Session
+
+OVER = "the utterance took longer than 1 s"
+LONG = "This is said over and over, for much longer than anyone would listen. " * 40
+
+
+@pytest.fixture(scope="module")
+def hasty(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server that lets nobody speak for longer than a second."""
+    with running(weights, tmp_path_factory.mktemp("hasty") / "triton.log", lifetime="1") as live:
+        yield live
+
+
+def talk(session: Session) -> None:
+    """Write and hear, on and on."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        session.push("One more word and ")
+        next(session)
+
+
+def test_a_text_that_takes_too_long_is_cut_off(hasty: Live) -> None:
+    with Client(hasty.url) as client:
+        short = client.synthesize("Hi.", seed=1).pcm
+        with client.stream(LONG, seed=1) as stream:
+            assert len(next(stream).pcm)
+            with pytest.raises(Cancelled, match=OVER):
+                list(stream)
+        hasty.wait_idle()
+        np.testing.assert_array_equal(client.synthesize("Hi.", seed=1).pcm, short)
+
+
+def test_a_session_that_goes_on_too_long_is_ended(hasty: Live) -> None:
+    with Client(hasty.url) as client, client.session(seed=1) as session:
+        with pytest.raises(Cancelled, match=OVER):
+            talk(session)
+        hasty.wait_idle()
