@@ -14,6 +14,7 @@ import numpy as np
 
 from cosyserve.config import ModelConfig
 from cosyserve.errors import BundleError
+from cosyserve.onnx_file import check_whole
 from cosyserve.recipe import Recipe, recipe_of
 from cosyserve.recipes.parts import QWEN
 from cosyserve.shapes import expected_shapes
@@ -63,13 +64,20 @@ class Bundle:
 
     @property
     def campplus(self) -> Path:
-        """ONNX graph of the speaker encoder: fbank f32 [B,T,80] to f32 [B,192]."""
-        return self.folder / "campplus.onnx"
+        """ONNX graph of the speaker encoder: fbank f32 [B,T,80] to f32 [B,192].
+
+        Raises:
+            BundleError: it is unreadable, or takes data from other files or operators from elsewhere.
+        """
+        return check_whole(self.folder / "campplus.onnx")
 
     @property
     def speech_tokenizer(self) -> Path:
-        """ONNX graph of the speech tokenizer: log-mel f32 [B,128,T], length i32 [B] to ids i32 [B,ceil(T/4)]."""
-        return self.folder / self.recipe.speech_tokenizer
+        """ONNX graph of the speech tokenizer: log-mel f32 [B,128,T], length i32 [B] to ids i32 [B,ceil(T/4)].
+
+        Raises as `campplus`.
+        """
+        return check_whole(self.folder / self.recipe.speech_tokenizer)
 
     @property
     def tokenizer(self) -> Path:

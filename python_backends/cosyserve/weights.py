@@ -60,11 +60,13 @@ class Weights:
         """A file of the folder, after checking size and SHA-256 against the manifest.
 
         Raises:
-            WeightsError: not listed, missing, or changed since it was prepared.
+            WeightsError: not listed, elsewhere, missing, or changed since it was prepared.
         """
         listed = self.manifest["files"].get(name)
         if listed is None:
             raise WeightsError(f"{name} is not in {MANIFEST}")
+        if Path(name).name != name:
+            raise WeightsError(f"{MANIFEST}: {name!r} is no file of this folder")
         path = self.folder / name
         if not path.is_file():
             raise WeightsError(f"{name} is missing from the weights folder")

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -264,6 +267,54 @@ def test_pickled_code_is_refused(bundle: Path, name: str) -> None:
     with pytest.raises(BundleError, match=rf"{name}\.pt: unreadable"):
         getattr(read(bundle), name)()
     assert not trace.exists()
+
+
+def elsewhere(tensor: onnx.TensorProto) -> None:
+    """Lets its data lie in another file."""
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../../etc/hostname")
+
+
+def weight_elsewhere(model: onnx.ModelProto) -> None:
+    elsewhere(model.graph.initializer[0])
+
+
+def constant_in_a_branch_elsewhere(model: onnx.ModelProto) -> None:
+    constant = onnx.helper.make_tensor("hidden", onnx.TensorProto.FLOAT, [1], [0.5])
+    elsewhere(constant)
+    branch = onnx.helper.make_graph([onnx.helper.make_node("Constant", [], ["y"], value=constant)], "branch", [], [])
+    model.graph.node.append(onnx.helper.make_node("If", ["x"], ["z"], then_branch=branch, else_branch=branch))
+
+
+def foreign_operator(model: onnx.ModelProto) -> None:
+    model.graph.node.append(onnx.helper.make_node("Run", ["x"], ["z"], domain="somebody"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (weight_elsewhere, r"takes \S+ from another file"),
+        (constant_in_a_branch_elsewhere, "takes hidden from another file"),
+        (foreign_operator, r"has an operator somebody\.Run"),
+    ],
+)
+@pytest.mark.parametrize("name", ["campplus", "speech_tokenizer"])
+def test_a_graph_that_does_not_stand_alone_is_refused(
+    bundle: Path, name: str, spoil: Callable[[onnx.ModelProto], None], message: str
+) -> None:
+    path = getattr(read(bundle), name)
+    model = onnx.load(str(path))
+    spoil(model)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError, match=rf"^{re.escape(path.name)}: {message}"):
+        getattr(read(bundle), name)
+
+
+def test_a_graph_that_is_none_is_refused(bundle: Path) -> None:
+    (bundle / "campplus.onnx").write_bytes(b"no graph at all")
+    with pytest.raises(BundleError, match=r"^campplus\.onnx: no ONNX graph"):
+        read(bundle).campplus  # noqa: B018
 
 
 def test_truncated_checkpoint_is_refused(bundle: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from cosyserve.errors import WeightsError
 from cosyserve.load import load_flow_networks, load_frontend, load_grid, load_hift_networks, load_llm_networks
 from cosyserve.settings import Settings
-from cosyserve.weights import FORMAT, Weights, map_tensors
+from cosyserve.weights import FORMAT, Weights, map_tensors, sha256
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,16 @@ def test_a_file_that_is_not_listed_is_refused(copy: Path) -> None:
     (copy / "extra.onnx").write_bytes(b"anything")
     with pytest.raises(WeightsError, match=r"^extra\.onnx is not in manifest\.json$"):
         Weights(copy).file("extra.onnx")
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "voices/demo.json"])
+def test_a_manifest_that_leads_elsewhere_is_refused(copy: Path, name: str) -> None:
+    outside = copy.parent / "outside"
+    outside.write_bytes(b"anything")
+    listed = {"bytes": 8, "sha256": sha256(outside)}
+    edit(copy, lambda manifest: manifest["files"].update({name: listed}))
+    with pytest.raises(WeightsError, match=r"^manifest\.json: .* is no file of this folder$"):
+        Weights(copy).file(name)
 
 
 @pytest.mark.parametrize("random", [True, False])
