@@ -137,11 +137,24 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_CONNECTION_SECONDS = 300
 """Age at which a connection is asked to end, its streams first: who comes back finds servers that have come since."""
 
+READY_SECONDS = 300.0
+"""Longest wait for a server to be ready: full-size weights load in well under a minute from a warm disk."""
+
+EXIT_SECONDS = 10
+"""Longest that Triton waits for running streams when it is told to stop."""
+
+STOP_SECONDS = EXIT_SECONDS + 5.0
+"""Longest wait for Triton to stop before it is killed."""
+
 CACHED_VOICES = 64
 """Flow states of recent voices, besides their bound in bytes: each also takes address space."""
 
 MAX_SEGMENT_TEXT_TOKENS = 256
 """Text tokens of one segment: its flow state grows with each frame (4.6 MB at full size), and is freed at its end."""
+
+GGUF_POSITIONS = 4096
+"""Positions of a sequence in llama.cpp, 100 MB at full size: 30 s of prompt with its transcript, a segment's text, and
+100 s of speech."""
 
 RESERVED_FRAMES = 500
 """Mel frames of flow state that a new stream needs room for, besides its prompt: 10 s, a long sentence."""

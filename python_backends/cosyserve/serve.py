@@ -22,23 +22,17 @@ from pathlib import Path
 
 from cosyserve.contracts import TTS
 from cosyserve.errors import ServeError
-from cosyserve.limits import MAX_CONNECTION_SECONDS, MAX_STREAMS
+from cosyserve.limits import EXIT_SECONDS, MAX_CONNECTION_SECONDS, MAX_STREAMS, READY_SECONDS, STOP_SECONDS
 from cosyserve.weights import Weights
 
 PROFILES = ("cpu", "gpu")
-
-READY_SECONDS = 300.0
-"""Longest wait for readiness: full-size weights load in well under a minute from a warm disk."""
-
-STOP_SECONDS = 15.0
-"""Longest wait for Triton's own exit, which gives up after `--exit-timeout-secs`, before it is killed."""
 
 HARDENING = (
     "--model-control-mode=none",
     "--disable-auto-complete-config",
     "--strict-readiness=true",
     "--exit-on-error=true",
-    "--exit-timeout-secs=10",
+    f"--exit-timeout-secs={EXIT_SECONDS}",
     # Each Python model is forked off: while another loads, the fork may inherit a lock that nobody opens, and the start
     # hangs or aborts (twice in about thirty starts on busy cores). One after another takes no longer on few cores.
     "--model-load-thread-count=1",

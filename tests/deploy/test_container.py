@@ -21,7 +21,7 @@ import pytest
 from dummy_server import DummyServer
 from live import PATIENCE, Live, free_port, wait_until
 
-from cosyserve.serve import READY_SECONDS
+from cosyserve.limits import READY_SECONDS
 from cosyserve_client import Client, Speech, Unavailable
 
 DOCKER = Path(__file__).parents[2] / "docker"

@@ -20,7 +20,8 @@ import typer
 from manifests import DEPLOY, OVERLAYS, Manifest, container, documents, environment, find, gibibytes, pod, rendered
 
 from cosyserve.cli import app
-from cosyserve.serve import READY_SECONDS, STOP_SECONDS, free_port
+from cosyserve.limits import READY_SECONDS, STOP_SECONDS
+from cosyserve.serve import free_port
 from cosyserve.settings import Settings
 from cosyserve_client.wire import STREAM_TIMEOUT_SECONDS
 from cosyserve_gateway import limits

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve.errors import InvalidInput, StageFailed, WeightsError
+from cosyserve.limits import GGUF_POSITIONS
 from cosyserve.llm.decoder import Ids
 from cosyserve.llm.embeddings import Embeddings
 from cosyserve.llm.scores import LogitScores
@@ -23,9 +24,6 @@ logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
 
 BATCH = 512
 """Positions of one call of llama.cpp; a longer prompt takes several."""
-
-CAPACITY = 4096
-"""Positions of a row, 100 MB at full size: 30 s of prompt with its transcript, a segment's text, 100 s of speech."""
 
 
 class GgufDecoder:
@@ -45,7 +43,9 @@ class GgufDecoder:
         WeightsError: the file is damaged, or from another tool.
     """
 
-    def __init__(self, path: Path, embeddings: Embeddings, rows: int, threads: int, capacity: int = CAPACITY) -> None:
+    def __init__(
+        self, path: Path, embeddings: Embeddings, rows: int, threads: int, capacity: int = GGUF_POSITIONS
+    ) -> None:
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(bytes(path), llama_cpp.llama_model_default_params())
         if not self._model:
