@@ -20,7 +20,14 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 TINY = ROOT / "tests" / "data" / "cosyvoice2-tiny"
 
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
+
+def commands(text: str) -> list[str]:
+    """The lines of the shell blocks of a page."""
+    return [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
+
+
+COMMANDS = commands(README)
+TUNING = commands((ROOT / "docs" / "tuning.md").read_text("utf-8"))
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 
 ELSEWHERE = {
@@ -29,14 +36,6 @@ ELSEWHERE = {
     "huggingface-cli download FunAudioLLM/CosyVoice2-0.5B --local-dir CosyVoice2-0.5B": "no network; a bundle of the "
     "same layout takes its place",
 }
-MEASURED = (
-    "make measure",
-    "make soak",
-    "python loadtest/llm_rate.py",
-    "cosyserve-build synth-bundle full-bundle",
-    "cosyserve-build prepare full-bundle",
-    "python loadtest/measure.py",
-)
 INSTALL = re.compile(r"pip install -e '\.\[(.*)\]'")
 
 
@@ -124,7 +123,7 @@ def test_python(served: Path, code: str) -> None:
     assert offsets == sorted(offsets)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("cosyserve-build export")])
+@pytest.mark.parametrize("command", [c for c in TUNING if c.startswith("cosyserve-build export")])
 def test_export(desk: Path, command: str) -> None:
     run(command, desk)
     assert (desk / command.split()[-1]).exists()
@@ -144,18 +143,15 @@ def test_extras_exist() -> None:
 
 def test_every_command_is_run_somewhere() -> None:
     here = ("make demo", "cosyserve-build prepare", "cosyserve serve", "cosyserve say", "cosyserve voice")
-    here += ("cosyserve-build verify", "cosyserve bench", "locust", "cosyserve-build export")
-    left = [c for c in COMMANDS if not c.startswith((*here, *MEASURED)) and not INSTALL.fullmatch(c)]
+    here += ("cosyserve-build verify", "cosyserve bench", "locust")
+    left = [c for c in COMMANDS if not c.startswith(here) and not INSTALL.fullmatch(c)]
     assert set(left) == set(ELSEWHERE)
 
 
 def test_the_commands_of_the_figures_run(tmp_path: Path) -> None:
     """At size tiny, and measuring nothing: full size takes ten minutes."""
-    commands = [c.replace("--size full", "--size tiny") for c in COMMANDS if c.startswith(MEASURED)]
-    assert len(commands) == len(MEASURED)
-    run(next(c for c in commands if "synth-bundle" in c), tmp_path)
-    for target in ("measure:", "soak:"):
-        assert target in (ROOT / "Makefile").read_text("utf-8")
+    (synth,) = (c for c in TUNING if c.startswith("cosyserve-build synth-bundle"))
+    run(synth.replace("--size full", "--size tiny"), tmp_path)
     for script in ("measure", "soak", "llm_rate"):
         run(f"python loadtest/{script}.py --help", ROOT)
 
