@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.websockets import WebSocketDisconnect
 
+from cosyserve.metrics import FIRST_AUDIO
 from cosyserve_client import AudioChunk
 from cosyserve_gateway.errors import ClientLeft
 
 OUTCOMES = ("complete", "cancelled", "failed")
 """How an utterance ends: all its audio was sent, its client left or asked to stop, or anything else."""
-
-_FIRST_AUDIO_SECONDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)
 
 
 class Metrics:
@@ -36,7 +35,7 @@ class Metrics:
         self.first_audio = Histogram(
             "cosyserve_gateway_first_audio_seconds",
             "From a request, or the first text of an utterance on a WebSocket, to its first audio.",
-            buckets=_FIRST_AUDIO_SECONDS,
+            buckets=FIRST_AUDIO.buckets,
             registry=self._registry,
         )
         self.audio = Counter("cosyserve_gateway_audio_seconds", "Audio sent.", registry=self._registry)

@@ -4,12 +4,14 @@
       InvalidInput                 INVALID_ARGUMENT   a request field is wrong; the message starts with its name
       VoiceNotFound                NOT_FOUND          no such registered voice
       VoiceExists                  ALREADY_EXISTS     a voice of that name is registered
-      Overloaded                   UNAVAILABLE        every slot is taken; try again or elsewhere
-      Draining                     UNAVAILABLE        the server is about to stop; try elsewhere
+      Overloaded                   UNAVAILABLE        the server is full; try again or elsewhere
+        StreamsTaken                 reason streams   every place for an utterance is taken
+        MemoryTaken                  reason memory    the caches of running utterances leave no room
+      Draining                     UNAVAILABLE        the server is about to stop; try elsewhere (reason draining)
       Unsupported                  UNIMPLEMENTED      a valid request that this server or bundle cannot serve
-      Cancelled                    CANCELLED          the client went away
-      SessionIdle                  CANCELLED          nothing was written to a session for too long
-      LifetimeOver                 CANCELLED          the utterance took too long
+      Cancelled                    CANCELLED          the client went away (reason client)
+      SessionIdle                  CANCELLED          nothing was written to a session for too long (reason idle)
+      LifetimeOver                 CANCELLED          the utterance took too long (reason lifetime)
       StageFailed                  INTERNAL           a stage broke; details are in the log only
       BundleError                  (operator)         a model bundle is incomplete or does not fit its YAML
       WeightsError                 (operator)         prepared weights are missing, damaged or of another version
@@ -22,9 +24,15 @@ from __future__ import annotations
 
 
 class CosyServeError(Exception):
-    """Base of every error raised on purpose; ``code`` is the gRPC status name it maps to."""
+    """Base of every error raised on purpose.
+
+    Attributes:
+        code: the gRPC status name it maps to.
+        reason: what refused and cancelled utterances are counted by; empty for all others.
+    """
 
     code = "INTERNAL"
+    reason = ""
 
 
 class InvalidInput(CosyServeError):
@@ -60,10 +68,23 @@ class Overloaded(CosyServeError):
     code = "UNAVAILABLE"
 
 
+class StreamsTaken(Overloaded):
+    """As many utterances are in progress as may be."""
+
+    reason = "streams"
+
+
+class MemoryTaken(Overloaded):
+    """The caches of running utterances leave no room for another."""
+
+    reason = "memory"
+
+
 class Draining(CosyServeError):
     """The server is about to stop: what it speaks it speaks to the end, and takes nothing new."""
 
     code = "UNAVAILABLE"
+    reason = "draining"
 
 
 class Unsupported(CosyServeError):
@@ -76,18 +97,21 @@ class Cancelled(CosyServeError):
     """The client closed the stream or its deadline passed."""
 
     code = "CANCELLED"
+    reason = "client"
 
 
 class SessionIdle(CosyServeError):
     """A session waited too long for text and was closed."""
 
     code = "CANCELLED"
+    reason = "idle"
 
 
 class LifetimeOver(CosyServeError):
     """An utterance was under way for longer than the server allows."""
 
     code = "CANCELLED"
+    reason = "lifetime"
 
 
 class StageFailed(CosyServeError):
@@ -118,8 +142,14 @@ CODE_END = " | "
 """Between code and message where an error has no other place for its code: those of inner models, and of sessions."""
 
 
-def passed_on(code: str, message: str) -> CosyServeError:
+def passed_on(message: str, code: str, reason: str) -> CosyServeError:
     """An error of an inner model, as the entry model raises it again."""
     error = CosyServeError(message)
-    error.code = code
+    error.code, error.reason = code, reason
     return error
+
+
+def reasons(code: str, kind: type[CosyServeError] = CosyServeError) -> tuple[str, ...]:
+    """All reasons of the errors with this code."""
+    own = (kind.reason,) if kind.code == code and kind.reason else ()
+    return tuple(dict.fromkeys(own + sum((reasons(code, each) for each in kind.__subclasses__()), ())))

@@ -56,4 +56,4 @@ def renamed(error: CosyServeError) -> CosyServeError:
     """The error, with fields called as the client called them."""
     names = "|".join(NAMES)
     message = re.sub(rf"^(?:{names})(?=: )|\bprompt_(?:audio|text)\b", lambda found: NAMES[found[0]], str(error))
-    return passed_on(error.code, message)
+    return passed_on(message, error.code, error.reason)

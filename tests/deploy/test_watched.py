@@ -10,12 +10,13 @@ import pytest
 from manifests import DEPLOY, find, rendered
 
 from cosyserve import metrics
-from cosyserve_gateway.metrics import Metrics
+from cosyserve_gateway.metrics import OUTCOMES, Metrics
 
 DASHBOARD = json.loads((DEPLOY / "components" / "monitoring" / "dashboard.json").read_text("utf-8"))
 NAME = re.compile(r"\b(?:cosyserve|nv)_\w+")
 TRITON = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes"}
 """What Triton itself exports where there is a GPU."""
+OURS = [each for each in vars(metrics).values() if isinstance(each, metrics.Metric)]
 RECORDED = re.compile(r"\bcosyserve:[\w:]+")
 
 
@@ -32,7 +33,7 @@ def expressions() -> list[str]:
 
 def exported() -> set[str]:
     """What server and gateway export, by the names that Prometheus stores."""
-    server = {each.name for each in vars(metrics).values() if isinstance(each, metrics.Metric)}
+    server = {series for each in OURS for series in each.series}
     gateway = re.findall(r"^# TYPE (\S+) (\S+)", Metrics().exposition().decode(), re.M)
     histograms = {
         f"{name}{part}" for name, kind in gateway if kind == "histogram" for part in ("_bucket", "_count", "_sum")
@@ -51,7 +52,19 @@ def test_every_metric_that_is_watched_is_exported() -> None:
 
 def test_every_metric_of_the_server_is_on_the_dashboard() -> None:
     shown = {n for panel in DASHBOARD["panels"] for target in panel["targets"] for n in NAME.findall(target["expr"])}
-    assert {each.name for each in vars(metrics).values() if isinstance(each, metrics.Metric)} <= shown
+    assert all(shown & set(each.series) for each in OURS)
+
+
+def test_labels_that_are_asked_for_have_values_that_there_are() -> None:
+    known: dict[str, set[str]] = {"outcome": set(OUTCOMES)}
+    for each in OURS:
+        for label, values in each.labels.items():
+            known.setdefault(label, set()).update(values)
+    asked = [
+        pair for expression in expressions() for pair in re.findall(r'\b(reason|outcome|model)!?="(\w+)"', expression)
+    ]
+    assert asked
+    assert all(value in known[label] for label, value in asked)
 
 
 def test_the_scaling_watches_streams_and_first_audio() -> None:

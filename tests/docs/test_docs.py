@@ -175,7 +175,17 @@ def test_variables_that_are_named_exist() -> None:
 
 def test_every_metric_of_the_server_is_told() -> None:
     known = {f"`{m.name}`": m.kind for m in vars(metrics).values() if isinstance(m, metrics.Metric)}
-    assert {row[0]: row[1] for row in rows(section("operations", "Metrics of the server"))[2:]} == known
+    told = {row[0]: row[1:] for row in rows(section("operations", "Metrics of the server"))[2:]}
+    assert {name: cells[0] for name, cells in told.items()} == known
+
+
+def test_every_label_of_the_server_is_told_with_its_values() -> None:
+    told = {row[0]: row[2] for row in rows(section("operations", "Metrics of the server"))[2:]}
+    for metric in (m for m in vars(metrics).values() if isinstance(m, metrics.Metric)):
+        text = told[f"`{metric.name}`"]
+        for label, values in metric.labels.items():
+            named = [label] if label == "model" else [f"`{name}`" for name in (label, *values)]
+            assert all(name in text for name in named), (metric.name, label)
 
 
 def test_every_metric_of_the_gateway_is_told() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import urllib.error
 import urllib.request
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,28 +27,34 @@ class Live:
     metrics_url: str
     weights: Path
 
-    def metric(self, metric: Metric) -> float:
-        """The value of one metric."""
-        return self._metrics()[metric.name]
+    def metric(self, metric: Metric, **labels: str) -> float:
+        """The value of a metric, which must be there: summed over labels that are not given; a histogram's count."""
+        name = f"{metric.name}_count" if metric.kind == "histogram" else metric.name
+        wanted = {f'{label}="{value}"' for label, value in labels.items()}
+        found = [value for series, has, value in self._series() if series == name and wanted <= has]
+        assert found, f"no {name} with {labels}"
+        return sum(found)
 
     def held(self) -> dict[str, float]:
         """What each stage holds for utterances in progress."""
-        values = self._metrics()
-        return {gauge.name: values[gauge.name] for gauge in GAUGES}
+        series = self._series()
+        return {gauge.name: sum(value for name, _, value in series if name == gauge.name) for gauge in GAUGES}
 
     def wait_idle(self) -> None:
         """Returns once no stage holds anything."""
         wait_until(lambda: not any(self.held().values()), lambda: f"still held: {self.held()}")
 
-    def _metrics(self) -> dict[str, float]:
+    def _series(self) -> list[tuple[str, set[str], float]]:
+        """Name, labels and value of each of ours."""
         # Triton opens this port a moment after it answers that it is ready.
         wait_until(self._answers, lambda: "no metrics")
         with urllib.request.urlopen(self.metrics_url, timeout=PATIENCE) as page:
             lines = page.read().decode().splitlines()
-        values: dict[str, float] = defaultdict(float)
-        for name, value in (line.split() for line in lines if line.startswith("cosyserve_")):
-            values[name.partition("{")[0]] += float(value)
-        return dict(values)
+        found = []
+        for series, value in (line.split() for line in lines if line.startswith("cosyserve_")):
+            name, _, labels = series.rstrip("}").partition("{")
+            found.append((name, set(labels.split(",")), float(value)))
+        return found
 
     def _answers(self) -> bool:
         try:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from live import Live, running
 
-from cosyserve.metrics import REFUSED
+from cosyserve.metrics import CANCELLED, REFUSED
 from cosyserve_client import Cancelled, Client, SpeechOptions, SpeechRequest, Unavailable
 
 TEXT = "The same sentence, cut into larger pieces, must sound exactly the same; chunks are an affair of the network."
@@ -44,13 +44,13 @@ def test_larger_chunks_give_the_same_samples(
 
 
 def test_a_full_server_refuses_at_once_and_serves_again(other: Live, other_client: Client) -> None:
-    refused = other.metric(REFUSED)
+    refused = other.metric(REFUSED, model="tts", reason="streams")
     with other_client.stream(TEXT, seed=5) as speaking:
         next(speaking)
         with pytest.raises(Unavailable, match="all 1 streams are in use"):
             other_client.synthesize("Hi.")
         assert list(speaking)[-1].final
-    assert other.metric(REFUSED) == refused + 1
+    assert other.metric(REFUSED, model="tts", reason="streams") == refused + 1
     other.wait_idle()
     assert len(other_client.synthesize("Hi.").pcm)
 
@@ -63,6 +63,7 @@ def test_a_patient_client_waits_for_its_turn(other: Live, other_client: Client) 
 
 @pytest.mark.parametrize("text", ["", "Some words that are spoken, and then "])
 def test_a_silent_writer_is_sent_away_with_a_reason(other: Live, other_client: Client, text: str) -> None:
+    idle = other.metric(CANCELLED, model="tts", reason="idle")
     with other_client.session(seed=1) as session:
         session.push(text)
         with pytest.raises(Cancelled, match="nothing was written for 2 s"):
@@ -70,4 +71,5 @@ def test_a_silent_writer_is_sent_away_with_a_reason(other: Live, other_client: C
         with pytest.raises(Cancelled, match="nothing was written for 2 s"):
             session.push("too late")
     other.wait_idle()
+    assert other.metric(CANCELLED, model="tts", reason="idle") == idle + 1
     assert len(other_client.synthesize("Hi.").pcm)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from live import PATIENCE, Live, running
 
+from cosyserve.metrics import CANCELLED
 from cosyserve_client import Cancelled, Client, Session
 
 OVER = "the utterance took longer than 1 s"
@@ -39,6 +40,7 @@ def test_a_text_that_takes_too_long_is_cut_off(hasty: Live) -> None:
             with pytest.raises(Cancelled, match=OVER):
                 list(stream)
         hasty.wait_idle()
+        assert hasty.metric(CANCELLED, model="tts", reason="lifetime") == 1
         np.testing.assert_array_equal(client.synthesize("Hi.", seed=1).pcm, short)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve.contracts import Tensors
-from cosyserve.errors import InvalidInput, Overloaded
+from cosyserve.errors import InvalidInput, MemoryTaken
 from cosyserve.flow.stream import FlowState, FlowStream, FlowVoice
 from cosyserve.jobs import Steps
 from cosyserve.limits import CACHED_VOICES, RESERVED_FRAMES
@@ -130,7 +130,7 @@ class FlowSessions:
         """A session for the voice and mode in the first step's inputs.
 
         Raises:
-            Overloaded: the cache memory is in use.
+            MemoryTaken: the cache memory is in use.
         """
         voice = self._voice(inputs)
         full = "stream" in inputs and not inputs["stream"][0]
@@ -148,7 +148,7 @@ class FlowSessions:
         """A session has grown.
 
         Raises:
-            Overloaded: beyond what was reserved for it, and the cache memory is in use.
+            MemoryTaken: beyond what was reserved for it, and the cache memory is in use.
         """
         if session.nbytes > self._reserved:
             self._make_room(self._open, session.voice)
@@ -175,7 +175,7 @@ class FlowSessions:
         used = {id(v): v for v in (*self._voices.values(), voice)}
         held = streams + sum(map(self._prompt, used.values()))
         if held - sum(self._prompt(other) for _, other in idle) > self._limit:
-            raise Overloaded("the flow's cache memory is in use; try again shortly")
+            raise MemoryTaken("the flow's cache memory is in use; try again shortly")
         for count, (key, other) in enumerate(idle):
             if held <= self._limit and len(used) - count <= CACHED_VOICES:
                 return

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosyserve.errors import Draining, Overloaded
+from cosyserve.errors import Draining, StreamsTaken
 
 
 @dataclass
@@ -28,12 +28,12 @@ class Admission:
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Hold one place; `Overloaded` at once when there is none, `Draining` when the server is about to stop."""
+        """Hold one place; `StreamsTaken` at once when there is none, `Draining` when the server is about to stop."""
         # Nothing is awaited between this look and the count: whoever made the file sees every utterance that began.
         if self.drain_file is not None and self.drain_file.exists():
             raise Draining("this server is about to stop; try another")
         if self.active >= self.limit:
-            raise Overloaded(f"all {self.limit} streams are in use; try again shortly")
+            raise StreamsTaken(f"all {self.limit} streams are in use; try again shortly")
         self._count(1)
         try:
             yield

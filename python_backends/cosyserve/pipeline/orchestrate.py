@@ -80,6 +80,10 @@ class Synthesizer:
         # From a random start: whoever else uses the inner models must not meet these sequences.
         self._ids = itertools.count(secrets.randbits(62))
 
+    def sample_rate(self, request: Tensors) -> int:
+        """Of the audio of a request, in Hz."""
+        return int(request["sample_rate"][0]) if "sample_rate" in request else self._grid.sample_rate
+
     async def speak(self, request: Tensors, session: Session | None = None) -> AsyncGenerator[Chunk, None]:
         """Audio chunks of one request, as they are ready; the last has `final` set and no audio.
 
@@ -103,7 +107,7 @@ class Synthesizer:
                 features = await self._stages.frontend({**given, "continues": np.zeros(1, np.int32)})
                 source = Dictation(self._stages.frontend, session, seed)
             stream = bool(request["stream"][0]) if "stream" in request else True
-            sample_rate = int(request["sample_rate"][0]) if "sample_rate" in request else self._grid.sample_rate
+            sample_rate = self.sample_rate(request)
             speech = _Speech(self._stages, features, source, self._ids, self._grid)
             wave = _Wave(self._stages, next(self._ids), sample_rate)
             timeline = _timeline(self._grid, request, sample_rate)

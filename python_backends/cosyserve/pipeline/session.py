@@ -31,11 +31,15 @@ class Session:
     Attributes:
         error: what was wrong with a piece; it ends the session.
         on_failure: called then.
+        began: when the first text was written, in seconds of the monotonic clock; None before.
+        written: when the last piece was that had something to speak, or to speak now.
     """
 
     def __init__(self, idle_seconds: float) -> None:
         self.error: Exception | None = None
         self.on_failure: Callable[[], object] = lambda: None
+        self.began: float | None = None
+        self.written = 0.0
         self._idle_seconds = idle_seconds
         self._pieces: asyncio.Queue[Written] = asyncio.Queue()
         self._active = time.monotonic()
@@ -57,7 +61,9 @@ class Session:
         self._chars += len(piece.text)
         self._ended = piece.end
         if piece.text.strip() or piece.flush or piece.end:
-            self._active = time.monotonic()
+            self._active = self.written = time.monotonic()
+        if piece.text.strip() and self.began is None:
+            self.began = self.written
         self._pieces.put_nowait(piece)
 
     def heard(self) -> None:

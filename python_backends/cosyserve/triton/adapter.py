@@ -6,6 +6,7 @@ Only this folder imports ``triton_python_backend_utils``, which exists inside Tr
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import traceback
 from collections.abc import Mapping
@@ -104,30 +105,37 @@ def read_outputs(answer: Any, model: Model) -> Tensors:
         CosyServeError: the inner model answered with an error; code and message are passed on.
     """
     if answer.has_error():
-        code, _, message = answer.error().message().partition(CODE_END)
+        kind, _, message = answer.error().message().partition(CODE_END)
         # An ensemble puts words of its own before the message.
-        raise passed_on(code.rpartition(" ")[2], message) if message else StageFailed(f"{model.name} failed")
+        code, _, reason = kind.rpartition(" ")[2].partition("/")
+        raise passed_on(message, code, reason) if message else StageFailed(f"{model.name} failed")
     arrays = {t.name: pb_utils.get_output_tensor_by_name(answer, t.name).as_numpy() for t in model.outputs}
     return {name: array[0] for name, array in arrays.items()} if _batched(model) else arrays
 
 
 def failure(error: BaseException) -> Any:
-    """The error response of an inner model or of a session; the code travels in the message.
+    """The error response of an inner model; code and reason travel in the message, because BLS drops Triton's code."""
+    told = known(error)
+    return _error(f"{told.code}/{told.reason}{CODE_END}{told}", told.code)
 
-    BLS drops Triton's code. And Triton 2.51 dies when it ends a stream with a status while further requests of that
-    stream are under way, as the pieces of a session are: who opens one asks for no status and reads the message.
+
+def session_failure(error: BaseException) -> Any:
+    """The error response of a session; the code travels in the message.
+
+    Triton 2.51 dies when it ends a stream with a status while further requests of that stream are under way, as the
+    pieces of a session are: who opens one asks for no status and reads the message.
     """
-    known = _known(error)
-    return _error(f"{known.code}{CODE_END}{known}", known.code)
+    told = known(error)
+    return _error(f"{told.code}{CODE_END}{told}", told.code)
 
 
 def final_failure(error: BaseException) -> Any:
-    """The error response that a client sees."""
-    known = _known(error)
-    return _error(str(known), known.code)
+    """The error response that any other client sees."""
+    told = known(error)
+    return _error(str(told), told.code)
 
 
-def _known(error: BaseException) -> CosyServeError:
+def known(error: BaseException) -> CosyServeError:
     """The error itself if it is ours; anything unexpected is logged whole and answered without details."""
     if isinstance(error, CosyServeError):
         return error
@@ -161,18 +169,31 @@ def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
 
 
 class Instrument:
-    """A metric of `cosyserve.metrics` on Triton's metrics port."""
+    """A metric of `cosyserve.metrics` on Triton's metrics port.
+
+    Args:
+        labels: those that have one value here; the others are named with each call.
+    """
 
     def __init__(self, metric: Metric, **labels: str) -> None:
-        kind = {"gauge": pb_utils.MetricFamily.GAUGE, "counter": pb_utils.MetricFamily.COUNTER}[metric.kind]
-        # The family must outlive its metric.
+        kind = getattr(pb_utils.MetricFamily, metric.kind.upper())
+        # The family must outlive its metrics.
         self._family = pb_utils.MetricFamily(name=metric.name, description=metric.description, kind=kind)
-        self._metric = self._family.Metric(labels=labels)
+        options = {"buckets": list(metric.buckets)} if metric.buckets else {}
+        others = [name for name in metric.labels if name not in labels]
+        self._metrics = {
+            values: self._family.Metric(labels={**labels, **dict(zip(others, values, strict=True))}, **options)
+            for values in itertools.product(*(metric.labels[name] for name in others))
+        }
 
     def set(self, value: float) -> None:
         """Show this value from now on (gauges)."""
-        self._metric.set(value)
+        self._metrics[()].set(value)
 
-    def add(self, value: float) -> None:
-        """Count this much more (counters)."""
-        self._metric.increment(value)
+    def add(self, value: float, *others: str) -> None:
+        """Count this much more (counters), under these values of the other labels."""
+        self._metrics[others].increment(value)
+
+    def observe(self, value: float) -> None:
+        """Take one value (histograms)."""
+        self._metrics[()].observe(value)

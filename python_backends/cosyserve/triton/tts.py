@@ -12,26 +12,28 @@ from typing import Any
 import numpy as np
 
 from cosyserve.contracts import TTS, Tensors
-from cosyserve.errors import Cancelled, CosyServeError, InvalidInput, LifetimeOver, Overloaded
+from cosyserve.errors import Cancelled, CosyServeError, InvalidInput, LifetimeOver
 from cosyserve.load import load_grid
-from cosyserve.metrics import ACTIVE_STREAMS, AUDIO_SAMPLES, CANCELLED, REFUSED
+from cosyserve.metrics import ACTIVE_STREAMS
 from cosyserve.pipeline.admission import Admission
 from cosyserve.pipeline.orchestrate import Synthesizer
-from cosyserve.pipeline.session import Session, Sessions, Written
+from cosyserve.pipeline.session import Sessions, Written
 from cosyserve.pipeline.timeline import Chunk
 from cosyserve.triton.adapter import (
     FINAL,
     SEQUENCE_END,
     SEQUENCE_START,
     Instrument,
-    failure,
     final_failure,
+    known,
     read_inputs,
     read_settings,
     response,
+    session_failure,
     values,
 )
 from cosyserve.triton.bls import BlsStages
+from cosyserve.triton.utterance import Instruments, Utterance
 
 POLL_SECONDS = 0.05
 """How often a stream looks whether its client is still there: Triton has no event for it."""
@@ -53,9 +55,7 @@ class Tts:
         self._synthesizer = Synthesizer(BlsStages(settings), load_grid(settings), admission)
         # BLS calls wait in asyncio's default pool, which is far too small for many streams.
         self._pool = ThreadPoolExecutor(4 * settings.max_streams, thread_name_prefix="bls")
-        self._samples = Instrument(AUDIO_SAMPLES, model=self.model.name)
-        self._cancelled = Instrument(CANCELLED, model=self.model.name)
-        self._refused = Instrument(REFUSED, model=self.model.name)
+        self._instruments = Instruments(self.model)
 
     async def execute(self, requests: list[Any]) -> None:
         """Answer each request; Triton runs many of these calls at once."""
@@ -71,16 +71,20 @@ class Tts:
         if id and not request.flags() & SEQUENCE_START:
             self._write(request, sender, id)
             return None
+        utterance = Utterance(self._instruments)
         try:
             inputs = self._inputs(request)
             if not id:
                 if "flush" in inputs:
                     raise InvalidInput("flush", "needs a session: a correlation id, and a request that starts it")
-                return self._answer(sender, inputs)
+                return self._answer(sender, inputs, utterance)
             piece, others = _split(inputs, ends=bool(request.flags() & SEQUENCE_END))
-            return self._answer_session(sender, others, self._sessions.open(id, piece), id)
+            utterance.session = self._sessions.open(id, piece)
+            return self._answer_session(sender, others, utterance, id)
         except Exception as error:
-            sender.send((failure if id else final_failure)(error), flags=FINAL)
+            told = known(error)
+            utterance.ended(told)
+            sender.send((session_failure if id else final_failure)(told), flags=FINAL)
         return None
 
     def _write(self, request: Any, sender: Any, id: int | str) -> None:
@@ -91,7 +95,7 @@ class Tts:
         try:
             session = self._sessions.find(id)
         except InvalidInput as error:
-            sender.send(failure(error), flags=FINAL)
+            sender.send(session_failure(error), flags=FINAL)
             return
         try:
             piece, others = _split(self._inputs(request), ends=bool(request.flags() & SEQUENCE_END))
@@ -102,46 +106,44 @@ class Tts:
             session.fail(error)
         sender.send(flags=FINAL)
 
-    async def _answer_session(self, sender: Any, inputs: Tensors, session: Session, id: int | str) -> None:
-        failed = await self._answer(sender, inputs, session)
+    async def _answer_session(self, sender: Any, inputs: Tensors, utterance: Utterance, id: int | str) -> None:
+        failed = await self._answer(sender, inputs, utterance)
         (self._sessions.close_failed if failed else self._sessions.close)(id)
 
-    async def _answer(self, sender: Any, inputs: Tensors, session: Session | None = None) -> bool:
+    async def _answer(self, sender: Any, inputs: Tensors, utterance: Utterance) -> bool:
         """Whether the answer ended with an error."""
-        speech = asyncio.create_task(self._speak(sender, inputs, session))
+        session = utterance.session
+        speech = asyncio.create_task(self._speak(sender, inputs, utterance))
         if session is not None:
             session.on_failure = speech.cancel
             if session.error:
                 speech.cancel()
         watch = asyncio.create_task(_cancel_when_gone(sender, speech))
-        tell = final_failure if session is None else failure
-        last: Any = None
+        failed: CosyServeError | None = None
         try:
             async with asyncio.timeout(self._lifetime):
                 await speech
         except TimeoutError:
-            last = tell(LifetimeOver(f"the utterance took longer than {self._lifetime} s"))
+            failed = LifetimeOver(f"the utterance took longer than {self._lifetime} s")
         except asyncio.CancelledError:
-            if session is not None and session.error:
-                last = tell(session.error)
-            else:
-                self._cancelled.add(1)
-                last = tell(Cancelled("the client closed the stream"))
+            failed = known(session.error) if session and session.error else Cancelled("the client closed the stream")
         except Exception as error:
-            self._refused.add(isinstance(error, CosyServeError) and error.code == Overloaded.code)
-            last = tell(error)
+            failed = known(error)
         finally:
             watch.cancel()
-            if last is not None:
-                sender.send(last, flags=FINAL)
+            # Counted first: whoever has the last response finds it counted.
+            utterance.ended(failed)
+            if failed is not None:
+                sender.send((session_failure if session else final_failure)(failed), flags=FINAL)
             else:
                 sender.send(flags=FINAL)
-        return last is not None
+        return failed is not None
 
-    async def _speak(self, sender: Any, inputs: Tensors, session: Session | None) -> None:
+    async def _speak(self, sender: Any, inputs: Tensors, utterance: Utterance) -> None:
+        session, sample_rate = utterance.session, self._synthesizer.sample_rate(inputs)
         async with aclosing(self._synthesizer.speak(inputs, session)) as chunks:
             async for chunk in chunks:
-                self._samples.add(len(chunk.audio))
+                utterance.heard(len(chunk.audio), sample_rate)
                 if outputs := self._outputs(chunk):
                     sender.send(response(outputs, self.model))
                 if session is not None:

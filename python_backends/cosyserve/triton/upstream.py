@@ -11,10 +11,10 @@ from typing import Any
 
 from cosyserve.contracts import COSYVOICE2, COSYVOICE3, Tensors
 from cosyserve.errors import CosyServeError, Unsupported
-from cosyserve.pipeline.session import Session
 from cosyserve.pipeline.timeline import Chunk
 from cosyserve.triton.adapter import FINAL, final_failure, read_inputs, read_settings
 from cosyserve.triton.tts import Tts
+from cosyserve.triton.utterance import Utterance
 from cosyserve.upstream import renamed, tts_request, waveform
 from cosyserve.weights import Weights
 
@@ -39,9 +39,9 @@ class Upstream(Tts):
         for request in requests:
             request.get_response_sender().send(final_failure(error), flags=FINAL)
 
-    async def _speak(self, sender: Any, inputs: Tensors, session: Session | None) -> None:
+    async def _speak(self, sender: Any, inputs: Tensors, utterance: Utterance) -> None:
         try:
-            await super()._speak(sender, inputs, session)
+            await super()._speak(sender, inputs, utterance)
         except CosyServeError as error:
             raise renamed(error) from None
 

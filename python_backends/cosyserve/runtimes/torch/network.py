@@ -58,7 +58,7 @@ class PagedNetwork(Generic[J]):
         """Run a chunk of each stream.
 
         Raises:
-            Overloaded: no page is free. No stream has changed then.
+            MemoryTaken: no page is free. No stream has changed then.
         """
         chains = [self._chain(job) for job in batch]
         whole = self._positions(batch[0]) == self._chunk

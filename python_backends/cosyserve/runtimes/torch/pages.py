@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass, field
 
-from cosyserve.errors import Overloaded
+from cosyserve.errors import MemoryTaken
 
 EMPTY = 0
 """The page that stands for the time before a stream's first chunk: always zero."""
@@ -45,10 +45,10 @@ class Pages:
         """Hand out pages, all or none.
 
         Raises:
-            Overloaded: fewer are free.
+            MemoryTaken: fewer are free.
         """
         if count > len(self._free):
-            raise Overloaded("the flow's cache memory is in use; try again shortly")
+            raise MemoryTaken("the flow's cache memory is in use; try again shortly")
         return [self._page() for _ in range(count)]
 
     def _page(self) -> Page:
