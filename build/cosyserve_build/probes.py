@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -75,6 +75,36 @@ def _arrays(value: Any) -> Any:
     return [_arrays(item) for item in value] if isinstance(value, list) else value.numpy()
 
 
+def likeliest(
+    logits: Callable[[list[int]], Array], pick: Pick, end: int, texts: int, limit: int | None
+) -> tuple[list[int], list[Array]]:
+    """Tokens of a greedy run without the end, and the logits of every step.
+
+    Args:
+        logits: of what follows the tokens so far, [V].
+        pick: the token.
+        end: the first id that ends a run.
+        texts: text ids, which the length rules count.
+        limit: most tokens, if not theirs.
+    """
+    tokens: list[int] = []
+    steps: list[Array] = []
+    most = MAX_TOKENS_PER_TEXT_TOKEN * texts if limit is None else limit
+    while len(tokens) < most:
+        steps.append(logits(tokens))
+        token = pick(steps[-1], hold=len(tokens) < MIN_TOKENS_PER_TEXT_TOKEN * texts)
+        if token >= end:
+            break
+        tokens.append(token)
+    return tokens, steps
+
+
+class Pick(Protocol):
+    """The token that logits [V] stand for; `hold`: it must not end the run."""
+
+    def __call__(self, logits: Array, *, hold: bool) -> int: ...
+
+
 class LlmProbe:
     """The language model one call at a time, and greedy runs of it."""
 
@@ -139,17 +169,11 @@ class LlmProbe:
     def greedy(self, embeds: Array, texts: int, limit: int | None = None) -> tuple[list[int], list[Array]]:
         """Tokens without the end, and the raw logits of every step; the length rules count `texts` text ids."""
         self.reset()
-        tokens: list[int] = []
-        logits: list[Array] = []
-        most = MAX_TOKENS_PER_TEXT_TOKEN * texts if limit is None else limit
-        while len(tokens) < most:
-            logits.append(self.forward(embeds))
-            token = self.argmax(logits[-1], hold=len(tokens) < MIN_TOKENS_PER_TEXT_TOKEN * texts)
-            if token >= self.config.end:
-                break
-            tokens.append(token)
-            embeds = self.embed_speech([token])
-        return tokens, logits
+
+        def logits(tokens: list[int]) -> Array:
+            return self.forward(self.embed_speech(tokens[-1:]) if tokens else embeds)
+
+        return likeliest(logits, self.argmax, self.config.end, texts, limit)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import nn
 
 from cosyserve.bundle import StateDict
 from cosyserve.config import TransformerConfig, WindowFlowConfig
@@ -17,13 +16,13 @@ from cosyserve.flow.stream import FlowVoice
 from cosyserve.flow.window_encoder import WindowEncoder
 from cosyserve.flow.window_stream import WindowNetworks, WindowStream
 from cosyserve.flow.window_unet import WindowFlow
-from cosyserve.limits import MAX_TOKENS_PER_TEXT_TOKEN, MIN_TOKENS_PER_TEXT_TOKEN, PREFILL_CHUNK
+from cosyserve.limits import PREFILL_CHUNK
 from cosyserve.llm.engine import Sequence as Segment
 from cosyserve.llm.graph_decoder import LlmNetworks
 from cosyserve.llm.relative_decoder import Opening, RelativeDecoder, SpeechRows
 from cosyserve.llm.transformer import Positions, RelativeLM, TextEncoder
 from cosyserve.runtimes.graph import Arrays, Outputs
-from cosyserve_build.probes import Array, TorchGraph
+from cosyserve_build.probes import Array, TorchGraph, likeliest
 
 
 class RelativeLlmProbe:
@@ -65,21 +64,19 @@ class RelativeLlmProbe:
     def greedy(self, opening: Array, texts: int, limit: int | None = None) -> tuple[list[int], list[Array]]:
         """Tokens without the end, and the raw logits of every step; the length rules count `texts` text ids."""
         decoder = RelativeDecoder(self._networks, self._positions, rows=1)
-        for start in range(0, len(opening), PREFILL_CHUNK):
-            scores = decoder.prefill(0, start, opening[start : start + PREFILL_CHUNK])
-        tokens: list[int] = []
-        logits: list[Array] = []
-        most = MAX_TOKENS_PER_TEXT_TOKEN * texts if limit is None else limit
-        while len(tokens) < most:
-            logits.append(scores.row(0))
-            ordinary = len(tokens) < MIN_TOKENS_PER_TEXT_TOKEN * texts
-            token = int(logits[-1][: self.config.end if ordinary else None].argmax())
-            if token >= self.config.end:
-                break
-            tokens.append(token)
-            length = np.asarray([len(opening) + len(tokens) - 1])
-            scores = decoder.step(np.asarray([token + self.config.vocab]), length)
-        return tokens, logits
+
+        def logits(tokens: list[int]) -> Array:
+            if tokens:
+                length = np.asarray([len(opening) + len(tokens) - 1])
+                return decoder.step(np.asarray([tokens[-1] + self.config.vocab]), length).row(0)
+            for start in range(0, len(opening), PREFILL_CHUNK):
+                scores = decoder.prefill(0, start, opening[start : start + PREFILL_CHUNK])
+            return scores.row(0)
+
+        def pick(logits: Array, *, hold: bool) -> int:
+            return int(logits[: self.config.end if hold else None].argmax())
+
+        return likeliest(logits, pick, self.config.end, texts, limit)
 
 
 def _ignore(_: object) -> None:
@@ -141,8 +138,7 @@ class WindowProbe:
     def speaker(self) -> Array:
         """The speaker vector as the estimator takes it, [1, mels]."""
         with torch.no_grad():
-            unit = nn.functional.normalize(torch.from_numpy(self._voice.embedding)[None], dim=1)
-            return cast(Array, self._guided.spk_embed_affine_layer(unit).numpy())
+            return cast(Array, self._guided.speaker(torch.from_numpy(self._voice.embedding)[None]).numpy())
 
     def estimate(self, inputs: dict[str, Array]) -> Array:
         """The bare estimator on two rows x, mu, cond [2, mels, T], t [2], spks [2, mels]."""

@@ -8,6 +8,7 @@ what these are made of. Needs no torch.
 from __future__ import annotations
 
 import json
+import lzma
 import shutil
 import tarfile
 import tempfile
@@ -15,8 +16,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from cosyserve.errors import WeightsError
 from cosyserve.weights import Weights
 
 NETWORKS = ("llm", "flow", "hift")
@@ -37,26 +40,35 @@ def unpack(archive: Path, out: Path) -> None:
         out: takes the place of what lies there.
 
     Raises:
-        WeightsError: the archive is damaged.
+        WeightsError: there is no such archive, or it is damaged.
     """
-    with tempfile.TemporaryDirectory() as scratch, tarfile.open(archive) as packed:
-        packed.extractall(scratch, filter="data")
-        weights = Path(scratch, "weights")
-        states = {name: load_file(Path(scratch, "bundle", f"{name}.safetensors")) for name in NETWORKS}
-        recipe = weights / RECIPE
-        for name, made in json.loads(recipe.read_text("utf-8")).items():
-            data = bytearray(made["bytes"])
-            for key, transposed, offset in made["tensors"]:
-                network, _, tensor = key.partition(":")
-                value = _plain(states[network][tensor], transposed=transposed)
-                data[offset : offset + len(value)] = value
-            for offset, rest in made["rest"]:
-                data[offset : offset + len(rest) // 2] = bytes.fromhex(rest)
-            (weights / name).write_bytes(data)
-        recipe.unlink()
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            with tarfile.open(archive) as packed:
+                packed.extractall(scratch, filter="data")
+            weights = _put_together(Path(scratch))
+        except (tarfile.TarError, lzma.LZMAError, EOFError, OSError, KeyError, ValueError, SafetensorError) as error:
+            raise WeightsError(f"{archive.name} cannot be unpacked: {error}") from error
         Weights(weights).check()
         shutil.rmtree(out, ignore_errors=True)
         shutil.move(weights, out)
+
+
+def _put_together(folder: Path) -> Path:
+    weights = folder / "weights"
+    states = {name: load_file(folder / "bundle" / f"{name}.safetensors") for name in NETWORKS}
+    recipe = weights / RECIPE
+    for name, made in json.loads(recipe.read_text("utf-8")).items():
+        data = bytearray(made["bytes"])
+        for key, transposed, offset in made["tensors"]:
+            network, _, tensor = key.partition(":")
+            value = _plain(states[network][tensor], transposed=transposed)
+            data[offset : offset + len(value)] = value
+        for offset, rest in made["rest"]:
+            data[offset : offset + len(rest) // 2] = bytes.fromhex(rest)
+        (weights / name).write_bytes(data)
+    recipe.unlink()
+    return weights
 
 
 def _plain(tensor: NDArray[np.float16], *, transposed: bool) -> bytes:

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from cosyserve.audio.features import fbank, log_mel_128, prompt_mel, resample, subtract_mean
-from cosyserve.config import HiftConfig, LlmConfig, MelConfig, ModelConfig, UNetFlowConfig
+from cosyserve.bundle import read
 from cosyserve.frontend import Frontend, Request
 from cosyserve.llm.sampling import draw_inverse_cdf, draw_race, nucleus, ras
 from cosyserve.llm.scores import top
@@ -22,37 +22,7 @@ from cosyserve.voices import VoiceStore
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"
 MANIFEST = json.loads((TINY / "manifest.json").read_text(encoding="utf-8"))
-V2_MEL = MelConfig(n_fft=1920, hop=480, window=1920, mels=80, fmin=0, fmax=8000, sample_rate=24000)
-CONFIG = ModelConfig(
-    version=2,
-    sample_rate=24000,
-    token_rate=25,
-    llm=LlmConfig(48, 128, 2, 3, 1, 16, 1e6, 1e-6, 440, 6561, (5, 15), 0.8, 25, 10, 0.1),
-    flow=UNetFlowConfig(
-        tokens=6561,
-        width=512,
-        heads=4,
-        feed_forward=96,
-        blocks=1,
-        up_blocks=4,
-        chunk=25,
-        lookahead=3,
-        ratio=2,
-        mels=80,
-        speaker=192,
-        channels=64,
-        unet_heads=4,
-        unet_head_dim=16,
-        unet_blocks=2,
-        mid_blocks=2,
-        unet_chunk=50,
-        cfg_rate=0.7,
-    ),
-    hift=HiftConfig(
-        80, 64, 8, 24000, 0.1, 0.003, 10, (8, 5, 3), (16, 11, 7), 16, 4, (3,), ((1,),), (7,), ((1,),), 0.1, 0.99, 32
-    ),
-    mel=V2_MEL,
-)
+CONFIG = read(TINY / "bundle").config
 
 # A float64 evaluation of the filter bank is 1.7e-4 from the recorded float32 one: quiet bins are rounding noise.
 FBANK = 3e-4
@@ -87,7 +57,7 @@ FEATURES: dict[str, tuple[Callable[[Any], Any], float]] = {
     "fbank_raw": (lambda v: fbank(v["wav_16k"][0]), FBANK),
     "fbank_cmn": (lambda v: subtract_mean(fbank(v["wav_16k"][0])), FBANK),
     "logmel128": (lambda v: log_mel_128(v["wav_16k"][0])[None], 1e-4),
-    "speech_feat_full": (lambda v: prompt_mel(v["wav_24k"][0], V2_MEL)[None], 1e-4),
+    "speech_feat_full": (lambda v: prompt_mel(v["wav_24k"][0], CONFIG.mel)[None], 1e-4),
 }
 
 

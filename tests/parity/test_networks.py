@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cosyserve.bundle import read
 from cosyserve.config import HiftConfig, LlmConfig, UNetFlowConfig
 from cosyserve.flow.encoder import FlowEncoder
 from cosyserve.flow.guided import Cache, Part
@@ -22,63 +23,8 @@ from cosyserve.llm.qwen2 import SpeechLM
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"
 
-LLM = LlmConfig(
-    hidden=48,
-    intermediate=128,
-    layers=2,
-    heads=3,
-    kv_heads=1,
-    head_dim=16,
-    rope_theta=1e6,
-    rms_eps=1e-6,
-    vocab=472,
-    speech_tokens=6561,
-    mix_ratio=(5, 15),
-    top_p=0.8,
-    top_k=25,
-    win_size=10,
-    tau_r=0.1,
-)
-FLOW = UNetFlowConfig(
-    tokens=6561,
-    width=512,
-    heads=4,
-    feed_forward=96,
-    blocks=1,
-    up_blocks=4,
-    chunk=25,
-    lookahead=3,
-    ratio=2,
-    mels=80,
-    speaker=192,
-    channels=64,
-    unet_heads=4,
-    unet_head_dim=16,
-    unet_blocks=2,
-    mid_blocks=2,
-    unet_chunk=50,
-    cfg_rate=0.7,
-)
-HIFT = HiftConfig(
-    mels=80,
-    channels=64,
-    harmonics=8,
-    sample_rate=24000,
-    nsf_alpha=0.1,
-    nsf_sigma=0.003,
-    voiced_threshold=10.0,
-    up_rates=(8, 5, 3),
-    up_kernels=(16, 11, 7),
-    n_fft=16,
-    hop=4,
-    res_kernels=(3, 7, 11),
-    res_dilations=((1, 3, 5),) * 3,
-    source_kernels=(7, 7, 11),
-    source_dilations=((1, 3, 5),) * 3,
-    slope=0.1,
-    limit=0.99,
-    f0_channels=32,
-)
+CONFIG = read(TINY / "bundle").config
+LLM, FLOW, HIFT = cast(LlmConfig, CONFIG.llm), cast(UNetFlowConfig, CONFIG.flow), cast(HiftConfig, CONFIG.hift)
 
 
 @functools.cache

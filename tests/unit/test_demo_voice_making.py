@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cosyserve import bundle
+from cosyserve.errors import WeightsError
+from cosyserve.packed import unpack
 from cosyserve_build.demo_voice.codebook import FIRST, PHONES, spread, token_ids, used_ids
 from cosyserve_build.demo_voice.language_model import Said, Sequences
 from cosyserve_build.demo_voice.packing import unpack_bundle
@@ -120,3 +124,24 @@ def test_the_archive_holds_the_bundle_in_the_official_layout(tmp_path: Path) -> 
     assert opened.spk2info().keys() == {"slt", "rms"}
     for state in (opened.llm(), opened.flow(), opened.hift()):
         assert all(torch.equal(value, value.half().float()) for value in state.values())
+
+
+def cut(archive: Path) -> None:
+    archive.write_bytes(ARCHIVE.read_bytes()[:100_000])
+
+
+def other(archive: Path) -> None:
+    with tarfile.open(archive, "w:xz") as packed:
+        packed.add(__file__, "weights/tensors.json")
+
+
+@pytest.mark.parametrize(
+    "damage", [cut, other, lambda archive: archive.write_bytes(b"no archive"), lambda archive: None]
+)
+def test_a_damaged_archive_is_named_and_replaces_nothing(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    archive, weights = tmp_path / "voice.tar.xz", tmp_path / "weights"
+    damage(archive)
+    weights.mkdir()
+    with pytest.raises(WeightsError, match=r"^voice\.tar\.xz cannot be unpacked: "):
+        unpack(archive, weights)
+    assert weights.is_dir()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cosyserve import limits
-from cosyserve.config import HiftConfig, LlmConfig, MelConfig, ModelConfig, UNetFlowConfig
+from cosyserve.bundle import read
 from cosyserve.errors import InvalidInput, Unsupported, VoiceNotFound
 from cosyserve.frontend import Frontend, Request, Utterance
 from cosyserve.load import load_frontend
@@ -22,36 +22,7 @@ from cosyserve.voices import Voice, VoiceStore
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"
 TEXT = "收到你的来信，我很高兴。"
-CONFIG = ModelConfig(
-    version=2,
-    sample_rate=24000,
-    token_rate=25,
-    llm=LlmConfig(48, 128, 2, 3, 1, 16, 1e6, 1e-6, 440, 6561, (5, 15), 0.8, 25, 10, 0.1),
-    flow=UNetFlowConfig(
-        tokens=6561,
-        width=512,
-        heads=4,
-        feed_forward=96,
-        blocks=1,
-        up_blocks=4,
-        chunk=25,
-        lookahead=3,
-        ratio=2,
-        mels=80,
-        speaker=192,
-        channels=64,
-        unet_heads=4,
-        unet_head_dim=16,
-        unet_blocks=2,
-        mid_blocks=2,
-        unet_chunk=50,
-        cfg_rate=0.7,
-    ),
-    hift=HiftConfig(
-        80, 64, 8, 24000, 0.1, 0.003, 10, (8, 5, 3), (16, 11, 7), 16, 4, (3,), ((1,),), (7,), ((1,),), 0.1, 0.99, 32
-    ),
-    mel=MelConfig(1920, 480, 1920, 80, 0, 8000, 24000),
-)
+CONFIG = read(TINY / "bundle").config
 
 
 class Networks:

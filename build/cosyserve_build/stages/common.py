@@ -6,7 +6,7 @@ A stage yields ``(key, array)`` for one file of vectors.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -29,13 +29,13 @@ Stage = Callable[[Any], Produced]
 """Takes a set of the class that its plan opens."""
 
 
-def frontend(data: RecordedSet) -> Produced:
+def heard(data: RecordedSet) -> Generator[tuple[str, Array], None, tuple[Array, Array]]:
+    """The frontend's stages up to speech tokens [1, n] and mel [1, frames, mels] of the prompt, which it returns."""
     config, recorded = data.bundle.config, data.vectors["frontend"]
     for index, case in enumerate(data.cases["token_cases"]):
         yield f"text_ids_{index:02d}", np.asarray(data.tokenizer.encode(case["text"]), np.int32)
     yield "prompt_text_ids", np.asarray([data.text("prompt_text")], np.int32)
     yield "tts_text_ids", np.asarray([data.text("tts_text")], np.int32)
-
     yield f"wav_{data.rate // 1000}k", resample(data.prompt, data.rate, data.rate)[None]
     energies = fbank(recorded["wav_16k"][0])
     yield "fbank_raw", energies
@@ -44,8 +44,13 @@ def frontend(data: RecordedSet) -> Produced:
     yield "logmel128", log_mel_128(recorded["wav_16k"][0]).reshape(1, 128, -1)
     log_mel = recorded["logmel128"]
     length = np.asarray([log_mel.shape[2]], np.int32)
-    tokens = OnnxGraph(data.bundle.speech_tokenizer).first(log_mel, length).reshape(1, -1)
-    mel = prompt_mel(recorded["wav_24k"][0], config.mel)[None]
+    tokens = OnnxGraph(data.bundle.speech_tokenizer).first(log_mel, length).reshape(1, -1).astype(np.int32)
+    return tokens, prompt_mel(recorded["wav_24k"][0], config.mel)[None]
+
+
+def frontend(data: RecordedSet) -> Produced:
+    tokens, mel = yield from heard(data)
+    config = data.bundle.config
     yield "speech_token_full", tokens
     yield "speech_feat_full", mel
     aligned = min(mel.shape[1] // config.flow.ratio, tokens.shape[1])

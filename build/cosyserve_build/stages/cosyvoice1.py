@@ -6,25 +6,21 @@ extractor that was made for 22.05 kHz (the server resamples to that), and the cr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
 import torch
 
-from cosyserve.audio.features import fbank, log_mel_128, prompt_mel, resample, subtract_mean
 from cosyserve.config import TransformerConfig, WindowFlowConfig
 from cosyserve.flow.solver import time_grid
 from cosyserve.flow.stream import FlowVoice
-from cosyserve.runtimes.onnx import OnnxGraph
 from cosyserve.text.normalize import contains_chinese, normalize
 from cosyserve.text.tokenizer import LANGUAGE_TAGS, Tokenizer
 from cosyserve_build.probes import Array, Join
 from cosyserve_build.probes1 import RelativeLlmProbe, WindowProbe, WindowRun
 from cosyserve_build.recorded import RecordedSet
+from cosyserve_build.stages.common import Produced, heard
 from cosyserve_build.whisper import whisper_tokenizer
-
-Produced = Iterator[tuple[str, Array]]
 
 _NOBODY: Array = np.zeros(0, np.float32)
 
@@ -77,22 +73,9 @@ class CosyVoice1Set(RecordedSet):
 
 def frontend(data: CosyVoice1Set) -> Produced:
     """As in the later versions, but prompt mel and tokens are not cut to a common length."""
-    config, recorded = data.bundle.config, data.vectors["frontend"]
-    for index, case in enumerate(data.cases["token_cases"]):
-        yield f"text_ids_{index:02d}", np.asarray(data.tokenizer.encode(case["text"]), np.int32)
-    yield "prompt_text_ids", np.asarray([data.text("prompt_text")], np.int32)
-    yield "tts_text_ids", np.asarray([data.text("tts_text")], np.int32)
-    yield f"wav_{data.rate // 1000}k", resample(data.prompt, data.rate, data.rate)[None]
-    energies = fbank(recorded["wav_16k"][0])
-    yield "fbank_raw", energies
-    yield "fbank_cmn", subtract_mean(energies)
-    yield "spk_embedding", OnnxGraph(data.bundle.campplus).first(recorded["fbank_cmn"][None])
-    yield "logmel128", log_mel_128(recorded["wav_16k"][0]).reshape(1, 128, -1)
-    log_mel = recorded["logmel128"]
-    length = np.asarray([log_mel.shape[2]], np.int32)
-    tokens = OnnxGraph(data.bundle.speech_tokenizer).first(log_mel, length)
-    yield "speech_token", tokens.reshape(1, -1).astype(np.int32)
-    yield "speech_feat", prompt_mel(recorded["wav_24k"][0], config.mel)[None]
+    tokens, mel = yield from heard(data)
+    yield "speech_token", tokens
+    yield "speech_feat", mel
 
 
 def llm(data: CosyVoice1Set) -> Produced:

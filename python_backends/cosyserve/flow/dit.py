@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosyserve.config import DitFlowConfig
+from cosyserve.flow.attention import Attention
 from cosyserve.flow.guided import Cache, Guided, Part, mish, sinusoid
 from cosyserve.shapes import DIT_GROUPS, DIT_TIME
 
@@ -49,7 +50,7 @@ class GuidedDit(Guided):
             Part(past_k, past_v, torch.cat([length, length])),
             tails,
         )
-        velocity = self.velocity(x, mu, cond, embedding, t, cache, position)
+        velocity = self.velocity(x, mu, cond, embedding, t, position, cache=cache)
         return velocity, cache.new_tails, cache.new_k, cache.new_v
 
 
@@ -127,36 +128,19 @@ class _Block(nn.Module):
         super().__init__()
         width = config.dit_width
         self.attn_norm = nn.ModuleDict({"linear": nn.Linear(width, 6 * width)})
-        self.attn = _Attention(width, config.dit_heads, config.dit_head_dim)
+        self.attn = Attention(width, config.dit_heads, config.dit_head_dim, bias=True)
         self.ff = _FeedForward(width, config.dit_feed_forward)
 
     def forward(self, y: Tensor, time: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache) -> Tensor:
         modulation = self.attn_norm["linear"](time)[:, None].chunk(6, dim=-1)
         attn_shift, attn_scale, attn_gate, ff_shift, ff_scale, ff_gate = modulation
-        y = y + attn_gate * self.attn(_norm(y) * (1 + attn_scale) + attn_shift, rotary, cache)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return cache.attend(_rotate_first(q, rotary), _rotate_first(k, rotary), v)
+
+        y = y + attn_gate * self.attn(_norm(y) * (1 + attn_scale) + attn_shift, attend)
         out: Tensor = y + ff_gate * self.ff(_norm(y) * (1 + ff_scale) + ff_shift)
         return out
-
-
-class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int, head_dim: int) -> None:
-        super().__init__()
-        self.heads, self.head_dim = heads, head_dim
-        inner = heads * head_dim
-        self.to_q = nn.Linear(width, inner)
-        self.to_k = nn.Linear(width, inner)
-        self.to_v = nn.Linear(width, inner)
-        self.to_out = nn.ModuleList([nn.Linear(inner, width)])
-
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache) -> Tensor:
-        rows, new, _ = x.shape
-        q, k, v = self._split(self.to_q(x)), self._split(self.to_k(x)), self._split(self.to_v(x))
-        out = cache.attend(_rotate_first(q, rotary) * self.head_dim**-0.5, _rotate_first(k, rotary), v).transpose(1, 2)
-        projected: Tensor = self.to_out[0](out.reshape(rows, new, self.heads * self.head_dim))
-        return projected
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.view(x.shape[0], x.shape[1], self.heads, self.head_dim).transpose(1, 2)
 
 
 class _FeedForward(nn.Module):

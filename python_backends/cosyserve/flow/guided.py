@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cosyserve.config import FlowConfig
+from cosyserve.config import FlowConfig, WindowFlowConfig
 
 
 class Guided(nn.Module):
@@ -28,7 +28,7 @@ class Guided(nn.Module):
         estimator: the velocity of R independent rows (no guidance).
     """
 
-    def __init__(self, config: FlowConfig, estimator: nn.Module) -> None:
+    def __init__(self, config: FlowConfig | WindowFlowConfig, estimator: nn.Module) -> None:
         super().__init__()
         self.rate = config.cfg_rate
         # The nesting only reproduces the key prefix decoder.estimator of flow.pt.
@@ -37,13 +37,14 @@ class Guided(nn.Module):
 
     def speaker(self, embedding: Tensor) -> Tensor:
         """Speaker embeddings [B, speaker] as the estimator takes them, [B, mels]."""
-        projected: Tensor = self.spk_embed_affine_layer(F.normalize(embedding, dim=1, eps=1e-12))
+        unit = F.normalize(embedding, dim=1, eps=1e-12)
+        projected: Tensor = self.spk_embed_affine_layer(unit.to(self.spk_embed_affine_layer.weight.dtype))
         return projected
 
     def velocity(
-        self, x: Tensor, mu: Tensor, cond: Tensor, embedding: Tensor, t: Tensor, cache: Cache, *extra: Tensor
+        self, x: Tensor, mu: Tensor, cond: Tensor, embedding: Tensor, t: Tensor, *extra: Tensor, **past: Cache
     ) -> Tensor:
-        """Guided velocity [B, mels, n]; `extra` are inputs [B] that both rows get alike."""
+        """Guided velocity [B, mels, n]; `extra` are inputs [B] that both rows get alike, `past` what goes with them."""
         speaker = self.speaker(embedding)
         v = self.decoder["estimator"](
             torch.cat([x, x]),
@@ -52,7 +53,7 @@ class Guided(nn.Module):
             torch.cat([speaker, torch.zeros_like(speaker)]),
             torch.cat([cond, torch.zeros_like(cond)]),
             *(torch.cat([value, value]) for value in extra),
-            cache,
+            **past,
         )
         streams = x.shape[0]
         conditional, unconditional = v[:streams], v[streams:]

@@ -6,7 +6,6 @@ Source of the algorithm: upstream flow/decoder.py :: CausalConditionalDecoder. P
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -14,10 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosyserve.config import UNetFlowConfig
+from cosyserve.flow.attention import Attend, Attention
 from cosyserve.flow.guided import Cache, Guided, Part, mish, sinusoid
-
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Scaled queries, keys and values of the new positions [rows, heads, n, hd] -> mixed values, same shape."""
 
 _TAIL = 2  # left padding of a causal convolution of kernel 3
 
@@ -69,7 +66,7 @@ class GuidedFlow(Guided):
             Part(past_k, past_v, torch.cat([length, length])),
             tails,
         )
-        velocity = self.velocity(x, mu, cond, embedding, t, cache)
+        velocity = self.velocity(x, mu, cond, embedding, t, cache=cache)
         return velocity, cache.new_tails, cache.new_k, cache.new_v
 
 
@@ -172,7 +169,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, width: int, heads: int, head_dim: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-5)
-        self.attn1 = _Attention(width, heads, head_dim)
+        self.attn1 = Attention(width, heads, head_dim, bias=False)
         self.norm3 = nn.LayerNorm(width, eps=1e-5)
         self.ff = _FeedForward(width, 4 * width)
 
@@ -180,27 +177,6 @@ class TransformerBlock(nn.Module):
         x = x + self.attn1(self.norm1(x), attend)
         out: Tensor = x + self.ff(self.norm3(x))
         return out
-
-
-class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int, head_dim: int) -> None:
-        super().__init__()
-        self.heads, self.head_dim = heads, head_dim
-        inner = heads * head_dim
-        self.to_q = nn.Linear(width, inner, bias=False)
-        self.to_k = nn.Linear(width, inner, bias=False)
-        self.to_v = nn.Linear(width, inner, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(inner, width)])
-
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        rows, new, _ = x.shape
-        q, k, v = self._split(self.to_q(x)), self._split(self.to_k(x)), self._split(self.to_v(x))
-        out = attend(q * self.head_dim**-0.5, k, v).transpose(1, 2)
-        projected: Tensor = self.to_out[0](out.reshape(rows, new, self.heads * self.head_dim))
-        return projected
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.view(x.shape[0], x.shape[1], self.heads, self.head_dim).transpose(1, 2)
 
 
 class _FeedForward(nn.Module):

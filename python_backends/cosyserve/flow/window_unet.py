@@ -13,24 +13,19 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cosyserve.config import WindowFlowConfig
-from cosyserve.flow.guided import mish
+from cosyserve.flow.guided import Guided, mish
 from cosyserve.flow.unet import Mish, TimeMlp, TransformerBlock
 
 _GROUPS = 8  # of the norms, a constant upstream
 
 
-class WindowFlow(nn.Module):
+class WindowFlow(Guided):
     """The velocity with classifier-free guidance. Shapes: B streams, n frames."""
 
     def __init__(self, config: WindowFlowConfig) -> None:
-        super().__init__()
-        self.rate = config.cfg_rate
-        # The nesting only reproduces the key prefix decoder.estimator of flow.pt.
-        self.decoder = nn.ModuleDict({"estimator": WindowUNet(config)})
-        self.spk_embed_affine_layer = nn.Linear(config.speaker, config.mels)
+        super().__init__(config, WindowUNet(config))
 
     def forward(self, x: Tensor, mu: Tensor, cond: Tensor, embedding: Tensor, t: Tensor) -> Tensor:
         """One Euler step's velocity [B, mels, n].
@@ -42,17 +37,7 @@ class WindowFlow(nn.Module):
             embedding: speaker embedding as the speaker model gives it, float [B, speaker].
             t: flow time in [0, 1], float [B].
         """
-        speaker = self.spk_embed_affine_layer(F.normalize(embedding, dim=1, eps=1e-12))
-        v = self.decoder["estimator"](
-            torch.cat([x, x]),
-            torch.cat([mu, torch.zeros_like(mu)]),
-            torch.cat([t, t]),
-            torch.cat([speaker, torch.zeros_like(speaker)]),
-            torch.cat([cond, torch.zeros_like(cond)]),
-        )
-        conditional, unconditional = v[: x.shape[0]], v[x.shape[0] :]
-        velocity: Tensor = (1.0 + self.rate) * conditional - self.rate * unconditional
-        return velocity
+        return self.velocity(x, mu, cond, embedding, t)
 
 
 class WindowUNet(nn.Module):

@@ -96,8 +96,7 @@ class PagedSolver:
         past = table.shape[1] * self._config.unet_chunk
         read = F.pad(self.positions(table), (0, 2 * streams * new))  # the new frames' place is filled with anything
         bias = self._bias(past - self._config.unet_chunk * count, past + new)
-        unit = F.normalize(embedding, dim=1, eps=1e-12).to(self._dtype)
-        speaker = _guided(self._module.spk_embed_affine_layer(unit))
+        speaker = _guided(self._module.speaker(embedding))
         mu, cond = _guided(mu.to(self._dtype)), _guided(cond.to(self._dtype))
         rate = self._config.cfg_rate
 
