@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 class SpeechOptions(TypedDict, total=False):
     """The fields of `SpeechRequest` besides its text, as keyword arguments of what speaks."""
 
-    voice: str
-    prompt_audio: NDArray[np.float32]
-    prompt_sample_rate: int
-    prompt_text: str
-    instruct: str
-    mode: str
-    source_audio: NDArray[np.float32]
-    source_sample_rate: int
-    speed: float
-    sample_rate: int
-    seed: int
-    stream: bool
-    timestamps: bool
+    voice: str | None
+    prompt_audio: NDArray[np.float32] | None
+    prompt_sample_rate: int | None
+    prompt_text: str | None
+    instruct: str | None
+    mode: str | None
+    source_audio: NDArray[np.float32] | None
+    source_sample_rate: int | None
+    speed: float | None
+    sample_rate: int | None
+    seed: int | None
+    stream: bool | None
+    timestamps: bool | None
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -64,16 +64,14 @@ class Config(_Message):
 
     def options(self) -> SpeechOptions:
         """The same, for the server."""
-        options: SpeechOptions = {"sample_rate": self.sample_rate, "timestamps": self.timestamps}
-        if self.voice is not None:
-            options["voice"] = self.voice
-        if self.instructions is not None:
-            options["instruct"] = self.instructions
-        if self.speed is not None:
-            options["speed"] = self.speed
-        if self.seed is not None:
-            options["seed"] = self.seed
-        return options
+        return {
+            "voice": self.voice,
+            "instruct": self.instructions,
+            "speed": self.speed,
+            "seed": self.seed,
+            "sample_rate": self.sample_rate,
+            "timestamps": self.timestamps,
+        }
 
 
 class Text(_Message):

@@ -8,7 +8,7 @@ import re
 import shlex
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -16,14 +16,17 @@ import typer
 import cosyserve_gateway
 from cosyserve import contracts, errors, limits, metrics
 from cosyserve.cli import app
-from cosyserve.settings import Settings
+from cosyserve.settings import LLM_RUNTIMES, RUNTIMES, Settings
 from cosyserve_build.cli import app as build_app
+from cosyserve_client import AsyncClient, AsyncSession, Client, Session
 from cosyserve_client.errors import ServerError
+from cosyserve_gateway import conversation
 from cosyserve_gateway import limits as gateway_limits
 from cosyserve_gateway.app import create_app
 from cosyserve_gateway.cli import app as gateway_app
 from cosyserve_gateway.metrics import Metrics
 from cosyserve_gateway.settings import Settings as GatewaySettings
+from cosyserve_gateway.speech import SpeechBody
 
 ROOT = Path(__file__).parents[2]
 DOCS = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
@@ -205,6 +208,41 @@ def _routes() -> set[str]:
     while not hasattr(layer, "routes"):
         layer = layer._app
     return {route.path for route in layer.routes}
+
+
+def names(cell: str) -> list[str]:
+    """What a cell has in backticks, arguments left out."""
+    return re.findall(r"`(\w+)[^`]*`", cell)
+
+
+def test_every_method_of_the_clients_is_told() -> None:
+    told = {name for row in rows(section("api", "Python clients"))[2:] for name in names(row[0])}
+    for client in (Client, AsyncClient):
+        assert told == {name for name in dir(client) if not name.startswith("_")} - {"close"}
+    (session,) = (row[1] for row in rows(section("api", "Python clients")) if "session(" in row[0])
+    for kind in (Session, AsyncSession):
+        assert set(names(session)) == {name for name in dir(kind) if not name.startswith("_")} - {"close", "aclose"}
+
+
+def test_every_field_of_a_request_over_http_is_told() -> None:
+    told = [row[0].strip("`") for row in rows(section("api", "Endpoints").partition("The body of")[2])[2:]]
+    assert told == list(SpeechBody.model_fields)
+
+
+def test_every_message_of_the_websocket_is_told() -> None:
+    ours, theirs = section("api", "WebSocket").split("From the gateway:")
+    told = {row[0].strip("`"): names(row[1]) for row in rows(ours)[2:]}
+    kinds = (conversation.Config, conversation.Text, conversation.Flush, conversation.End, conversation.Cancel)
+    fields = {get_args(kind.model_fields["type"].annotation)[0]: set(kind.model_fields) - {"type"} for kind in kinds}
+    assert told.keys() == fields.keys()
+    assert all(fields[kind] <= set(told[kind]) for kind in fields)
+    sent = re.findall(r'"type": "(\w+)"|_tell\("(\w+)"\)', Path(conversation.__file__).read_text("utf-8"))
+    assert {row[0].strip("`") for row in rows(theirs)[2:]} == {first or second for first, second in sent}
+
+
+def test_every_runtime_is_told() -> None:
+    told = [row[0].strip("`") for row in rows(section("tuning", "Runtimes and precision"))[2:]]
+    assert told == [*RUNTIMES, *(f"llm_runtime` = `{name}" for name in LLM_RUNTIMES if name)]
 
 
 def test_bounds_have_the_values_that_are_told() -> None:
