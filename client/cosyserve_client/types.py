@@ -32,6 +32,7 @@ class SpeechOptions(TypedDict, total=False):
     seed: int | None
     stream: bool | None
     timestamps: bool | None
+    request_id: str | None
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -54,6 +55,8 @@ class SpeechRequest:
         stream: False for full attention, one chunk a segment.
         timestamps: True for the words of each chunk.
         flush: True with a piece of a session: speak what was written so far.
+        request_id: what the request is called in the server's log: up to 64 letters, digits and ``_.-``; made up when
+            None, or when it is something else.
 
     Raises:
         InvalidArgument: a value is of the wrong Python type, NumPy type or rank; the message starts with the field.
@@ -74,9 +77,12 @@ class SpeechRequest:
     stream: bool | None = None
     timestamps: bool | None = None
     flush: bool | None = None
+    request_id: str | None = None
 
     def __post_init__(self) -> None:
         self.tensors()
+        if self.request_id is not None and not isinstance(self.request_id, str):
+            raise invalid("request_id", f"is {type(self.request_id).__name__}, wants str")
 
     @classmethod
     def of(cls, text: str | SpeechRequest | None, **options: Unpack[SpeechOptions]) -> SpeechRequest:

@@ -77,8 +77,8 @@ def sample_rate(response: Any) -> int:
 
 
 def infer_request(request: SpeechRequest) -> Any:
-    """The ``ModelInferRequest`` that starts an utterance, under a fresh request id."""
-    return _message(TTS, request)
+    """The ``ModelInferRequest`` that starts an utterance, under its request id or a fresh one."""
+    return _message(TTS, request, request.request_id)
 
 
 def voices_request(request: VoiceRequest) -> Any:
@@ -95,8 +95,8 @@ def voices(response: Any) -> list[Voice]:
     return [Voice(**json.loads(each)) for each in described]
 
 
-def _message(model: Model, request: SpeechRequest | VoiceRequest) -> Any:
-    message = service_pb2.ModelInferRequest(model_name=model.name, id=str(uuid.uuid4()))
+def _message(model: Model, request: SpeechRequest | VoiceRequest, id: str | None = None) -> Any:
+    message = service_pb2.ModelInferRequest(model_name=model.name, id=id or str(uuid.uuid4()))
     for tensor, array in request.tensors():
         message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=array.shape)
         content = b"".join(map(_length_prefixed, array)) if tensor.dtype == "BYTES" else array.tobytes()
@@ -136,7 +136,7 @@ class Writer:
         """
         if self._ended:
             raise invalid("session", "has been ended; nothing more can be written to it")
-        message = _message(TTS, piece)
+        message = infer_request(piece)
         message.parameters["sequence_id"].int64_param = self._id
         message.parameters["sequence_start"].bool_param = not self._started
         message.parameters["sequence_end"].bool_param = end

@@ -11,9 +11,9 @@ import typer
 import uvicorn
 from starlette.types import ASGIApp
 
+from cosyserve.logs import log_json_lines
 from cosyserve_gateway import limits
 from cosyserve_gateway.app import create_app
-from cosyserve_gateway.logs import log_json_lines
 from cosyserve_gateway.settings import Settings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

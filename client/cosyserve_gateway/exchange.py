@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
-import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cosyserve.logs import request_id
 from cosyserve_gateway.errors import ApiError, ClientLeft, api_error
 from cosyserve_gateway.guard import CALLER
 from cosyserve_gateway.limits import BODY_SECONDS, MAX_JSON_BYTES, MAX_UPLOAD_BYTES, STALLED_SECONDS
@@ -20,10 +19,12 @@ from cosyserve_gateway.metrics import Metrics
 NOTES = "cosyserve.notes"
 """In the scope: what is to be told of a request in the log, never its text or audio."""
 
+REQUEST_ID = "cosyserve.request_id"
+"""In the scope: what the request is called in all logs."""
+
 VOICES = "/v1/audio/voices"
 
 _LOG = logging.getLogger("cosyserve_gateway")
-_REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _CLIENT_CLOSED = 499  # as nginx logs it; nobody is there to read it
 
 
@@ -40,8 +41,7 @@ class Observed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self._app(scope, receive, send)
-        wanted = Headers(scope=scope).get("x-request-id", "")
-        request_id = wanted if _REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
+        scope[REQUEST_ID] = id = request_id(Headers(scope=scope).get("x-request-id", ""))
         scope[NOTES] = notes = {}
         scope["app"] = self  # the router then raises its 404 and 405, to be answered here like the rest
         started = time.perf_counter()
@@ -51,7 +51,7 @@ class Observed:
             nonlocal status
             if message["type"] in ("http.response.start", "websocket.accept", "websocket.http.response.start"):
                 status = message.get("status", 101)
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                MutableHeaders(scope=message)["x-request-id"] = id
             # Whoever does not read would hold a place for ever.
             try:
                 async with asyncio.timeout(STALLED_SECONDS):
@@ -68,7 +68,7 @@ class Observed:
             refusal = api_error(error)
             notes |= {"outcome": "failed", "error": refusal.code}
             if refusal.status == 500:
-                _LOG.error("failed", exc_info=error, extra={"fields": {"request_id": request_id}})
+                _LOG.error("failed", exc_info=error, extra={"fields": {"request_id": id}})
             elif refusal.status > 500:  # the answer leaves out what only operators may know
                 notes["detail"] = str(error)
             if not status:
@@ -78,7 +78,7 @@ class Observed:
             route = getattr(scope.get("route"), "path", "none")
             self._metrics.requests.labels(route, status).inc()
             line = {
-                "request_id": request_id,
+                "request_id": id,
                 "method": scope.get("method", "WEBSOCKET"),
                 "route": route,
                 "status": status,

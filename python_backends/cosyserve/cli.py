@@ -42,7 +42,7 @@ def serve(
     host: Annotated[str, typer.Option(help="address to bind")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="gRPC port")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="metrics port")] = 8002,
-    log: Annotated[str, typer.Option(help="file for the log of Triton; - is stderr")] = "",
+    log: Annotated[str, typer.Option(help="file for the log; - is standard output")] = "",
 ) -> None:
     """Run Triton on the model repository until interrupted."""
     if profile not in PROFILES:

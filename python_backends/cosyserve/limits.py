@@ -158,3 +158,9 @@ GGUF_POSITIONS = 4096
 
 RESERVED_FRAMES = 500
 """Mel frames of flow state that a new stream needs room for, besides its prompt: 10 s, a long sentence."""
+
+WAITING_LOG_LINES = 1000
+"""Lines of a log that wait to be written when nobody reads it; further ones are dropped, and speech goes on."""
+
+LOG_FLUSH_SECONDS = 1.0
+"""Longest wait for them at the end."""

@@ -57,7 +57,7 @@ class Server:
         profile: ``cpu`` or ``gpu``.
         host: address to bind; loopback unless asked otherwise.
         settings: values for `cosyserve.settings.Settings`, by field name.
-        log: file for the log of Triton; None leaves it on stderr.
+        log: file for the log of Triton and its models; None leaves it on standard output.
     """
 
     weights: Path

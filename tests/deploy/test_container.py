@@ -96,7 +96,7 @@ def container(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     command += ["--grpc-port", str(ports[0]), "--metrics-port", str(ports[1])]
     with (scratch / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environ, cwd="/", stdout=log, stderr=log)
-    live = Live(f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}/metrics", demo_weights)
+    live = Live(f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}/metrics", demo_weights, scratch / "log")
     try:
         with Client(live.url) as client:
             # As the startup probe does it: the metrics port opens when every model is loaded, and not before.

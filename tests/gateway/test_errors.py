@@ -15,8 +15,9 @@ import openai
 import pytest
 from dummy_server import SINE, DummyServer
 from gateways import Gateway, serving
-from live import PATIENCE, wait_until
+from live import PATIENCE, Live, wait_until
 from test_speech import events
+from websockets.sync.client import connect
 
 from cosyserve_gateway import Settings
 from cosyserve_gateway.limits import MAX_JSON_BYTES, RETRIES
@@ -260,3 +261,15 @@ def test_the_log_tells_of_each_request_and_of_no_text(gateway: Gateway, log: Pat
     assert 0 < line["first_audio_seconds"] <= line["seconds"]
     assert "read this" not in log.read_text()
     assert "secret" not in log.read_text()
+
+
+def test_the_server_calls_a_request_as_the_gateway_does(gateway: Gateway, server: Live) -> None:
+    made = gateway.post().headers["x-request-id"]
+    with connect(gateway.socket_url, additional_headers={"x-request-id": "a-talk"}) as socket:
+        for kind in ('"text", "text": "Hi."', '"end"'):
+            socket.send(f'{{"type": {kind}}}')
+        while '"done"' not in socket.recv(PATIENCE, decode=True):
+            pass
+    for name in (made, "a-talk"):
+        (line,) = server.logged(request_id=name)
+        assert line["outcome"] == "complete"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import urllib.error
 import urllib.request
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cosyserve.metrics import ACTIVE_STREAMS, FLOW_SEQUENCES, HIFT_SEQUENCES, LLM_SEQUENCES, Metric
 from cosyserve.serve import Server, free_port
@@ -26,6 +28,7 @@ class Live:
     url: str
     metrics_url: str
     weights: Path
+    log: Path
 
     def metric(self, metric: Metric, **labels: str) -> float:
         """The value of a metric, which must be there: summed over labels that are not given; a histogram's count."""
@@ -39,6 +42,16 @@ class Live:
         """What each stage holds for utterances in progress."""
         series = self._series()
         return {gauge.name: sum(value for name, _, value in series if name == gauge.name) for gauge in GAUGES}
+
+    def logged(self, **fields: object) -> list[dict[str, Any]]:
+        """The lines of JSON in the log with these fields, once there are any."""
+
+        def found() -> list[dict[str, Any]]:
+            lines = [json.loads(line) for line in self.log.read_text("utf-8").splitlines() if line.startswith("{")]
+            return [line for line in lines if fields.items() <= line.items()]
+
+        wait_until(lambda: bool(found()), lambda: f"no line in the log has {fields}")
+        return found()
 
     def wait_idle(self) -> None:
         """Returns once no stage holds anything."""
@@ -69,7 +82,7 @@ def running(weights: Path, log: Path, **settings: str) -> Iterator[Live]:
     """A server on free ports."""
     server = Server(weights, grpc_port=free_port(), metrics_port=free_port(), settings=settings, log=log)
     with server.running():
-        yield Live(f"127.0.0.1:{server.grpc_port}", f"http://127.0.0.1:{server.metrics_port}/metrics", weights)
+        yield Live(f"127.0.0.1:{server.grpc_port}", f"http://127.0.0.1:{server.metrics_port}/metrics", weights, log)
 
 
 def wait_until(condition: Callable[[], bool], report: Callable[[], str]) -> None:

@@ -58,6 +58,7 @@ def call(
     seconds: float = 5.0,
     sequence: int = 0,
     start: bool = False,
+    id: str = "",
 ) -> Answer:
     """Sends one request on a stream and reads to its end.
 
@@ -66,8 +67,9 @@ def call(
         seconds: deadline of the call.
         sequence: correlation id, 0 for none.
         start: whether the request starts its sequence.
+        id: what the request is called.
     """
-    request = service_pb2.ModelInferRequest(model_name=model)
+    request = service_pb2.ModelInferRequest(model_name=model, id=id)
     for entry in inputs:
         request.inputs.add(name=entry.name, datatype=entry.datatype, shape=entry.shape)
         request.raw_input_contents.append(entry.content)

@@ -1,13 +1,19 @@
-"""What the real server tells of its utterances: metrics that are truthful however one ends."""
+"""What the real server tells of its utterances: metrics that are truthful however one ends, a line in the log for each,
+
+and nothing that anybody said.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-from live import Live
+from live import Live, running, wait_until
 from raw import Input, call, words
 
+from cosyserve import serve
 from cosyserve.metrics import (
     CANCELLED,
     CHUNK_GAP,
@@ -18,7 +24,7 @@ from cosyserve.metrics import (
     UTTERANCES,
     Metric,
 )
-from cosyserve_client import Client, InvalidArgument, NotFound
+from cosyserve_client import Client, InvalidArgument, NotFound, ServerError, SpeechOptions, SpeechRequest, Unavailable
 
 TEXT = "It is spoken in more than one chunk, and each of them is counted as it leaves. " * 2
 COUNTED = (UTTERANCES, REFUSED, CANCELLED, FIRST_AUDIO, CHUNK_GAP, REAL_TIME_FACTOR, UNDERRUNS)
@@ -107,3 +113,125 @@ def test_each_entry_model_counts_its_own(server: Live, change: Change) -> None:
     call(server.url, Input("target_text", "BYTES", (1, 1), bytes(4)), model="cosyvoice2")
     assert server.metric(UTTERANCES, model="cosyvoice2", outcome="invalid") == before + 1
     assert change() == {}
+
+
+SAID = "Quokkas rarely yodel."
+"""What no log may hold, however an utterance ends."""
+
+BREAKING = f"""
+from cosyserve.contracts import {{contract}}
+from cosyserve.triton.adapter import Asker
+from cosyserve.triton.{{module}} import {{handler}}
+
+SAID = "{SAID}"  # a traceback shows the lines below
+
+
+class TritonPythonModel({{handler}}):
+    def execute(self, requests):
+        for request in requests:
+            if request.request_id() == "breaks-{{name}}":
+                try:
+                    raise ValueError(SAID) from KeyError(SAID)
+                except ValueError as error:
+                    Asker(request, {{contract}}).fail(error)
+            else:
+                super().execute([request])
+"""
+"""An inner model that fails in a way that nobody foresaw, when it is asked to."""
+
+
+@pytest.fixture(scope="module")
+def breaking(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server whose inner models can be made to fail, and whose memory is enough for one stream."""
+    folder = tmp_path_factory.mktemp("breaking")
+    repository = shutil.copytree(serve.model_repository(), folder / "models")
+    for name, module, handler in (("frontend", "frontend", "Frontend"), ("flow", "sequence", "Flow")):
+        code = BREAKING.format(name=name, module=module, handler=handler, contract=name.upper())
+        (repository / name / "1" / "model.py").write_text(code, "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serve, "model_repository", lambda: repository)
+        with running(demo_weights, folder / "triton.log", flow_cache_mib="30") as live:
+            yield live
+
+
+def test_an_utterance_is_a_line_under_the_id_that_it_was_given(server: Live, client: Client) -> None:
+    chunks = list(client.stream(TEXT, seed=1, request_id="told-1"))
+    (line,) = server.logged(request_id="told-1")
+    assert {name: line[name] for name in ("level", "logger", "event", "model", "outcome", "session")} == {
+        "level": "info",
+        "logger": "cosyserve",
+        "event": "utterance",
+        "model": "tts",
+        "outcome": "complete",
+        "session": False,
+    }
+    assert line["audio_seconds"] == pytest.approx(sum(len(chunk.pcm) for chunk in chunks) / 24_000, abs=1e-3)
+    assert (line["chunks"], line["segments"]) == (len(chunks) - 1, chunks[-1].segment + 1)
+    assert line["tokens"] == sum(chunk.token_count for chunk in chunks)
+    assert 0 < line["first_audio_seconds"] < line["seconds"]
+    assert line["real_time_factor"] == pytest.approx(line["seconds"] / line["audio_seconds"], rel=0.5)
+    assert "code" not in line
+
+
+def test_a_session_is_one_line(server: Live, client: Client) -> None:
+    with client.session(seed=1, request_id="told-2") as session:
+        session.push("Hello ")
+        session.push("there.")
+        session.end()
+        list(session)
+    (line,) = server.logged(request_id="told-2")
+    assert (line["outcome"], line["session"]) == ("complete", True)
+    assert "real_time_factor" not in line
+
+
+def test_a_refusal_is_told_with_its_code_and_nothing_of_the_request(server: Live) -> None:
+    call(server.url, words("text", "Hi."), words("voice", SAID), id="told-3")
+    (line,) = server.logged(request_id="told-3")
+    assert (line["outcome"], line["code"], line["level"]) == ("invalid", "NOT_FOUND", "info")
+
+
+@pytest.mark.parametrize("id", ['x\n{"event": "forged"}', "a b", '"', "x" * 65, ""])
+def test_an_id_that_is_no_plain_word_is_replaced(server: Live, id: str) -> None:
+    before = len(server.logged(event="utterance"))
+    call(server.url, words("text", "Hi."), id=id, seconds=60)
+    wait_until(lambda: len(server.logged(event="utterance")) > before, lambda: "no line")
+    (line,) = server.logged(event="utterance")[before:]
+    assert line["request_id"].isalnum()
+    assert "forged" not in server.log.read_text("utf-8")
+
+
+def test_what_nobody_foresaw_is_told_with_the_id_and_without_what_was_said(
+    breaking: Live, prompt: SpeechOptions
+) -> None:
+    with Client(breaking.url) as client:
+        said = SpeechRequest.of(SAID, **{**prompt, "prompt_text": SAID, "instruct": SAID, "mode": "instruct"})
+        client.synthesize(said, request_id="well")
+        for name in ("frontend", "flow"):
+            with pytest.raises(ServerError, match="internal error"):
+                client.synthesize(SAID, request_id=f"breaks-{name}")
+            (line,) = breaking.logged(request_id=f"breaks-{name}", event="utterance")
+            unforeseen = breaking.logged(request_id=f"breaks-{name}", event="unexpected error")[0]
+            assert unforeseen["level"] == "error"
+            assert unforeseen["traceback"].endswith("ValueError\n")
+            assert f'models/{name}/1/model.py", line ' in unforeseen["traceback"]
+            assert (line["outcome"], line["code"], line["level"]) == ("failed", "INTERNAL", "error")
+        breaking.wait_idle()
+        assert breaking.metric(UTTERANCES, model="tts", outcome="failed") == 2
+        with pytest.raises(InvalidArgument):
+            client.synthesize(SAID, mode=SAID)
+        assert len(client.synthesize("Hi.").pcm)
+    log = breaking.log.read_text("utf-8")
+    assert not any(word in log for word in SAID.split())
+
+
+def test_a_refusal_for_want_of_memory_has_its_reason(breaking: Live) -> None:
+    with Client(breaking.url) as client, client.session(seed=1) as session:
+        session.push("One stream fits.")
+        session.flush()
+        next(session)
+        with pytest.raises(Unavailable, match="memory"):
+            client.synthesize("Hi.", voice="slt", request_id="second")
+    breaking.wait_idle()
+    (line,) = breaking.logged(request_id="second")
+    assert (line["outcome"], line["reason"]) == ("refused", "memory")
+    assert breaking.metric(REFUSED, model="tts", reason="memory") == 1

@@ -8,8 +8,10 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import traceback
+import logging
 from collections.abc import Mapping
+from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,19 @@ import triton_python_backend_utils as pb_utils
 
 from cosyserve.contracts import Model, Scheduling, Tensor, Tensors
 from cosyserve.errors import CODE_END, CosyServeError, InvalidInput, StageFailed, passed_on
+from cosyserve.logs import log_json_lines, request_id
 from cosyserve.metrics import Metric
 from cosyserve.settings import Settings
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 SEQUENCE_START = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
 SEQUENCE_END = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
+
+REQUEST_ID = ContextVar("request_id", default="")
+"""Of the utterance in progress: what inner models call their part of it."""
+
+_LOG = logging.getLogger("cosyserve")
+log_json_lines()  # each model has a process of its own, which begins here
 
 
 @functools.cache
@@ -94,6 +103,7 @@ def inner_request(model: Model, values: Tensors, **options: Any) -> Any:
         model_name=model.name,
         inputs=_tensors(values, model.inputs, model),
         requested_output_names=[t.name for t in model.outputs],
+        request_id=REQUEST_ID.get(),
         **options,
     )
 
@@ -113,33 +123,53 @@ def read_outputs(answer: Any, model: Model) -> Tensors:
     return {name: array[0] for name, array in arrays.items()} if _batched(model) else arrays
 
 
-def failure(error: BaseException) -> Any:
-    """The error response of an inner model; code and reason travel in the message, because BLS drops Triton's code."""
-    told = known(error)
-    return _error(f"{told.code}/{told.reason}{CODE_END}{told}", told.code)
+class Asker:
+    """Who waits for the one answer of an inner model. What cannot be told is dropped: whoever asked is gone, and nobody
+
+    else is to suffer for it.
+    """
+
+    def __init__(self, request: Any, model: Model) -> None:
+        self._sender = request.get_response_sender()
+        self._id = request_id(request.request_id())
+        self._model = model
+
+    def answer(self, outputs: Tensors) -> None:
+        """Tell the outputs."""
+        try:
+            self._tell(response(outputs, self._model))
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Tell an error; code and reason travel in the message, because BLS drops Triton's code."""
+        told = known(error, self._id)
+        self._tell(_error(f"{told.code}/{told.reason}{CODE_END}{told}", told.code))
+
+    def _tell(self, answer: Any) -> None:
+        with suppress(Exception):
+            self._sender.send(answer, flags=FINAL)
 
 
-def session_failure(error: BaseException) -> Any:
+def session_failure(error: CosyServeError) -> Any:
     """The error response of a session; the code travels in the message.
 
     Triton 2.51 dies when it ends a stream with a status while further requests of that stream are under way, as the
     pieces of a session are: who opens one asks for no status and reads the message.
     """
-    told = known(error)
-    return _error(f"{told.code}{CODE_END}{told}", told.code)
+    return _error(f"{error.code}{CODE_END}{error}", error.code)
 
 
-def final_failure(error: BaseException) -> Any:
+def final_failure(error: CosyServeError) -> Any:
     """The error response that any other client sees."""
-    told = known(error)
-    return _error(str(told), told.code)
+    return _error(str(error), error.code)
 
 
-def known(error: BaseException) -> CosyServeError:
-    """The error itself if it is ours; anything unexpected is logged whole and answered without details."""
+def known(error: BaseException, request_id: str) -> CosyServeError:
+    """The error itself if it is ours; anything unexpected is logged, and answered without details."""
     if isinstance(error, CosyServeError):
         return error
-    pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+    _LOG.error("unexpected error", exc_info=error, extra={"fields": {"request_id": request_id}})
     return StageFailed("internal error; the server's log has the details")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from cosyserve.contracts import FRONTEND, Tensors
 from cosyserve.frontend import Request, Utterance
 from cosyserve.limits import FRONTEND_THREADS
 from cosyserve.load import load_frontend
-from cosyserve.triton.adapter import FINAL, failure, read_inputs, read_settings, response, values
+from cosyserve.triton.adapter import Asker, read_inputs, read_settings, values
 
 
 class Frontend:
@@ -28,21 +27,19 @@ class Frontend:
     def execute(self, requests: list[Any]) -> None:
         """Features of each request, answered when they are ready."""
         for request in requests:
-            self._pool.submit(self._answer, request, request.get_response_sender())
+            self._pool.submit(self._answer, request, Asker(request, FRONTEND))
 
     def finalize(self) -> None:
         """Called by Triton at shutdown."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _answer(self, request: Any, sender: Any) -> None:
+    def _answer(self, request: Any, asker: Asker) -> None:
         try:
             given = values(read_inputs(request, FRONTEND), FRONTEND)
             hears = self._frontend.listen if given.pop("listen", False) else self._frontend
-            answer = response(_outputs(hears(Request(**given))), FRONTEND)
+            asker.answer(_outputs(hears(Request(**given))))
         except Exception as error:
-            answer = failure(error)
-        with suppress(Exception):  # a caller that cannot be told is gone
-            sender.send(answer, flags=FINAL)
+            asker.fail(error)
 
 
 def _outputs(utterance: Utterance) -> Tensors:

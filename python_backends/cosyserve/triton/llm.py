@@ -19,7 +19,7 @@ from cosyserve.limits import REMEMBERED_IDS, SEQUENCE_IDLE_SECONDS
 from cosyserve.llm.engine import Engine, Sequence
 from cosyserve.load import load_decoder, load_opening
 from cosyserve.metrics import LLM_CUT, LLM_SEQUENCES, SPEECH_TOKENS
-from cosyserve.triton.adapter import FINAL, Instrument, failure, read_inputs, read_settings, response
+from cosyserve.triton.adapter import Asker, Instrument, read_inputs, read_settings
 
 GROUP = 5
 """Fewest speech tokens in an answer but the last: 0.2 s of audio, so that answers cost little and come soon."""
@@ -47,30 +47,29 @@ class Llm:
     def execute(self, requests: list[Any]) -> None:
         """Queue each request; its answers come from the engine thread."""
         for request in requests:
-            sender = request.get_response_sender()
+            asker = Asker(request, LLM)
             try:
-                inputs = read_inputs(request, LLM)
-                self._orders.put(self._order(inputs, sender))
+                self._orders.put(self._order(read_inputs(request, LLM), asker))
             except Exception as error:
-                sender.send(failure(error), flags=FINAL)
+                asker.fail(error)
 
     def finalize(self) -> None:
         """Called by Triton at shutdown."""
         self._orders.put(None)
         self._thread.join(timeout=5)
 
-    def _order(self, inputs: Tensors, sender: Any) -> Callable[[], None]:
+    def _order(self, inputs: Tensors, asker: Asker) -> Callable[[], None]:
         """What the engine thread has to do for a request."""
         utterance = int(inputs["utterance"][0])
         if "stop" in inputs:
-            return lambda: self._stop(utterance, sender)
+            return lambda: self._stop(utterance, asker)
         if "seed" in inputs:
-            return self._start(inputs, sender)
+            return self._start(inputs, asker)
         if "text_tokens" in inputs:
-            return lambda: self._add(utterance, inputs, sender)
-        return lambda: self._more(utterance, sender)
+            return lambda: self._add(utterance, inputs, asker)
+        return lambda: self._more(utterance, asker)
 
-    def _start(self, inputs: Tensors, sender: Any) -> Callable[[], None]:
+    def _start(self, inputs: Tensors, asker: Asker) -> Callable[[], None]:
         if "text_tokens" not in inputs:
             raise InvalidInput("text_tokens", "is required")
         spoken = Utterance(self._tokens)
@@ -89,7 +88,7 @@ class Llm:
         )
 
         def order() -> None:
-            spoken.ask(sender)
+            spoken.ask(asker)
             if sequence.id in self._early_stops:
                 self._early_stops.remove(sequence.id)
                 spoken.fail(Cancelled("the utterance was stopped"))
@@ -105,31 +104,30 @@ class Llm:
 
         return order
 
-    def _add(self, utterance: int, inputs: Tensors, sender: Any) -> None:
+    def _add(self, utterance: int, inputs: Tensors, asker: Asker) -> None:
         try:
             self._engine.add_text(utterance, inputs["text_tokens"].astype(np.int32), more=_more_follows(inputs))
         except InvalidInput as error:
-            _tell(sender, failure(error))
+            asker.fail(error)
             return
-        _tell(sender, _answer([], final=False))
+        asker.answer(_answer([], final=False))
         if utterance in self._live:
             self._live[utterance].hurry()
 
-    def _more(self, utterance: int, sender: Any) -> None:
+    def _more(self, utterance: int, asker: Asker) -> None:
         if utterance in self._live:
-            self._live[utterance].ask(sender)
+            self._live[utterance].ask(asker)
         else:
-            error = InvalidInput("text_tokens", "is required to open an utterance; one of this id has ended")
-            _tell(sender, failure(error))
+            asker.fail(InvalidInput("text_tokens", "is required to open an utterance; one of this id has ended"))
 
-    def _stop(self, utterance: int, sender: Any) -> None:
+    def _stop(self, utterance: int, asker: Asker) -> None:
         spoken = self._live.pop(utterance, None)
         if spoken is None:
             self._early_stops.append(utterance)
         else:
             spoken.fail(Cancelled("the utterance was stopped"))
         self._engine.stop(utterance)
-        _tell(sender, _answer([], final=True))
+        asker.answer(_answer([], final=True))
 
     def _run(self) -> None:
         running = True
@@ -178,7 +176,7 @@ class Utterance:
     _ended: bool = False
     _hurried: bool = False
     _error: Exception | None = None
-    _asker: Any = None
+    _asker: Asker | None = None
     _answered: float = 0.0
 
     @property
@@ -186,12 +184,12 @@ class Utterance:
         """Whether nobody has asked for long: whoever opened it is gone."""
         return self._asker is None and time.monotonic() - self._answered > SEQUENCE_IDLE_SECONDS
 
-    def ask(self, sender: Any) -> None:
-        """Answer through `sender` when there are tokens, or an end."""
+    def ask(self, asker: Asker) -> None:
+        """Answer when there are tokens, or an end."""
         if self._asker is not None:
-            _tell(sender, failure(StageFailed("the utterance was asked twice at once")))
+            asker.fail(StageFailed("the utterance was asked twice at once"))
             return
-        self._asker = sender
+        self._asker = asker
         self._answer()
 
     def emit(self, token: int | None) -> None:
@@ -216,22 +214,19 @@ class Utterance:
         ready = self._ended or self._error or self._hurried or len(self._tokens) >= GROUP
         if self._asker is None or self.told or not ready:
             return
-        sender, self._asker, self._answered = self._asker, None, time.monotonic()
+        asker, self._asker, self._answered = self._asker, None, time.monotonic()
         self.told, self._hurried = self._ended or self._error is not None, False
         self.counter.add(len(self._tokens))
-        answer = failure(self._error) if self._error else _answer(self._tokens, final=self._ended)
-        self._tokens = []
-        _tell(sender, answer)
+        tokens, self._tokens = self._tokens, []
+        if self._error:
+            asker.fail(self._error)
+        else:
+            asker.answer(_answer(tokens, final=self._ended))
 
 
 def _more_follows(inputs: Tensors) -> bool:
     return "more" in inputs and bool(inputs["more"][0])
 
 
-def _answer(tokens: list[int], *, final: bool) -> Any:
-    return response({"speech_tokens": np.asarray(tokens, np.int32), "final": np.asarray([final])}, LLM)
-
-
-def _tell(sender: Any, answer: Any) -> None:
-    with suppress(Exception):  # a caller that cannot be told is gone, and nobody else is to suffer for it
-        sender.send(answer, flags=FINAL)
+def _answer(tokens: list[int], *, final: bool) -> Tensors:
+    return {"speech_tokens": np.asarray(tokens, np.int32), "final": np.asarray([final])}

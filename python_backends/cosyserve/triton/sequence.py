@@ -6,10 +6,9 @@ import queue
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
-from cosyserve.contracts import FLOW, HIFT, Model, Tensors
+from cosyserve.contracts import FLOW, HIFT, Model
 from cosyserve.hift.sessions import HiftSessions
 from cosyserve.jobs import Call
 from cosyserve.limits import SEQUENCE_IDLE_SECONDS
@@ -18,14 +17,12 @@ from cosyserve.metrics import FLOW_CACHE, FLOW_FRAMES, FLOW_SEQUENCES, HIFT_SEQU
 from cosyserve.sessions import SessionFactory, Sessions, Step
 from cosyserve.settings import Settings
 from cosyserve.triton.adapter import (
-    FINAL,
     SEQUENCE_END,
     SEQUENCE_START,
+    Asker,
     Instrument,
-    failure,
     read_inputs,
     read_settings,
-    response,
 )
 
 
@@ -61,39 +58,27 @@ class SequenceModel:
     def execute(self, requests: list[Any]) -> None:
         """Queue each request."""
         for request in requests:
-            sender = request.get_response_sender()
+            asker = Asker(request, self.model)
             try:
-                self._events.put(self._step(request, sender))
+                self._events.put(self._step(request, asker))
             except Exception as error:
-                sender.send(failure(error), flags=FINAL)
+                asker.fail(error)
 
     def finalize(self) -> None:
         """Called by Triton at shutdown."""
         self._events.put(None)
         self._thread.join(timeout=5)
 
-    def _step(self, request: Any, sender: Any) -> Step:
+    def _step(self, request: Any, asker: Asker) -> Step:
         inputs = read_inputs(request, self.model)
-
-        # What goes wrong with one answer must not end the thread that serves everyone.
-        def done(outputs: Tensors) -> None:
-            try:
-                sender.send(response(outputs, self.model), flags=FINAL)
-            except Exception as error:
-                failed(error)
-
-        def failed(error: Exception) -> None:
-            with suppress(Exception):  # a caller that cannot be told is gone
-                sender.send(failure(error), flags=FINAL)
-
         return Step(
             request.correlation_id(),
             inputs,
             start=bool(request.flags() & SEQUENCE_START),
             end=bool(request.flags() & SEQUENCE_END),
             urgency=int(inputs["deadline"][0]) if "deadline" in inputs else 0,
-            done=done,
-            failed=failed,
+            done=asker.answer,
+            failed=asker.fail,
         )
 
     def _run(self) -> None:

@@ -21,6 +21,7 @@ from cosyserve.pipeline.session import Sessions, Written
 from cosyserve.pipeline.timeline import Chunk
 from cosyserve.triton.adapter import (
     FINAL,
+    REQUEST_ID,
     SEQUENCE_END,
     SEQUENCE_START,
     Instrument,
@@ -71,7 +72,7 @@ class Tts:
         if id and not request.flags() & SEQUENCE_START:
             self._write(request, sender, id)
             return None
-        utterance = Utterance(self._instruments)
+        utterance = Utterance(request.request_id(), self.model, self._instruments)
         try:
             inputs = self._inputs(request)
             if not id:
@@ -82,7 +83,7 @@ class Tts:
             utterance.session = self._sessions.open(id, piece)
             return self._answer_session(sender, others, utterance, id)
         except Exception as error:
-            told = known(error)
+            told = known(error, utterance.id)
             utterance.ended(told)
             sender.send((session_failure if id else final_failure)(told), flags=FINAL)
         return None
@@ -112,6 +113,7 @@ class Tts:
 
     async def _answer(self, sender: Any, inputs: Tensors, utterance: Utterance) -> bool:
         """Whether the answer ended with an error."""
+        REQUEST_ID.set(utterance.id)
         session = utterance.session
         speech = asyncio.create_task(self._speak(sender, inputs, utterance))
         if session is not None:
@@ -126,9 +128,10 @@ class Tts:
         except TimeoutError:
             failed = LifetimeOver(f"the utterance took longer than {self._lifetime} s")
         except asyncio.CancelledError:
-            failed = known(session.error) if session and session.error else Cancelled("the client closed the stream")
+            cause = session.error if session else None
+            failed = known(cause or Cancelled("the client closed the stream"), utterance.id)
         except Exception as error:
-            failed = known(error)
+            failed = known(error, utterance.id)
         finally:
             watch.cancel()
             # Counted first: whoever has the last response finds it counted.
@@ -143,7 +146,7 @@ class Tts:
         session, sample_rate = utterance.session, self._synthesizer.sample_rate(inputs)
         async with aclosing(self._synthesizer.speak(inputs, session)) as chunks:
             async for chunk in chunks:
-                utterance.heard(len(chunk.audio), sample_rate)
+                utterance.heard(chunk, sample_rate)
                 if outputs := self._outputs(chunk):
                     sender.send(response(outputs, self.model))
                 if session is not None:

@@ -1,11 +1,13 @@
-"""What is counted of each utterance, from its request to its end."""
+"""What is counted and logged of each utterance, from its request to its end; never its text or audio."""
 
 from __future__ import annotations
 
+import logging
 import time
 
 from cosyserve.contracts import Model
 from cosyserve.errors import CosyServeError
+from cosyserve.logs import request_id
 from cosyserve.metrics import (
     AUDIO_SAMPLES,
     CANCELLED,
@@ -19,7 +21,10 @@ from cosyserve.metrics import (
 )
 from cosyserve.pipeline.playback import Playback
 from cosyserve.pipeline.session import Session
+from cosyserve.pipeline.timeline import Chunk
 from cosyserve.triton.adapter import Instrument
+
+_LOG = logging.getLogger("cosyserve")
 
 
 class Instruments:
@@ -40,19 +45,31 @@ class Instruments:
 class Utterance:
     """One utterance as it is told of.
 
+    Args:
+        given_id: what its client calls the request.
+
     Attributes:
+        id: what the logs call it.
         session: where its text comes from, if it comes in pieces; set before the first audio.
     """
 
-    def __init__(self, instruments: Instruments) -> None:
-        self._instruments = instruments
-        self._playback = Playback(time.monotonic())
+    def __init__(self, given_id: str, model: Model, instruments: Instruments) -> None:
+        self.id = request_id(given_id)
         self.session: Session | None = None
+        self._model = model
+        self._instruments = instruments
+        self._arrived = time.monotonic()
+        self._playback = Playback(self._arrived)
+        self._tokens = 0
+        self._segments = 0
 
-    def heard(self, samples: int, sample_rate: int) -> None:
-        """So much audio is being sent."""
+    def heard(self, chunk: Chunk, sample_rate: int) -> None:
+        """A chunk is being sent."""
         counts, playback, session = self._instruments, self._playback, self.session
+        samples = len(chunk.audio)
         counts.samples.add(samples)
+        self._tokens += chunk.token_count
+        self._segments = chunk.segment + 1
         if not samples:
             return
         if session is not None and session.began is not None:
@@ -73,6 +90,34 @@ class Utterance:
             counts.refused.add(1, error.reason)
         if error is not None and how == "cancelled":
             counts.cancelled.add(1, error.reason)
-        factor = self._playback.real_time_factor
-        if error is None and factor is not None and self.session is None:
+        if (factor := self._real_time_factor) is not None and error is None:
             counts.real_time_factor.observe(factor)
+        line = {"request_id": self.id, "model": self._model.name, "outcome": how, **self._heard, **_wrong(error)}
+        _LOG.log(logging.ERROR if how == "failed" else logging.INFO, "utterance", extra={"fields": line})
+
+    @property
+    def _real_time_factor(self) -> float | None:
+        # Of a session it would tell how fast its writer is.
+        return None if self.session else self._playback.real_time_factor
+
+    @property
+    def _heard(self) -> dict[str, object]:
+        playback, factor = self._playback, self._real_time_factor
+        told: dict[str, object] = {
+            "session": self.session is not None,
+            "seconds": round(time.monotonic() - self._arrived, 4),
+            "audio_seconds": round(playback.seconds, 3),
+        }
+        if playback.first_audio is not None:
+            told["first_audio_seconds"] = round(playback.first_audio, 4)
+            told |= {"chunks": playback.chunks, "underruns": playback.underruns}
+            told |= {"segments": self._segments, "tokens": self._tokens}
+        return told if factor is None else {**told, "real_time_factor": round(factor, 4)}
+
+
+def _wrong(error: CosyServeError | None) -> dict[str, object]:
+    """What went wrong. The message stays out where it quotes the request."""
+    if error is None:
+        return {}
+    told = {"code": error.code, "reason": error.reason, "detail": str(error) if outcome(error) == "failed" else ""}
+    return {name: value for name, value in told.items() if value}

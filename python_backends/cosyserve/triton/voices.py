@@ -13,7 +13,8 @@ import numpy as np
 from cosyserve.contracts import ACTIONS, FRONTEND, VOICES, Tensors
 from cosyserve.errors import InvalidInput
 from cosyserve.load import load_voices
-from cosyserve.triton.adapter import final_failure, read_inputs, read_settings, response, values
+from cosyserve.logs import request_id
+from cosyserve.triton.adapter import REQUEST_ID, final_failure, known, read_inputs, read_settings, response, values
 from cosyserve.triton.bls import BlsStages
 from cosyserve.voices import Card, Voice
 from cosyserve.weights import Weights
@@ -35,11 +36,13 @@ class Voices:
         return [await self._answer(request) for request in requests]
 
     async def _answer(self, request: Any) -> Any:
+        id = request_id(request.request_id())
+        REQUEST_ID.set(id)
         try:
             cards = await self._cards(read_inputs(request, VOICES))
             return response({"voices": np.array([self._described(card) for card in cards], np.object_)}, VOICES)
         except Exception as error:
-            return final_failure(error)
+            return final_failure(known(error, id))
 
     async def _cards(self, inputs: Tensors) -> Sequence[Card]:
         given = values(inputs, VOICES)
