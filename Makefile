@@ -66,6 +66,10 @@ loadtest: $(VENV)/.dev ## Locust users against a running `make serve`; threshold
 soak: $(VENV)/.dev $(DEMO)/manifest.json ## 2,000 short utterances, a third cut off: flat memory, gauges at zero, nothing left
 	$(BIN)/python loadtest/soak.py --weights $(DEMO)
 
+.PHONY: chaos
+chaos: $(VENV)/.dev $(DEMO)/manifest.json ## kills, stops, signals, bad callers: the next utterance has the same samples
+	$(BIN)/python loadtest/chaos.py --weights $(DEMO)
+
 .PHONY: quality
 quality: $(VENV)/.dev $(DEMO)/manifest.json ## words misheard and faults by setting: WEIGHTS="DIR ..." SOURCE="slt rms"
 	@mkdir -p .cache

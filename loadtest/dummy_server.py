@@ -33,7 +33,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from cosyserve.contracts import TTS
-from cosyserve.errors import CODE_END
+from cosyserve.errors import CODE_END, CODED_ERRORS
 
 SAMPLE_RATE = 24_000
 CHUNK = 2400
@@ -118,13 +118,14 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         pieces = self._pieces(first, session, requests)
         inputs = next(pieces)
         strict = ("triton_grpc_error", "true") in context.invocation_metadata()
+        coded = session or first.parameters[CODED_ERRORS].bool_param
 
         def fail(code: str, message: str) -> Any:
             answered.set()
             if strict:
                 context.abort(grpc.StatusCode[code], message)
             return service_pb2.ModelStreamInferResponse(
-                error_message=f"{code}{CODE_END}{message}" if session else message
+                error_message=f"{code}{CODE_END}{message}" if coded else message
             )
 
         text = _text(inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -19,6 +20,7 @@ from cosyserve_client.errors import (
     CosyServeClientError,
     DeadlineExceeded,
     NotFound,
+    ServerError,
     Unavailable,
     from_status,
 )
@@ -178,9 +180,7 @@ class AsyncClient:
         return self._connected().ModelStreamInfer()
 
     def _open(self, request: SpeechRequest) -> Any:
-        return self._connected().ModelStreamInfer(
-            [wire.infer_request(request)], metadata=wire.HEADERS, timeout=self._stream_timeout
-        )
+        return self._connected().ModelStreamInfer([wire.infer_request(request)], timeout=self._stream_timeout)
 
     async def _unary(self, method: str, request: Any, seconds: float = wire.UNARY_TIMEOUT_SECONDS) -> Any:
         try:
@@ -275,8 +275,18 @@ class AsyncSpeechStream:
         if response is grpc.aio.EOF:
             self._reader.end()
             return None
+        try:
+            chunk = self._reader.chunk(response)
+        except ServerError:
+            await self._read_on()
+            raise
         self._delays = iter(())
-        return self._reader.chunk(response)
+        return chunk
+
+    async def _read_on(self) -> None:
+        """To the end that follows an error: Triton 2.51 loses count of a stream that is cancelled as it ends."""
+        with suppress(grpc.aio.AioRpcError):
+            await self._call.read()
 
     def _finish(self) -> None:
         self._closed = True
@@ -299,6 +309,9 @@ class AsyncSession(AsyncSpeechStream):
     Leaving the context cancels what has not been spoken. A piece may end anywhere, but a word is only spoken when the
     beginning of the next one, `flush` or `end` shows that it is complete.
     """
+
+    async def _read_on(self) -> None:
+        """The end does not come before the text's."""
 
     async def push(self, text: str) -> None:
         """Writes the next piece of text, at most 4096 characters.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from cosyserve_client.errors import (
     CosyServeClientError,
     DeadlineExceeded,
     NotFound,
+    ServerError,
     Unavailable,
     from_status,
 )
@@ -164,7 +166,7 @@ class Client:
         return wire.voices(self._unary("ModelInfer", message, wire.VOICE_TIMEOUT_SECONDS))
 
     def _open(self, requests: Iterator[Any]) -> Any:
-        return self._connected().ModelStreamInfer(requests, metadata=wire.HEADERS, timeout=self._stream_timeout)
+        return self._connected().ModelStreamInfer(requests, timeout=self._stream_timeout)
 
     def _open_session(self, pieces: Iterator[Any]) -> Any:
         # No deadline: a conversation may be long, and the server closes one that nobody writes to.
@@ -255,8 +257,18 @@ class SpeechStream:
         if response is None:
             self._reader.end()
             return None
+        try:
+            chunk = self._reader.chunk(response)
+        except ServerError:
+            self._read_on()
+            raise
         self._delays = iter(())
-        return self._reader.chunk(response)
+        return chunk
+
+    def _read_on(self) -> None:
+        """To the end that follows an error: Triton 2.51 loses count of a stream that is cancelled as it ends."""
+        with suppress(grpc.RpcError):
+            next(self._call, None)
 
 
 class Session(SpeechStream):
@@ -275,6 +287,9 @@ class Session(SpeechStream):
         super().__init__(client, request, delays)
         self._writer = wire.Writer()
         self._pieces: SimpleQueue[Any] = SimpleQueue()
+
+    def _read_on(self) -> None:
+        """The end does not come before the text's."""
 
     def push(self, text: str) -> None:
         """Writes the next piece of text, at most 4096 characters.

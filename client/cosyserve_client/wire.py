@@ -18,14 +18,10 @@ from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import InferenceServerException
 
 from cosyserve.contracts import TTS, VOICES, Model
-from cosyserve.errors import CODE_END
+from cosyserve.errors import CODE_END, CODED_ERRORS
 from cosyserve.limits import MAX_MESSAGE_BYTES
 from cosyserve_client.errors import CosyServeClientError, ServerError, StreamTruncated, from_status, invalid
 from cosyserve_client.types import AudioChunk, SpeechRequest, Voice, VoiceRequest, Word
-
-HEADERS = (("triton_grpc_error", "true"),)
-"""Without it Triton's streaming errors carry no status code. Not for sessions, whose errors carry it in the message:
-Triton 2.51 dies when it ends a stream with a status while further requests of that stream are under way."""
 
 STREAM_TIMEOUT_SECONDS = 600.0
 """Default for the longest stream: five minutes of audio made at half of real time."""
@@ -77,8 +73,13 @@ def sample_rate(response: Any) -> int:
 
 
 def infer_request(request: SpeechRequest) -> Any:
-    """The ``ModelInferRequest`` that starts an utterance, under its request id or a fresh one."""
-    return _message(TTS, request, request.request_id)
+    """The ``ModelInferRequest`` that starts an utterance, under its request id or a fresh one.
+
+    Its errors come as messages with their code, not as statuses: see `CODED_ERRORS`.
+    """
+    message = _message(TTS, request, request.request_id)
+    message.parameters[CODED_ERRORS].bool_param = True
+    return message
 
 
 def voices_request(request: VoiceRequest) -> Any:
@@ -121,10 +122,10 @@ def backoff(retries: int) -> Iterator[float]:
 
 
 class Writer:
-    """Makes the messages of one session, under an id that nobody can guess: who knows it could write to the session."""
+    """Makes the messages of one session, under an `id` that nobody can guess: who knows it could write to it."""
 
     def __init__(self) -> None:
-        self._id = secrets.randbits(62) + 1
+        self.id = secrets.randbits(62) + 1
         self._started = False
         self._ended = False
 
@@ -137,7 +138,7 @@ class Writer:
         if self._ended:
             raise invalid("session", "has been ended; nothing more can be written to it")
         message = infer_request(piece)
-        message.parameters["sequence_id"].int64_param = self._id
+        message.parameters["sequence_id"].int64_param = self.id
         message.parameters["sequence_start"].bool_param = not self._started
         message.parameters["sequence_end"].bool_param = end
         self._started, self._ended = True, end
@@ -160,7 +161,7 @@ class Reader:
         """The audio of a ``ModelStreamInferResponse``.
 
         Raises:
-            ServerError: the response is an error: of a session, or of a server that does not know `HEADERS`.
+            ServerError: the response is an error; of code UNKNOWN when it is Triton's own.
             CosyServeClientError: an output is missing.
         """
         if response.error_message:

@@ -139,7 +139,12 @@ class ServeError(CosyServeError):
 
 
 CODE_END = " | "
-"""Between code and message where an error has no other place for its code: those of inner models, and of sessions."""
+"""Between code and message where an error has no other place for its code: those of inner models, of sessions, and of
+requests with the parameter `CODED_ERRORS`."""
+
+CODED_ERRORS = "coded_errors"
+"""Request parameter (true) of who wants the code in the message. Our clients do: Triton 2.51 dies when it ends streams
+with a status while others run, once in some hundred."""
 
 
 def passed_on(message: str, code: str, reason: str) -> CosyServeError:

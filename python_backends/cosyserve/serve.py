@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -156,15 +157,20 @@ class Server:
 def watch(process: subprocess.Popen[bytes]) -> None:
     """Wait until the server ends, or one of its model processes: Triton stays ready without it, and useless.
 
+    What is under way waits for it in vain, so Triton is not asked to end then, which would wait with it, but killed.
+
     Raises:
         ServeError: always; it says which of the two happened.
     """
-    models = _children(process.pid)
-    while process.poll() is None:
-        time.sleep(1)
-        if process.poll() is None and len(_children(process.pid)) < len(models):
-            raise ServeError("a model process of tritonserver ended; its log says why")
-    raise ServeError(f"tritonserver ended with code {process.returncode}")
+    with contextlib.ExitStack() as stack:
+        living = [os.pidfd_open(pid) for pid in (process.pid, *_children(process.pid))]
+        for descriptor in living:
+            stack.callback(os.close, descriptor)
+        ended = select.select(living, [], [])[0]
+    if living[0] not in ended and process.poll() is None:
+        process.kill()
+        raise ServeError("a model process of tritonserver ended; its log says why")
+    raise ServeError(f"tritonserver ended with code {process.wait()}")
 
 
 def _children(pid: int) -> list[int]:

@@ -9,7 +9,7 @@ import functools
 import itertools
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from cosyserve.contracts import Model, Scheduling, Tensor, Tensors
-from cosyserve.errors import CODE_END, CosyServeError, InvalidInput, StageFailed, passed_on
+from cosyserve.errors import CODE_END, CODED_ERRORS, CosyServeError, InvalidInput, StageFailed, passed_on
 from cosyserve.logs import log_json_lines, request_id
 from cosyserve.metrics import Metric
 from cosyserve.settings import Settings
@@ -29,6 +29,9 @@ SEQUENCE_END = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
 
 REQUEST_ID = ContextVar("request_id", default="")
 """Of the utterance in progress: what inner models call their part of it."""
+
+Tell = Callable[[CosyServeError], Any]
+"""Makes the response that tells an error."""
 
 _LOG = logging.getLogger("cosyserve")
 log_json_lines()  # each model has a process of its own, which begins here
@@ -151,8 +154,8 @@ class Asker:
             self._sender.send(answer, flags=FINAL)
 
 
-def session_failure(error: CosyServeError) -> Any:
-    """The error response of a session; the code travels in the message.
+def coded_failure(error: CosyServeError) -> Any:
+    """The error response of a session, and of who asked for it; the code travels in the message.
 
     Triton 2.51 dies when it ends a stream with a status while further requests of that stream are under way, as the
     pieces of a session are: who opens one asks for no status and reads the message.
@@ -163,6 +166,12 @@ def session_failure(error: CosyServeError) -> Any:
 def final_failure(error: CosyServeError) -> Any:
     """The error response that any other client sees."""
     return _error(str(error), error.code)
+
+
+def telling(request: Any) -> Tell:
+    """What makes the error responses of a request to an entry model."""
+    coded = request.correlation_id() or json.loads(request.parameters() or "{}").get(CODED_ERRORS)
+    return coded_failure if coded else final_failure
 
 
 def known(error: BaseException, request_id: str) -> CosyServeError:

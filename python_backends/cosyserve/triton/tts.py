@@ -25,12 +25,13 @@ from cosyserve.triton.adapter import (
     SEQUENCE_END,
     SEQUENCE_START,
     Instrument,
-    final_failure,
+    Tell,
+    coded_failure,
     known,
     read_inputs,
     read_settings,
     response,
-    session_failure,
+    telling,
     values,
 )
 from cosyserve.triton.bls import BlsStages
@@ -50,16 +51,36 @@ class Tts:
         settings = read_settings(args)
         active = Instrument(ACTIVE_STREAMS, model=self.model.name)
         drain_file = Path(settings.drain_file) if settings.drain_file else None
-        admission = Admission(settings.max_streams, drain_file, changed=active.set)
+        self._admission = Admission(settings.max_streams, drain_file, changed=active.set)
         self._sessions = Sessions(settings.session_idle)
         self._lifetime = settings.lifetime
-        self._synthesizer = Synthesizer(BlsStages(settings), load_grid(settings), admission)
+        self._synthesizer = Synthesizer(BlsStages(settings), load_grid(settings), self._admission)
         # BLS calls wait in asyncio's default pool, which is far too small for many streams.
         self._pool = ThreadPoolExecutor(4 * settings.max_streams, thread_name_prefix="bls")
         self._instruments = Instruments(self.model)
 
-    async def execute(self, requests: list[Any]) -> None:
-        """Answer each request; Triton runs many of these calls at once."""
+    def execute(self, requests: list[Any]) -> Coroutine[Any, Any, None] | None:
+        """Answer each request; Triton runs many of the coroutines at once, in a thread of their own."""
+        admitted = [request for request in requests if self._admits(request)]
+        return self._answer_all(admitted) if admitted else None
+
+    def _admits(self, request: Any) -> bool:
+        """Whether there is room for what a request begins; if not, it has been told so.
+
+        `Synthesizer` asks again when it begins. This look keeps the many who come to a full server out of the event
+        loop, where they would wait for those who speak.
+        """
+        if request.correlation_id() and not request.flags() & SEQUENCE_START:
+            return True
+        try:
+            self._admission.check()
+        except CosyServeError as error:
+            Utterance(request.request_id(), self.model, self._instruments).ended(error)
+            request.get_response_sender().send(telling(request)(error), flags=FINAL)
+            return False
+        return True
+
+    async def _answer_all(self, requests: list[Any]) -> None:
         asyncio.get_running_loop().set_default_executor(self._pool)
         # Nothing is awaited before a request has joined its session, so the pieces of a text keep their order.
         answers = filter(None, [self._begin(request) for request in requests])
@@ -72,20 +93,20 @@ class Tts:
         if id and not request.flags() & SEQUENCE_START:
             self._write(request, sender, id)
             return None
-        utterance = Utterance(request.request_id(), self.model, self._instruments)
+        utterance, tell = Utterance(request.request_id(), self.model, self._instruments), telling(request)
         try:
             inputs = self._inputs(request)
             if not id:
                 if "flush" in inputs:
                     raise InvalidInput("flush", "needs a session: a correlation id, and a request that starts it")
-                return self._answer(sender, inputs, utterance)
+                return self._answer(sender, inputs, utterance, tell)
             piece, others = _split(inputs, ends=bool(request.flags() & SEQUENCE_END))
             utterance.session = self._sessions.open(id, piece)
-            return self._answer_session(sender, others, utterance, id)
+            return self._answer_session(sender, others, utterance, tell, id)
         except Exception as error:
             told = known(error, utterance.id)
             utterance.ended(told)
-            sender.send((session_failure if id else final_failure)(told), flags=FINAL)
+            sender.send(tell(told), flags=FINAL)
         return None
 
     def _write(self, request: Any, sender: Any, id: int | str) -> None:
@@ -96,7 +117,7 @@ class Tts:
         try:
             session = self._sessions.find(id)
         except InvalidInput as error:
-            sender.send(session_failure(error), flags=FINAL)
+            sender.send(coded_failure(error), flags=FINAL)
             return
         try:
             piece, others = _split(self._inputs(request), ends=bool(request.flags() & SEQUENCE_END))
@@ -107,11 +128,13 @@ class Tts:
             session.fail(error)
         sender.send(flags=FINAL)
 
-    async def _answer_session(self, sender: Any, inputs: Tensors, utterance: Utterance, id: int | str) -> None:
-        failed = await self._answer(sender, inputs, utterance)
+    async def _answer_session(
+        self, sender: Any, inputs: Tensors, utterance: Utterance, tell: Tell, id: int | str
+    ) -> None:
+        failed = await self._answer(sender, inputs, utterance, tell)
         (self._sessions.close_failed if failed else self._sessions.close)(id)
 
-    async def _answer(self, sender: Any, inputs: Tensors, utterance: Utterance) -> bool:
+    async def _answer(self, sender: Any, inputs: Tensors, utterance: Utterance, tell: Tell) -> bool:
         """Whether the answer ended with an error."""
         REQUEST_ID.set(utterance.id)
         session = utterance.session
@@ -137,7 +160,7 @@ class Tts:
             # Counted first: whoever has the last response finds it counted.
             utterance.ended(failed)
             if failed is not None:
-                sender.send((session_failure if session else final_failure)(failed), flags=FINAL)
+                sender.send(tell(failed), flags=FINAL)
             else:
                 sender.send(flags=FINAL)
         return failed is not None

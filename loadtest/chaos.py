@@ -1,0 +1,602 @@
+"""Model processes that die or stop, signals, and callers that misbehave: whatever happens, the next utterance is right.
+
+    python loadtest/chaos.py --weights .cache/demo-weights
+    python loadtest/chaos.py --weights .cache/demo-weights --case kill-flow --case crowd
+
+Every case runs on ``cosyserve serve``, started again when it has ended, as whoever runs it in earnest does. It passes
+when all who were being spoken to heard the right samples to the end or were told an error, in time; a server that
+lives speaks, and one that ended said so and left no process and no shared memory; gauges are zero, counters tell what
+was heard, and the next utterance has the same samples as the first.
+
+Exit code 1, and a line on stderr for each thing that was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+from measure import model_name
+from rich.console import Console
+from rich.table import Table
+from soak import GAUGES
+from tritonclient.grpc import service_pb2_grpc
+
+from cosyserve.metrics import ACTIVE_STREAMS, AUDIO_SAMPLES, CANCELLED, REFUSED, Metric
+from cosyserve.serve import free_port
+from cosyserve_client import (
+    AsyncClient,
+    Client,
+    CosyServeClientError,
+    InvalidArgument,
+    SpeechRequest,
+    Unavailable,
+    wire,
+)
+
+STAGES = ("frontend", "llm", "flow", "hift", "tts")
+MODELS = (*STAGES, "voices", "cosyvoice2", "cosyvoice3")
+
+SHORT = "Good morning."
+LONG = " ".join(f"Sentence number {word} is to be spoken while others come and go." for word in ("one", "two", "three"))
+SEED = 7
+
+PATIENCE = 30.0
+"""Seconds after which what should happen at once has not happened."""
+
+LATE = 90.0
+"""Seconds after which a caller hangs: every utterance here takes a few."""
+
+ROOT = Path(__file__).parents[1]
+COSYSERVE = str(Path(sys.executable).parent / "cosyserve")
+DOCKER = ROOT / "docker"
+
+
+class Supervised:
+    """``cosyserve serve`` on free ports, and who starts it again.
+
+    Args:
+        weights: prepared weights.
+        folder: for its log and its drain file.
+    """
+
+    def __init__(self, weights: Path, folder: Path) -> None:
+        self.weights = weights
+        self.drain_file = folder / "draining"
+        self.log = folder / "triton.log"
+        self.url = ""
+        self.settings: dict[str, str] = {}
+
+    def start(self, **settings: str) -> None:
+        """Start it with these settings; returns when it is ready."""
+        ports = free_port(), free_port()
+        self.url, self.metrics_url = f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}/metrics"
+        self.settings = settings
+        self.over = False
+        arguments = ["serve", "--weights", str(self.weights), "--log", str(self.log)]
+        values = {"drain_file": str(self.drain_file), **settings}
+        self.process = subprocess.Popen(
+            [COSYSERVE, *arguments, "--grpc-port", str(ports[0]), "--metrics-port", str(ports[1])],
+            env={**os.environ, **{f"COSYSERVE_{name.upper()}": value for name, value in values.items()}},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line.startswith("ready: "):
+            raise RuntimeError(f"the server did not start: {self.process.communicate()[1]}")
+        self.below = psutil.Process(self.process.pid).children(recursive=True)
+        self.models = {model_name(process): process for process in self.below}
+        regions = next(word for word in self.models["tts"].cmdline() if re.fullmatch(r"cosyserve-\w+-[\w-]+", word))
+        self._regions = "-".join(regions.split("-")[:2])
+
+    @property
+    def broken(self) -> bool:
+        """Whether it, Triton or a model process has ended."""
+        return self.process.poll() is not None or not all(_alive(process) for process in self.below)
+
+    def end(self, sign: signal.Signals | None = None) -> tuple[int, str]:
+        """Exit code and last line on stderr, after `sign`; `TimeoutExpired` when it goes on."""
+        if sign is not None:
+            self.process.send_signal(sign)
+        _, errors = self.process.communicate(timeout=PATIENCE)
+        self.over = True
+        return self.process.returncode, (errors.splitlines() or [""])[-1]
+
+    def left(self) -> list[str]:
+        """What has outlived it."""
+        _, alive = psutil.wait_procs(self.below, timeout=PATIENCE)
+        regions = [path.name for path in Path("/dev/shm").glob(f"{self._regions}*")]
+        return [f"process {process.pid} lives on" for process in alive] + [
+            f"/dev/shm/{name} is left" for name in regions
+        ]
+
+    def kill(self) -> None:
+        """End it whatever its state."""
+        for process in (psutil.Process(self.process.pid), *self.below) if self.process.poll() is None else self.below:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.communicate()
+        self.over = True
+
+    def metrics(self) -> dict[str, float]:
+        """Values by name, summed over their labels."""
+        with urllib.request.urlopen(self.metrics_url, timeout=PATIENCE) as page:
+            found = re.findall(r"^(cosyserve_\w+)(?:{.*})? (\S+)$", page.read().decode(), re.M)
+        values: dict[str, float] = defaultdict(float)
+        for name, value in found:
+            values[name] += float(value)
+        return values
+
+    def metric(self, metric: Metric) -> float:
+        """One of them."""
+        return self.metrics()[metric.name]
+
+
+def _alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@dataclass(frozen=True)
+class Heard:
+    """How an utterance ended for who asked for it.
+
+    Attributes:
+        pcm: the samples, if they came to the end.
+        error: what was raised otherwise.
+        seconds: it took.
+    """
+
+    pcm: bytes
+    error: BaseException | None
+    seconds: float
+
+
+@dataclass
+class Scene:
+    """One case on one server.
+
+    Attributes:
+        short, long: what `SHORT` and `LONG` sound like.
+        wrong: what was not as it should be.
+    """
+
+    server: Supervised
+    short: bytes
+    long: bytes
+    wrong: list[str] = field(default_factory=list)
+
+    def expect(self, right: bool, problem: str) -> None:
+        """Note `problem` unless `right`."""
+        if not right:
+            self.wrong.append(problem)
+
+    @classmethod
+    async def open(cls, server: Supervised) -> Scene:
+        """The first utterances of a server: what all others are held against."""
+        texts = [await hear(server.url, text) for text in (SHORT, LONG)]
+        for heard in texts:
+            if heard.error:
+                raise heard.error
+        return cls(server, texts[0].pcm, texts[1].pcm)
+
+    async def listeners(self, count: int, **options: Any) -> list[asyncio.Task[Heard]]:
+        """Callers to whom `LONG` is spoken, each of whom has heard something; the first is not an asyncio client."""
+        begun = [asyncio.Event() for _ in range(count)]
+        kinds = [hear_blocking, *[hear] * (count - 1)]
+        tasks = [
+            asyncio.create_task(kind(self.server.url, LONG, begun=each, **options))
+            for kind, each in zip(kinds, begun, strict=True)
+        ]
+        async with asyncio.timeout(LATE):
+            await asyncio.gather(*(each.wait() for each in begun))
+        return tasks
+
+    async def told(self, tasks: Iterable[asyncio.Task[Heard]], *, whole: bool = False) -> list[Heard]:
+        """How they ended: with all of `LONG`, or, unless `whole`, with an error of the client's that says so."""
+        ended = await asyncio.gather(*tasks)
+        for heard in ended:
+            if heard.error is None:
+                self.expect(heard.pcm == self.long, "a caller heard other samples")
+            elif isinstance(heard.error, TimeoutError):
+                self.wrong.append(f"a caller was told nothing for {LATE:g} s")
+            else:
+                told = f"{type(heard.error).__name__}: {heard.error}"
+                self.expect(isinstance(heard.error, CosyServeClientError), f"a caller was told {told}")
+                self.expect(not whole, f"a caller was not spoken to the end: {told}")
+        return ended
+
+    async def ended(self, sign: signal.Signals | None = None, code: int = 1) -> float:
+        """Seconds until the server has ended, said why and left nothing."""
+        began = time.monotonic()
+        try:
+            found, line = await asyncio.to_thread(self.server.end, sign)
+        except subprocess.TimeoutExpired:
+            self.wrong.append("the server should have ended and did not")
+            self.server.kill()
+            return PATIENCE
+        seconds = time.monotonic() - began
+        self.expect(found == code, f"the server ended with {found}, not {code}: {line}")
+        self.expect(line.startswith("error: ") == (code == 1), f"the server ended with the words {line!r}")
+        self.wrong += await asyncio.to_thread(self.server.left)
+        return seconds
+
+    async def again(self, **settings: str) -> None:
+        """Start the server, ending it before if it lives."""
+        if not self.server.over:
+            await self.ended(signal.SIGTERM, 128 + signal.SIGINT)
+        await asyncio.to_thread(partial(self.server.start, **settings))
+
+    async def close(self) -> None:
+        """What holds after every case."""
+        if not self.server.over and self.server.broken:
+            await self.ended()
+        if self.server.over:
+            await self.again()
+        await self._idle()
+        samples = self.server.metric(AUDIO_SAMPLES)
+        heard = await hear(self.server.url, SHORT)
+        self.expect(heard.error is None, f"the next utterance failed: {heard.error}")
+        self.expect(heard.error is not None or heard.pcm == self.short, "the next utterance has other samples")
+        await self._idle()
+        counted = self.server.metric(AUDIO_SAMPLES) - samples
+        self.expect(2 * counted == len(heard.pcm), f"{len(heard.pcm) // 2} samples were heard and {counted:g} counted")
+
+    async def _idle(self) -> None:
+        def held() -> dict[str, float]:
+            values = self.server.metrics()
+            return {gauge.name: values[gauge.name] for gauge in GAUGES if values[gauge.name]}
+
+        await within(PATIENCE, lambda: not held())
+        self.wrong += [f"gauge {name} is {value:g}" for name, value in held().items()]
+
+
+async def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Whether `condition` comes true in time."""
+    deadline = time.monotonic() + seconds
+    while not (true := await asyncio.to_thread(condition)) and time.monotonic() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    return true
+
+
+async def hear(url: str, text: str, *, begun: asyncio.Event | None = None, pause: float = 0.0, **options: Any) -> Heard:
+    """What a caller hears; `begun` is set with the first audio, `pause` are seconds after each chunk."""
+
+    async def listen() -> bytes:
+        pieces = []
+        async with AsyncClient(url, **options) as client:
+            async for chunk in client.stream(text, seed=SEED):
+                pieces.append(chunk.pcm.tobytes())
+                if begun is not None:
+                    begun.set()
+                await asyncio.sleep(pause)
+        return b"".join(pieces)
+
+    return await _heard(listen())
+
+
+async def hear_blocking(url: str, text: str, *, begun: asyncio.Event, **options: Any) -> Heard:
+    """The same, in a thread."""
+    loop = asyncio.get_running_loop()
+
+    def listen() -> bytes:
+        pieces = []
+        with Client(url, **options) as client:
+            for chunk in client.stream(text, seed=SEED):
+                pieces.append(chunk.pcm.tobytes())
+                loop.call_soon_threadsafe(begun.set)
+        return b"".join(pieces)
+
+    return await _heard(asyncio.to_thread(listen))
+
+
+async def _heard(listening: Awaitable[bytes]) -> Heard:
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(LATE):
+            pcm, error = await listening, None
+    except Exception as failed:
+        pcm, error = b"", failed
+    return Heard(pcm, error, time.monotonic() - began)
+
+
+async def killed(scene: Scene, model: str) -> str:
+    """A model process dies while it speaks: the server ends, and everyone is told."""
+    callers = await scene.listeners(3)
+    scene.server.models[model].kill()
+    began = time.monotonic()
+    await scene.told(callers)
+    told = time.monotonic() - began
+    await scene.ended()
+    ended = time.monotonic() - began
+    await scene.again()
+    return f"callers told after {told:.1f} s, ended after {ended:.1f}, ready again after {time.monotonic() - began:.1f}"
+
+
+async def paused(scene: Scene, model: str, seconds: float = 2.0) -> str:
+    """A model process stands still for a moment: it goes on, or Triton breaks and everyone is told."""
+    callers = await scene.listeners(3)
+    process = scene.server.models[model]
+    process.suspend()
+    await asyncio.sleep(seconds)
+    with suppress(psutil.NoSuchProcess):
+        process.resume()
+    ended = await scene.told(callers)
+    failed = sum(heard.error is not None for heard in ended)
+    if not failed:
+        return "went on"
+    # Triton 2.51 gives a request up after a second, and breaks when the process goes on and answers it.
+    await within(PATIENCE, lambda: scene.server.broken)
+    scene.expect(scene.server.broken, f"{failed} callers failed on a server that goes on")
+    return f"{failed} of 3 callers told, server ended"
+
+
+async def stopped(scene: Scene, model: str, seconds: int = 3) -> str:
+    """A model process stands still for good: everyone is told, the probe fails, and SIGTERM ends all."""
+    names = ("frontend_timeout", "llm_timeout", "token2wav_timeout")
+    await scene.again(**dict.fromkeys(names, str(seconds)))
+    callers = await scene.listeners(2, stream_timeout=5.0 * seconds)
+    scene.server.models[model].suspend()
+    began = time.monotonic()
+    await scene.told(callers)
+    told = time.monotonic() - began
+    if scene.server.broken:
+        return f"callers told after {told:.1f} s, server ended"
+    probe = [sys.executable, str(DOCKER / "probe.py"), "--url", scene.server.url, "--seconds", str(5 * seconds)]
+    probed = await asyncio.to_thread(partial(subprocess.run, probe, capture_output=True, timeout=LATE))
+    scene.expect(probed.returncode == 1, f"the probe ended with {probed.returncode}")
+    ended = await scene.ended(signal.SIGTERM, 128 + signal.SIGINT)
+    return f"callers told after {told:.1f} s, the probe fails, SIGTERM ends it in {ended:.1f}"
+
+
+async def drained(scene: Scene) -> str:
+    """SIGTERM after a drain: who is being spoken to hears all, who comes is refused."""
+    callers = await scene.listeners(3)
+    drain = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(DOCKER / "drain.py"), "--metrics", scene.server.metrics_url, "--seconds", str(LATE)),
+        env={**os.environ, "COSYSERVE_DRAIN_FILE": str(scene.server.drain_file)},
+    )
+    await within(PATIENCE, scene.server.drain_file.exists)
+    late = await hear(scene.server.url, SHORT)
+    scene.expect(isinstance(late.error, Unavailable), f"who came late was told {late.error!r}")
+    scene.expect(await drain.wait() == 0, "the drain failed")
+    await scene.told(callers, whole=True)
+    seconds = await scene.ended(signal.SIGTERM, 128 + signal.SIGINT)
+    return f"3 spoken to the end, the late one refused, ended in {seconds:.1f} s"
+
+
+async def terminated(scene: Scene) -> str:
+    """SIGTERM without a drain: who is being spoken to is told at once."""
+    callers = await scene.listeners(3)
+    began = time.monotonic()
+    ending = asyncio.create_task(scene.ended(signal.SIGTERM, 128 + signal.SIGINT))
+    await scene.told(callers)
+    told = time.monotonic() - began
+    return f"callers told after {told:.1f} s, ended in {await ending:.1f}"
+
+
+async def slow(scene: Scene, pause: float = 1.0) -> str:
+    """Someone takes a chunk a second: they hear all, and nobody else notices."""
+    began = asyncio.Event()
+    reader = asyncio.create_task(hear(scene.server.url, LONG, begun=began, pause=pause))
+    await began.wait()
+    await scene.told(await scene.listeners(2), whole=True)
+    (heard,) = await scene.told([reader], whole=True)
+    return f"all heard in {heard.seconds:.1f} s"
+
+
+async def unread(scene: Scene, callers: int = 8) -> str:
+    """Someone opens a stream and never reads: nobody notices, and Triton keeps no more than the audio."""
+    triton = psutil.Process(scene.server.below[0].pid)
+    before = triton.memory_info().rss
+    message = wire.infer_request(SpeechRequest(text=LONG, seed=SEED))
+    async with channels(scene.server.url, callers) as opened:
+        calls = [service_pb2_grpc.GRPCInferenceServiceStub(each).ModelStreamInfer([message]) for each in opened]
+        await scene.told(await scene.listeners(2), whole=True)
+        idle = await within(LATE, lambda: not scene.server.metric(ACTIVE_STREAMS))
+        scene.expect(idle, "an utterance that nobody reads does not end")
+        grown = (triton.memory_info().rss - before) / 2**20
+        scene.expect(grown < 32 + 4 * callers, f"Triton grew by {grown:.0f} MiB")
+        for call in calls:
+            call.cancel()
+    return f"{callers} ended by themselves, Triton grew by {grown:.0f} MiB"
+
+
+async def silent(scene: Scene, connections: int = 500) -> str:
+    """Connections, and streams, on which nothing is ever asked."""
+    host, _, port = scene.server.url.partition(":")
+    bare = [socket.create_connection((host, int(port))) for _ in range(connections)]
+    async with channels(scene.server.url, 50) as opened:
+        for each in opened:
+            await service_pb2_grpc.GRPCInferenceServiceStub(each).ModelStreamInfer().wait_for_connection()
+        await scene.told(await scene.listeners(3), whole=True)
+    for each in bare:
+        each.close()
+    return f"{connections} bare connections and 50 streams"
+
+
+async def crowd(scene: Scene, connections: int = 500, held: int = 12, refusals: int = 1000) -> str:
+    """More come than fit: who is being spoken to hears all, and everyone else is refused at once."""
+    await scene.again(max_streams=str(held))
+    stop = asyncio.Event()
+
+    async def hold(caller: asyncio.Task[Heard]) -> int:
+        """Utterances of one place, one after another."""
+        spoken = 0
+        while True:
+            spoken += len(await scene.told([caller], whole=True))
+            if stop.is_set():
+                return spoken
+            caller = asyncio.create_task(hear(scene.server.url, LONG, retries=20))
+
+    holding = [asyncio.create_task(hold(caller)) for caller in await scene.listeners(held)]
+    single = await _knocks(scene, refusals)
+    burst = await _knocks(scene, connections - held, "--at-once")
+    stop.set()
+    spoken = sum(await asyncio.gather(*holding))
+    return f"{spoken} utterances of {held} held; refused one by one {single}; {connections} at once {burst}"
+
+
+async def _knocks(scene: Scene, count: int, *options: str) -> str:
+    """How refusals took, in milliseconds, in a process apart."""
+    command = [sys.executable, str(Path(__file__).with_name("knock.py")), scene.server.url, "--count", str(count)]
+    knocking = await asyncio.create_subprocess_exec(*command, *options, stdout=subprocess.PIPE)
+    output, _ = await knocking.communicate()
+    result = json.loads(output)
+    answers, times = Counter(result["answers"]), result["milliseconds"]
+    # Between two utterances of a place someone else may take it.
+    scene.expect(set(answers) <= {"UNAVAILABLE", "OK"}, f"answers on a full server: {dict(answers)}")
+    scene.expect(answers["UNAVAILABLE"] > 0.8 * count, f"too few were refused: {dict(answers)}")
+    p50, p99 = (times[int(share * (count - 1))] for share in (0.5, 0.99))
+    return f"{answers['UNAVAILABLE']} in p50 {p50:.1f}, p99 {p99:.1f}, max {times[-1]:.1f} ms"
+
+
+async def cancels(scene: Scene, count: int = 10_000, at_once: int = 16) -> str:
+    """Callers that leave at a random moment."""
+    chance = random.Random(0)
+    before = scene.server.metric(CANCELLED) + scene.server.metric(REFUSED)
+    errors: list[str] = []
+    ended = 0
+
+    async def leave(client: AsyncClient, turns: int) -> None:
+        nonlocal ended
+        for _ in range(turns):
+            try:
+                async with asyncio.timeout(chance.expovariate(10)):
+                    await client.synthesize(LONG, seed=SEED)
+                ended += 1
+            except TimeoutError:
+                pass
+            except Exception as error:
+                errors.append(f"{type(error).__name__}: {error}")
+
+    async with AsyncClient(scene.server.url) as client:
+        await client.sample_rate()
+        await asyncio.gather(*(leave(client, count // at_once) for _ in range(at_once)))
+    scene.wrong += errors[:3]
+    await within(PATIENCE, lambda: not scene.server.metric(ACTIVE_STREAMS))
+    counted = scene.server.metric(CANCELLED) + scene.server.metric(REFUSED) - before
+    # Who leaves before the server has taken note of the stream is no utterance.
+    scene.expect(count / 2 < counted <= count - ended, f"of {count - ended} cancels {counted:g} were counted")
+    return f"{count} cancels, {counted:g} of them of utterances that had begun, {ended} heard to the end"
+
+
+async def duplicates(scene: Scene) -> str:
+    """Requests of one id, which is the callers' own affair, and sessions of one id, which is not."""
+    message = wire.infer_request(SpeechRequest(text=SHORT, seed=SEED))
+    async with channels(scene.server.url, 4) as opened:
+        calls = [service_pb2_grpc.GRPCInferenceServiceStub(each).ModelStreamInfer([message]) for each in opened]
+        spoken = await asyncio.gather(*map(_read, calls))
+    scene.expect(set(spoken) == {scene.short}, "requests of one id got other samples")
+    openings = [wire.Writer() for _ in range(2)]
+    openings[1].id = openings[0].id
+    async with channels(scene.server.url, 2) as opened:
+        first, second = (service_pb2_grpc.GRPCInferenceServiceStub(each).ModelStreamInfer() for each in opened)
+        await first.write(openings[0].message(SpeechRequest(text=SHORT, seed=SEED)))
+        await within(PATIENCE, lambda: scene.server.metric(ACTIVE_STREAMS) > 0)
+        await second.write(openings[1].message(SpeechRequest(text=SHORT, seed=SEED)))
+        refused = False
+        try:
+            await _read(second)
+        except InvalidArgument:
+            refused = True
+        scene.expect(refused, "two sessions of one id were open")
+        await first.write(openings[0].message(SpeechRequest(), end=True))
+        await first.done_writing()
+        scene.expect(await _read(first) == scene.short, "a session was disturbed by another of its id")
+    return "4 requests of one id heard, the second session of one id refused"
+
+
+async def _read(call: Any) -> bytes:
+    """The samples of a bare call."""
+    reader = wire.Reader(24_000)
+    return b"".join([reader.chunk(response).pcm.tobytes() async for response in call])
+
+
+@asynccontextmanager
+async def channels(url: str, count: int) -> AsyncIterator[list[Any]]:
+    """Open connections for bare messages."""
+    opened = [grpc.aio.insecure_channel(url, options=wire.channel_options(300)) for _ in range(count)]
+    try:
+        yield opened
+    finally:
+        await asyncio.gather(*(each.close() for each in opened))
+
+
+Case = Callable[[Scene], Awaitable[str]]
+
+CASES: dict[str, Case] = {
+    **{f"kill-{model}": partial(killed, model=model) for model in MODELS},
+    **{f"pause-{model}": partial(paused, model=model) for model in MODELS},
+    **{f"stop-{model}": partial(stopped, model=model) for model in STAGES},
+    "drain": drained,
+    "sigterm": terminated,
+    "slow": slow,
+    "unread": unread,
+    "silent": silent,
+    "crowd": crowd,
+    "cancels": cancels,
+    "duplicates": duplicates,
+}
+
+
+async def chaos(weights: Path, names: list[str]) -> list[str]:
+    """Run the cases; returns what was wrong."""
+    table = Table("case", "survived", "s", "remark")
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        server = Supervised(weights, Path(folder))
+        await asyncio.to_thread(server.start)
+        try:
+            first = await Scene.open(server)
+            for name in names:
+                scene = Scene(server, first.short, first.long)
+                began = time.monotonic()
+                remark = await CASES[name](scene)
+                await scene.close()
+                survived = "no" if scene.wrong else "yes"
+                table.add_row(name, survived, f"{time.monotonic() - began:.1f}", remark)
+                print(f"{name}: {survived}, {remark}", flush=True)
+                wrong += [f"{name}: {problem}" for problem in scene.wrong]
+        finally:
+            server.kill()
+    Console(width=160).print(table)
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--case", action="append", choices=CASES, help="only these")
+    options = parser.parse_args()
+    wrong = asyncio.run(chaos(options.weights, options.case or list(CASES)))
+    for line in wrong:
+        print(f"error: {line}", file=sys.stderr)
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
