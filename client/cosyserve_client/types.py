@@ -33,6 +33,7 @@ class SpeechOptions(TypedDict, total=False):
     stream: bool | None
     timestamps: bool | None
     request_id: str | None
+    traceparent: str | None
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -57,6 +58,7 @@ class SpeechRequest:
         flush: True with a piece of a session: speak what was written so far.
         request_id: what the request is called in the server's log: up to 64 letters, digits and ``_.-``; made up when
             None, or when it is something else.
+        traceparent: W3C trace context that the request is part of.
 
     Raises:
         InvalidArgument: a value is of the wrong Python type, NumPy type or rank; the message starts with the field.
@@ -78,11 +80,13 @@ class SpeechRequest:
     timestamps: bool | None = None
     flush: bool | None = None
     request_id: str | None = None
+    traceparent: str | None = None
 
     def __post_init__(self) -> None:
         self.tensors()
-        if self.request_id is not None and not isinstance(self.request_id, str):
-            raise invalid("request_id", f"is {type(self.request_id).__name__}, wants str")
+        for name in ("request_id", "traceparent"):
+            if not isinstance(value := getattr(self, name), str | None):
+                raise invalid(name, f"is {type(value).__name__}, wants str")
 
     @classmethod
     def of(cls, text: str | SpeechRequest | None, **options: Unpack[SpeechOptions]) -> SpeechRequest:

@@ -79,6 +79,8 @@ def infer_request(request: SpeechRequest) -> Any:
     """
     message = _message(TTS, request, request.request_id)
     message.parameters[CODED_ERRORS].bool_param = True
+    if request.traceparent is not None:
+        message.parameters["traceparent"].string_param = request.traceparent
     return message
 
 

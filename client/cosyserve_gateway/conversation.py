@@ -38,7 +38,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from cosyserve_client import AsyncClient, AsyncSession, AudioChunk, CosyServeClientError, SpeechOptions
 from cosyserve_gateway.encode import SAMPLE_RATE
 from cosyserve_gateway.errors import ApiError, ClientLeft, api_error, invalid, refusal
-from cosyserve_gateway.exchange import NOTES, REQUEST_ID
+from cosyserve_gateway.exchange import NOTES, origin
 from cosyserve_gateway.guard import CALLER, Places
 from cosyserve_gateway.limits import SOCKET_IDLE_SECONDS
 from cosyserve_gateway.metrics import Metrics, Utterance
@@ -241,7 +241,7 @@ class Turn:
 
     async def _speak(self) -> None:
         scope = self._socket.scope
-        options: SpeechOptions = self._config.options() | {"request_id": scope[REQUEST_ID]}
+        options: SpeechOptions = self._config.options() | origin(scope)
         try:
             with self._places.taken(scope[CALLER]), self._utterance.noted(scope[NOTES]):
                 async with self._server.session(**options) as self._session:

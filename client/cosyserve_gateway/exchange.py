@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cosyserve.logs import request_id
+from cosyserve_client import SpeechOptions
 from cosyserve_gateway.errors import ApiError, ClientLeft, api_error
 from cosyserve_gateway.guard import CALLER
 from cosyserve_gateway.limits import BODY_SECONDS, MAX_JSON_BYTES, MAX_UPLOAD_BYTES, STALLED_SECONDS
@@ -26,6 +27,11 @@ VOICES = "/v1/audio/voices"
 
 _LOG = logging.getLogger("cosyserve_gateway")
 _CLIENT_CLOSED = 499  # as nginx logs it; nobody is there to read it
+
+
+def origin(scope: Scope) -> SpeechOptions:
+    """What the server is told of where an utterance comes from."""
+    return {"request_id": scope[REQUEST_ID], "traceparent": Headers(scope=scope).get("traceparent")}
 
 
 class Observed:

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from cosyserve_client import AsyncClient, AsyncSpeechStream, CosyServeClientError, SpeechRequest
 from cosyserve_gateway.encode import FORMATS, SAMPLE_RATE, Encoder
 from cosyserve_gateway.errors import ApiError, api_error, parse
-from cosyserve_gateway.exchange import NOTES, REQUEST_ID
+from cosyserve_gateway.exchange import NOTES, origin
 from cosyserve_gateway.guard import CALLER, Places
 from cosyserve_gateway.metrics import Metrics, Utterance
 
@@ -45,7 +45,7 @@ class SpeechBody(BaseModel):
     stream_format: Literal["audio", "sse"] = "audio"
     seed: int | None = None
 
-    def request(self, request_id: str) -> SpeechRequest:
+    def request(self) -> SpeechRequest:
         """The same, for the server."""
         return SpeechRequest(
             text=self.input,
@@ -54,7 +54,6 @@ class SpeechBody(BaseModel):
             speed=self.speed,
             seed=self.seed,
             sample_rate=SAMPLE_RATE,
-            request_id=request_id,
         )
 
 
@@ -80,7 +79,7 @@ class Speech:
         if body.model not in MODELS:
             raise ApiError(404, f"no model {body.model[:64]!r}; see /v1/models", "model_not_found", param="model")
         with self._places.taken(scope[CALLER]), utterance.noted(scope[NOTES]):
-            async with self._server.stream(body.request(scope[REQUEST_ID])) as stream:
+            async with self._server.stream(body.request(), **origin(scope)) as stream:
                 audio = _encoded(FORMATS[body.response_format].encoder(), stream, utterance)
                 if body.stream_format == "sse":
                     await _send("text/event-stream", _events(audio, len(body.input), utterance), send)

@@ -164,3 +164,6 @@ WAITING_LOG_LINES = 1000
 
 LOG_FLUSH_SECONDS = 1.0
 """Longest wait for them at the end."""
+
+LAST_SPANS_SECONDS = 2.0
+"""Longest wait at the end for a collector to take the last spans: Triton gives models `EXIT_SECONDS` in all."""

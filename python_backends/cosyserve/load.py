@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors.numpy import load_file
 
@@ -30,6 +30,9 @@ from cosyserve.text.normalize import preload
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve.voices import VoiceStore
 from cosyserve.weights import VOICES_FOLDER, Weights, map_tensors
+
+if TYPE_CHECKING:
+    from cosyserve.traces import Traces
 
 
 def load_grid(settings: Settings) -> Grid:
@@ -58,6 +61,21 @@ def load_frontend(settings: Settings) -> Frontend:
         tokenizer.first,
         load_voices(weights),
     )
+
+
+def load_traces(settings: Settings) -> Traces | None:
+    """Where spans go, if they do.
+
+    Raises:
+        WeightsError: OpenTelemetry is not installed.
+    """
+    if not settings.otlp_endpoint:
+        return None
+    try:
+        from cosyserve.traces import Traces  # an extra
+    except ModuleNotFoundError:
+        raise WeightsError("setting otlp_endpoint: needs `pip install 'cosyserve[tracing]'`") from None
+    return Traces(settings.otlp_endpoint)
 
 
 def load_voices(weights: Weights) -> VoiceStore:

@@ -112,6 +112,8 @@ class Server:
             f"--metrics-address={self.host}",
             f"--metrics-port={self.metrics_port}",
             *HARDENING,
+            # What a client's utterance is part of (W3C trace context) reaches the models as a parameter of its request.
+            "--grpc-header-forward-pattern=^traceparent$",
             # Nobody knows the key, not even this process a moment later.
             f"--grpc-restricted-protocol={','.join(LOCKED)}:admin-key={secrets.token_hex(32)}",
             *flavour,

@@ -35,6 +35,8 @@ class Settings:
         max_streams: utterances in progress at once.
         llm_slots: sequences that the LLM speaks at once, also those that wait for the rest of their text.
         drain_file: path; while a file lies there, new utterances are refused and the running ones go on. Empty: never.
+        otlp_endpoint: ``http://host:port`` of an OpenTelemetry collector that gets spans of utterances (the extra
+            ``tracing``). Empty: none are made.
         session_idle: seconds after which a session is closed in which nothing was written or heard.
         lifetime: seconds after which an utterance is ended, however much of it is left.
         frontend_timeout: seconds after which an utterance fails whose request has not been looked at.
@@ -59,6 +61,7 @@ class Settings:
     max_streams: int = limits.MAX_STREAMS
     llm_slots: int = limits.MAX_LLM_SLOTS
     drain_file: str = ""
+    otlp_endpoint: str = ""
     session_idle: int = limits.SESSION_IDLE_SECONDS
     lifetime: int = limits.LIFETIME_SECONDS
     frontend_timeout: int = limits.FRONTEND_TIMEOUT_SECONDS
@@ -89,6 +92,8 @@ class Settings:
                 raise WeightsError(f"setting {name}: must be at least {least}")
         if self.max_streams > limits.MAX_STREAMS:
             raise WeightsError(f"setting max_streams: at most {limits.MAX_STREAMS}")
+        if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
+            raise WeightsError("setting otlp_endpoint: must begin with http:// or https://")
         for name in ("frontend_timeout", "llm_timeout", "token2wav_timeout"):
             if getattr(self, name) > limits.MAX_STAGE_TIMEOUT_SECONDS:
                 raise WeightsError(f"setting {name}: at most {limits.MAX_STAGE_TIMEOUT_SECONDS}")

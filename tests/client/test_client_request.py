@@ -18,7 +18,8 @@ SAMPLES = np.linspace(-1, 1, 1600, dtype=np.float32)
 
 
 def test_the_fields_are_the_inputs_of_the_contract() -> None:
-    assert [field.name for field in fields(SpeechRequest)] == [*(t.name for t in TTS.inputs), "request_id"]
+    inputs = [tensor.name for tensor in TTS.inputs]
+    assert [field.name for field in fields(SpeechRequest)] == [*inputs, "request_id", "traceparent"]
 
 
 def test_everything_set_arrives(server: DummyServer) -> None:

@@ -59,6 +59,7 @@ def call(
     sequence: int = 0,
     start: bool = False,
     id: str = "",
+    headers: tuple[tuple[str, str], ...] = (),
 ) -> Answer:
     """Sends one request on a stream and reads to its end.
 
@@ -68,6 +69,7 @@ def call(
         sequence: correlation id, 0 for none.
         start: whether the request starts its sequence.
         id: what the request is called.
+        headers: of the call.
     """
     request = service_pb2.ModelInferRequest(model_name=model, id=id)
     for entry in inputs:
@@ -79,7 +81,7 @@ def call(
     responses = 0
     with grpc.insecure_channel(url, options=[("grpc.max_send_message_length", -1)]) as channel:
         stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(
-            iter([request]), metadata=(STATUS_HEADER,) if status else (), timeout=seconds
+            iter([request]), metadata=(*headers, *((STATUS_HEADER,) if status else ())), timeout=seconds
         )
         try:
             for response in stream:

@@ -1,7 +1,5 @@
-"""What the real server tells of its utterances: metrics that are truthful however one ends, a line in the log for each,
-
-and nothing that anybody said.
-"""
+"""What the real server tells of its utterances, and how: metrics that are truthful however one ends, a line in the log
+and spans for each, and nothing that anybody said."""
 
 from __future__ import annotations
 
@@ -9,8 +7,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from collector import Collector, collecting, told
 from live import Live, running, wait_until
+from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from raw import Input, call, words
 
 from cosyserve import serve
@@ -141,8 +142,14 @@ class TritonPythonModel({{handler}}):
 
 
 @pytest.fixture(scope="module")
-def breaking(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """A server whose inner models can be made to fail, and whose memory is enough for one stream."""
+def collector() -> Iterator[Collector]:
+    with collecting() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def breaking(demo_weights: Path, collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server that sends spans, whose inner models can be made to fail, and whose memory is enough for one stream."""
     folder = tmp_path_factory.mktemp("breaking")
     repository = shutil.copytree(serve.model_repository(), folder / "models")
     for name, module, handler in (("frontend", "frontend", "Frontend"), ("flow", "sequence", "Flow")):
@@ -150,7 +157,9 @@ def breaking(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         (repository / name / "1" / "model.py").write_text(code, "utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(serve, "model_repository", lambda: repository)
-        with running(demo_weights, folder / "triton.log", flow_cache_mib="30") as live:
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+        settings = {"flow_cache_mib": "30", "otlp_endpoint": collector.url}
+        with running(demo_weights, folder / "triton.log", **settings) as live:
             yield live
 
 
@@ -201,7 +210,7 @@ def test_an_id_that_is_no_plain_word_is_replaced(server: Live, id: str) -> None:
 
 
 def test_what_nobody_foresaw_is_told_with_the_id_and_without_what_was_said(
-    breaking: Live, prompt: SpeechOptions
+    breaking: Live, collector: Collector, prompt: SpeechOptions
 ) -> None:
     with Client(breaking.url) as client:
         said = SpeechRequest.of(SAID, **{**prompt, "prompt_text": SAID, "instruct": SAID, "mode": "instruct"})
@@ -215,13 +224,17 @@ def test_what_nobody_foresaw_is_told_with_the_id_and_without_what_was_said(
             assert unforeseen["traceback"].endswith("ValueError\n")
             assert f'models/{name}/1/model.py", line ' in unforeseen["traceback"]
             assert (line["outcome"], line["code"], line["level"]) == ("failed", "INTERNAL", "error")
+            whole, stages = collector.tree(f"breaks-{name}")
+            broken = [span.name for span in stages if span.status.code == Status.STATUS_CODE_ERROR]
+            assert whole.status.code == Status.STATUS_CODE_ERROR
+            assert broken[0] == {"frontend": "frontend", "flow": "token2wav"}[name]
         breaking.wait_idle()
         assert breaking.metric(UTTERANCES, model="tts", outcome="failed") == 2
         with pytest.raises(InvalidArgument):
             client.synthesize(SAID, mode=SAID)
         assert len(client.synthesize("Hi.").pcm)
-    log = breaking.log.read_text("utf-8")
-    assert not any(word in log for word in SAID.split())
+    for told_of in (breaking.log.read_bytes(), collector.received):
+        assert not any(word.encode() in told_of for word in SAID.split())
 
 
 def test_a_refusal_for_want_of_memory_has_its_reason(breaking: Live) -> None:
@@ -235,3 +248,53 @@ def test_a_refusal_for_want_of_memory_has_its_reason(breaking: Live) -> None:
     (line,) = breaking.logged(request_id="second")
     assert (line["outcome"], line["reason"]) == ("refused", "memory")
     assert breaking.metric(REFUSED, model="tts", reason="memory") == 1
+
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_an_utterance_is_a_tree_of_spans_in_its_callers_trace(
+    breaking: Live, client: Client, collector: Collector, header: bool
+) -> None:
+    traceparent, id = f"00-{TRACE}-{PARENT}-01", f"traced-{header}"
+    if header:
+        answer = call(breaking.url, words("text", "Hi."), id=id, seconds=60, headers=(("traceparent", traceparent),))
+        assert answer.code == "OK"
+    else:
+        with Client(breaking.url) as traced:
+            heard = traced.synthesize("Hi.", seed=1, request_id=id, traceparent=traceparent).pcm
+        np.testing.assert_array_equal(heard, client.synthesize("Hi.", seed=1).pcm)
+    whole, stages = collector.tree(id)
+    assert (whole.trace_id.hex(), whole.parent_span_id.hex()) == (TRACE, PARENT)
+    assert {span.trace_id for span in stages} == {whole.trace_id}
+    (line,) = breaking.logged(request_id=id)
+    assert {name: line[name] for name in told(whole)} == told(whole)
+    assert stages[0].name == "frontend"
+    assert sum(span.name == "llm" for span in stages) == line["segments"]
+    steps = [told(span) for span in stages if span.name == "token2wav"]
+    assert [steps[0]["start"], steps[-1]["end"]] == [True, True]
+    assert sum(step["speech_tokens"] for step in steps) == line["tokens"]
+    assert sum(step["samples"] for step in steps) == round(line["audio_seconds"] * 24_000)
+    assert collector.services == {"cosyserve"}
+
+
+def test_who_leaves_is_no_failure_in_a_trace(breaking: Live, collector: Collector) -> None:
+    with Client(breaking.url) as client, client.stream(TEXT, seed=1, request_id="left") as stream:
+        next(stream)
+    breaking.wait_idle()
+    whole, stages = collector.tree("left")
+    assert told(whole)["reason"] == "client"
+    assert not any(span.status.code for span in (whole, *stages))
+
+
+def test_a_collector_that_hangs_holds_nobody_up(breaking: Live, client: Client, collector: Collector) -> None:
+    alone = client.synthesize("Hi.", seed=1).pcm
+    with Client(breaking.url) as traced:
+        collector.answers.clear()
+        traced.synthesize("Hi.", seed=1)
+        wait_until(lambda: bool(collector.waiting), lambda: "nothing was sent")
+        for _ in range(5):
+            np.testing.assert_array_equal(traced.synthesize("Hi.", seed=1).pcm, alone)
+        assert collector.waiting
+        collector.answers.set()

@@ -33,6 +33,7 @@ def test_the_environment_overrides_every_parameter(name: str) -> None:
         "llm_runtime": ("", "gguf"),
         "precision": ("bf16", "fp16"),
         "llm_timeout": ("70", "80"),
+        "otlp_endpoint": ("http://one", "https://other"),
     }
     parameter, override = words.get(name, ("7", "8"))
     needed = {"runtime": "torch"} if name == "precision" else {}

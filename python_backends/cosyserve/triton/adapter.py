@@ -57,6 +57,11 @@ def read_settings(args: Mapping[str, str]) -> Settings:
     return Settings.read({name: value["string_value"] for name, value in parameters.items()})
 
 
+def read_parameter(request: Any, name: str) -> Any:
+    """A parameter of a request; None when there is none."""
+    return json.loads(request.parameters() or "{}").get(name)
+
+
 def read_inputs(request: Any, model: Model) -> Tensors:
     """The inputs that a request carries, without batch dimension.
 
@@ -170,7 +175,7 @@ def final_failure(error: CosyServeError) -> Any:
 
 def telling(request: Any) -> Tell:
     """What makes the error responses of a request to an entry model."""
-    coded = request.correlation_id() or json.loads(request.parameters() or "{}").get(CODED_ERRORS)
+    coded = request.correlation_id() or read_parameter(request, CODED_ERRORS)
     return coded_failure if coded else final_failure
 
 

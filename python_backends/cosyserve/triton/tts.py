@@ -7,13 +7,13 @@ from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cosyserve.contracts import TTS, Tensors
 from cosyserve.errors import Cancelled, CosyServeError, InvalidInput, LifetimeOver
-from cosyserve.load import load_grid
+from cosyserve.load import load_grid, load_traces
 from cosyserve.metrics import ACTIVE_STREAMS
 from cosyserve.pipeline.admission import Admission
 from cosyserve.pipeline.orchestrate import Synthesizer
@@ -21,7 +21,6 @@ from cosyserve.pipeline.session import Sessions, Written
 from cosyserve.pipeline.timeline import Chunk
 from cosyserve.triton.adapter import (
     FINAL,
-    REQUEST_ID,
     SEQUENCE_END,
     SEQUENCE_START,
     Instrument,
@@ -29,6 +28,7 @@ from cosyserve.triton.adapter import (
     coded_failure,
     known,
     read_inputs,
+    read_parameter,
     read_settings,
     response,
     telling,
@@ -36,6 +36,12 @@ from cosyserve.triton.adapter import (
 )
 from cosyserve.triton.bls import BlsStages
 from cosyserve.triton.utterance import Instruments, Utterance
+
+if TYPE_CHECKING:
+    from cosyserve.traces import Traces
+
+TRACEPARENT = "traceparent"
+"""The parameter, or header, of a request with the W3C trace context of who sends it."""
 
 POLL_SECONDS = 0.05
 """How often a stream looks whether its client is still there: Triton has no event for it."""
@@ -45,6 +51,7 @@ class Tts:
     """Streams the audio of each request."""
 
     model = TTS
+    _traces: Traces | None = None
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by Triton once, before any request."""
@@ -54,10 +61,18 @@ class Tts:
         self._admission = Admission(settings.max_streams, drain_file, changed=active.set)
         self._sessions = Sessions(settings.session_idle)
         self._lifetime = settings.lifetime
-        self._synthesizer = Synthesizer(BlsStages(settings), load_grid(settings), self._admission)
+        self._traces = load_traces(settings)
+        stages = BlsStages(settings)
+        traced = self._traces.stages(stages) if self._traces else stages
+        self._synthesizer = Synthesizer(traced, load_grid(settings), self._admission)
         # BLS calls wait in asyncio's default pool, which is far too small for many streams.
         self._pool = ThreadPoolExecutor(4 * settings.max_streams, thread_name_prefix="bls")
         self._instruments = Instruments(self.model)
+
+    def finalize(self) -> None:
+        """Called by Triton at shutdown."""
+        if self._traces:
+            self._traces.close()
 
     def execute(self, requests: list[Any]) -> Coroutine[Any, Any, None] | None:
         """Answer each request; Triton runs many of the coroutines at once, in a thread of their own."""
@@ -75,7 +90,7 @@ class Tts:
         try:
             self._admission.check()
         except CosyServeError as error:
-            Utterance(request.request_id(), self.model, self._instruments).ended(error)
+            self._utterance(request).ended(error)
             request.get_response_sender().send(telling(request)(error), flags=FINAL)
             return False
         return True
@@ -87,13 +102,17 @@ class Tts:
         # The stub of 2.51 keeps a call forever that has ended by the time it takes note of it.
         await asyncio.gather(asyncio.sleep(POLL_SECONDS), *answers)
 
+    def _utterance(self, request: Any) -> Utterance:
+        span = self._traces.utterance(str(read_parameter(request, TRACEPARENT))) if self._traces else None
+        return Utterance(request.request_id(), self.model, self._instruments, span)
+
     def _begin(self, request: Any) -> Coroutine[Any, Any, object] | None:
         """What speaks the answer of a request; None when it was only the next piece of a session."""
         sender, id = request.get_response_sender(), request.correlation_id()
         if id and not request.flags() & SEQUENCE_START:
             self._write(request, sender, id)
             return None
-        utterance, tell = Utterance(request.request_id(), self.model, self._instruments), telling(request)
+        utterance, tell = self._utterance(request), telling(request)
         try:
             inputs = self._inputs(request)
             if not id:
@@ -136,7 +155,7 @@ class Tts:
 
     async def _answer(self, sender: Any, inputs: Tensors, utterance: Utterance, tell: Tell) -> bool:
         """Whether the answer ended with an error."""
-        REQUEST_ID.set(utterance.id)
+        utterance.enter()
         session = utterance.session
         speech = asyncio.create_task(self._speak(sender, inputs, utterance))
         if session is not None:

@@ -1,9 +1,10 @@
-"""What is counted and logged of each utterance, from its request to its end; never its text or audio."""
+"""What is counted, logged and traced of each utterance, from its request to its end; never its text or audio."""
 
 from __future__ import annotations
 
 import logging
 import time
+from typing import TYPE_CHECKING
 
 from cosyserve.contracts import Model
 from cosyserve.errors import CosyServeError
@@ -22,7 +23,10 @@ from cosyserve.metrics import (
 from cosyserve.pipeline.playback import Playback
 from cosyserve.pipeline.session import Session
 from cosyserve.pipeline.timeline import Chunk
-from cosyserve.triton.adapter import Instrument
+from cosyserve.triton.adapter import REQUEST_ID, Instrument
+
+if TYPE_CHECKING:
+    from cosyserve.traces import UtteranceSpan
 
 _LOG = logging.getLogger("cosyserve")
 
@@ -47,21 +51,29 @@ class Utterance:
 
     Args:
         given_id: what its client calls the request.
+        span: it in a trace, where there are traces.
 
     Attributes:
         id: what the logs call it.
         session: where its text comes from, if it comes in pieces; set before the first audio.
     """
 
-    def __init__(self, given_id: str, model: Model, instruments: Instruments) -> None:
+    def __init__(self, given_id: str, model: Model, instruments: Instruments, span: UtteranceSpan | None) -> None:
         self.id = request_id(given_id)
         self.session: Session | None = None
         self._model = model
         self._instruments = instruments
+        self._span = span
         self._arrived = time.monotonic()
         self._playback = Playback(self._arrived)
         self._tokens = 0
         self._segments = 0
+
+    def enter(self) -> None:
+        """What this task, and those that it starts, do from now on is done for it."""
+        REQUEST_ID.set(self.id)
+        if self._span is not None:
+            self._span.enter()
 
     def heard(self, chunk: Chunk, sample_rate: int) -> None:
         """A chunk is being sent."""
@@ -94,6 +106,8 @@ class Utterance:
             counts.real_time_factor.observe(factor)
         line = {"request_id": self.id, "model": self._model.name, "outcome": how, **self._heard, **_wrong(error)}
         _LOG.log(logging.ERROR if how == "failed" else logging.INFO, "utterance", extra={"fields": line})
+        if self._span is not None:
+            self._span.end(line, failed=how == "failed")
 
     @property
     def _real_time_factor(self) -> float | None:
@@ -101,9 +115,9 @@ class Utterance:
         return None if self.session else self._playback.real_time_factor
 
     @property
-    def _heard(self) -> dict[str, object]:
+    def _heard(self) -> dict[str, str | float]:
         playback, factor = self._playback, self._real_time_factor
-        told: dict[str, object] = {
+        told: dict[str, str | float] = {
             "session": self.session is not None,
             "seconds": round(time.monotonic() - self._arrived, 4),
             "audio_seconds": round(playback.seconds, 3),
@@ -115,7 +129,7 @@ class Utterance:
         return told if factor is None else {**told, "real_time_factor": round(factor, 4)}
 
 
-def _wrong(error: CosyServeError | None) -> dict[str, object]:
+def _wrong(error: CosyServeError | None) -> dict[str, str]:
     """What went wrong. The message stays out where it quotes the request."""
     if error is None:
         return {}
