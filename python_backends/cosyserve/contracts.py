@@ -12,6 +12,8 @@ from enum import Enum
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from cosyserve import limits
+
 Tensors = dict[str, NDArray[np.generic]]
 """Values by tensor name."""
 
@@ -36,6 +38,7 @@ class Tensor:
         dims: shape without batch dimension.
         doc: meaning and unit.
         optional: whether a request, or a response to one that did not ask for it, may leave it out.
+        most: bound on a variable length of an input; 0 where the model itself bounds it.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Tensor:
     dims: tuple[int, ...]
     doc: str
     optional: bool = False
+    most: int = 0
 
     @property
     def numpy(self) -> DTypeLike:
@@ -139,8 +143,15 @@ TTS = Model(
 )
 
 _VOICE = (
-    Tensor("flow_prompt_tokens", "INT32", (-1,), "speech tokens of the prompt, for the flow", optional=True),
-    Tensor("prompt_mel", "FP32", (-1, 80), "log-mel of the prompt", optional=True),
+    Tensor(
+        "flow_prompt_tokens",
+        "INT32",
+        (-1,),
+        "speech tokens of the prompt, for the flow",
+        optional=True,
+        most=limits.MAX_PROMPT_TOKENS,
+    ),
+    Tensor("prompt_mel", "FP32", (-1, 80), "log-mel of the prompt", optional=True, most=limits.MAX_PROMPT_FRAMES),
     Tensor("speaker_embedding", "FP32", (192,), "CAMPPlus speaker vector", optional=True),
 )
 
@@ -223,11 +234,39 @@ LLM = Model(
     inputs=(
         Tensor("utterance", "INT64", (1,), "id of the utterance, unique while it runs"),
         Tensor("stop", "BOOL", (1,), "given: end the utterance of this id", optional=True),
-        Tensor("text_tokens", "INT32", (-1,), "token ids of one segment, or the next of them", optional=True),
+        Tensor(
+            "text_tokens",
+            "INT32",
+            (-1,),
+            "token ids of one segment, or the next of them",
+            optional=True,
+            most=limits.MAX_SEGMENT_TEXT_TOKENS,
+        ),
         Tensor("more", "BOOL", (1,), "true: further token ids of the segment follow", optional=True),
-        Tensor("prompt_text_tokens", "INT32", (-1,), "token ids before the text", optional=True),
-        Tensor("llm_prompt_tokens", "INT32", (-1,), "speech tokens of the prompt", optional=True),
-        Tensor("llm_speaker_embedding", "FP32", (-1,), "speaker vector, where the model takes one", optional=True),
+        Tensor(
+            "prompt_text_tokens",
+            "INT32",
+            (-1,),
+            "token ids before the text",
+            optional=True,
+            most=limits.MAX_PROMPT_TEXT_TOKENS,
+        ),
+        Tensor(
+            "llm_prompt_tokens",
+            "INT32",
+            (-1,),
+            "speech tokens of the prompt",
+            optional=True,
+            most=limits.MAX_PROMPT_TOKENS,
+        ),
+        Tensor(
+            "llm_speaker_embedding",
+            "FP32",
+            (-1,),
+            "speaker vector, where the model takes one",
+            optional=True,
+            most=192,
+        ),
         Tensor("seed", "INT64", (1,), "seed of the sampler", optional=True),
     ),
     outputs=(
@@ -240,14 +279,14 @@ _DEADLINE = Tensor("deadline", "INT64", (1,), "ns of the monotonic clock; earlie
 _STREAM = Tensor("stream", "BOOL", (1,), "at sequence start: false for whole segments at once", optional=True)
 _SEED = Tensor("seed", "INT64", (1,), "with a segment's first tokens or mel frames: seed of its noise", optional=True)
 _FLOW_INPUTS = (
-    Tensor("speech_tokens", "INT32", (-1,), "the next speech tokens, any number"),
+    Tensor("speech_tokens", "INT32", (-1,), "the next speech tokens, any number", most=limits.MAX_NOISE_FRAMES),
     Tensor("final", "BOOL", (1,), "true: no token of this segment follows; the next step begins another segment"),
     _DEADLINE,
     _STREAM,
     _SEED,
     *_VOICE,
 )
-_MEL = Tensor("mel", "FP32", (80, -1), "the next mel frames")
+_MEL = Tensor("mel", "FP32", (80, -1), "the next mel frames", most=limits.MAX_NOISE_FRAMES)
 _HIFT_INPUTS = (
     Tensor("speed", "FP32", (1,), "at sequence start: speaking rate", optional=True),
     Tensor("sample_rate", "INT32", (1,), "at sequence start: rate of the audio in Hz", optional=True),

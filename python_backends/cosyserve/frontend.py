@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cosyserve import limits
 from cosyserve.audio.features import fbank, log_mel_128, prompt_mel, resample, subtract_mean
 from cosyserve.audio.given import check_prompt, check_source, cut_at_pauses
+from cosyserve.audio.wanted import check_wanted
 from cosyserve.config import ModelConfig
 from cosyserve.contracts import MODES
 from cosyserve.errors import InvalidInput, Unsupported
@@ -139,7 +140,9 @@ class Frontend:
             raise Unsupported("sequence_start: text in pieces needs CosyVoice 2 or 3; CosyVoice 1 wants the whole text")
         if request.continues is not None and request.text is not None:
             return self._piece(request.text, request.continues)
-        _check_values(request, self._config.sample_rate)
+        if request.mode is not None and request.mode not in MODES:
+            raise InvalidInput("mode", f"must be one of {', '.join(MODES)}")
+        check_wanted(request.speed, request.sample_rate, self._config.sample_rate)
         _check_source(request)
         if request.text is not None:
             _check_text("text", request.text, limits.MAX_TEXT_CHARS)
@@ -231,6 +234,10 @@ class Frontend:
         A segment ends with the sentence in which it outgrows `SHORT`. Numbers are read word by word, because what
         follows is not known (upstream does not read them at all in this mode).
         """
+        # The word that was held back comes first.
+        _check_text("text", text, limits.MAX_TEXT_CHARS + limits.MAX_WORD_CHARS)
+        if not 0 <= held <= self._longest_segment:
+            raise InvalidInput("continues", f"must be 0 to {self._longest_segment}, not {held}")
         if self._texts.split(text)[0]:
             raise InvalidInput("text", "cannot bring an instruction in pieces; give it as instruct")
         parts: list[list[int]] = [[]]
@@ -367,17 +374,6 @@ _NO_TOKENS: Int32 = np.zeros(0, np.int32)
 
 def _without_end(instruct: str) -> str:
     return instruct.strip().removesuffix(END_OF_PROMPT).removesuffix(END_OF_INSTRUCTION)
-
-
-def _check_values(request: Request, native_rate: int) -> None:
-    """Refuses unknown modes, and speeds and sample rates out of bounds."""
-    if request.mode is not None and request.mode not in MODES:
-        raise InvalidInput("mode", f"must be one of {', '.join(MODES)}")
-    if request.speed is not None and not limits.MIN_SPEED <= request.speed <= limits.MAX_SPEED:
-        raise InvalidInput("speed", f"must be {limits.MIN_SPEED} to {limits.MAX_SPEED}, not {request.speed:g}")
-    rates = sorted({*limits.SAMPLE_RATES, native_rate})
-    if request.sample_rate is not None and request.sample_rate not in rates:
-        raise InvalidInput("sample_rate", f"must be one of {', '.join(map(str, rates))}, not {request.sample_rate}")
 
 
 def _check_source(request: Request) -> None:

@@ -96,6 +96,16 @@ MAX_CYCLE = 4
 MAX_REPEATED_TOKENS = 75
 """Tokens of one short cycle after which generation is cut: 3 s, where pauses of one silent token last up to 2."""
 
+MAX_PROMPT_TEXT_TOKENS = 8 * MAX_PROMPT_TEXT_CHARS
+"""Text ids before a text: a character is up to four, an instruction comes on top. They cost the language model memory
+in every row, so that one caller with a million of them would take all there is."""
+
+MAX_PROMPT_TOKENS = 1500
+"""Speech tokens of a prompt: 30 s at the 50 Hz of CosyVoice 1."""
+
+MAX_PROMPT_FRAMES = 3000
+"""Mel frames of a prompt: 30 s at up to 100 a second."""
+
 MAX_NOISE_FRAMES = 15_000
 """Mel frames of the fixed flow noise: 300 s of prompt and speech in one segment."""
 

@@ -40,6 +40,11 @@ class SessionFactory(Protocol):
         ...
 
 
+def seed_of(inputs: Tensors) -> int:
+    """The seed in the inputs of a segment's first step, as generators take it: not negative."""
+    return int(inputs["seed"][0]) % 2**64 if "seed" in inputs else 0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """One request of a sequence.

@@ -76,9 +76,9 @@ class FlowSession:
 
     def steps(self, inputs: Tensors) -> Steps[Tensors]:
         """Mel frames that these speech tokens settle; the last of a segment frees its state."""
+        tokens, final = self._owner.tokens("speech_tokens", inputs), bool(inputs["final"][0])
         stream = self._stream = self._stream or (yield from self._begin(inputs))
-        final = bool(inputs["final"][0])
-        mel = yield from stream.steps(inputs["speech_tokens"].astype(np.int32), final)
+        mel = yield from stream.steps(tokens, final)
         self._owner.computed(stream.frames - self._counted)
         self._counted = stream.frames
         self._owner.check(self)
@@ -158,6 +158,17 @@ class FlowSessions:
         self._open.remove(session)
         session.voice.sessions.remove(session)
 
+    def tokens(self, name: str, inputs: Tensors) -> NDArray[np.int32]:
+        """Speech tokens among the inputs, none if they are left out.
+
+        Raises:
+            InvalidInput: one of them is not the flow's.
+        """
+        tokens = inputs.get(name, np.zeros(0, np.int32)).astype(np.int32)
+        if np.any((tokens < 0) | (tokens >= self.networks.config.tokens)):
+            raise InvalidInput(name, f"holds an id outside 0..{self.networks.config.tokens - 1}")
+        return tokens
+
     def nothing(self, inputs: Tensors) -> Tensors:
         """No mel frame."""
         return {"mel": np.zeros((self.networks.config.mels, 0), np.float32), "mel_final": inputs["final"]}
@@ -165,7 +176,7 @@ class FlowSessions:
     def _voice(self, inputs: Tensors) -> FlowVoice:
         if "speaker_embedding" not in inputs:
             raise InvalidInput("speaker_embedding", "is required at sequence start")
-        tokens = inputs.get("flow_prompt_tokens", np.zeros(0, np.int32)).astype(np.int32)
+        tokens = self.tokens("flow_prompt_tokens", inputs)
         mel = inputs.get("prompt_mel", np.zeros((0, self.networks.config.mels), np.float32)).astype(np.float32)
         return FlowVoice(tokens, mel, inputs["speaker_embedding"].astype(np.float32))
 

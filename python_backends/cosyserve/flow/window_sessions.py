@@ -6,6 +6,7 @@ from cosyserve.contracts import Tensors
 from cosyserve.flow.sessions import FlowSession, FlowSessions, Stream, VoiceEntry
 from cosyserve.flow.window_stream import WindowStream, seeded_noise
 from cosyserve.jobs import Steps
+from cosyserve.sessions import seed_of
 
 
 class WindowSession(FlowSession):
@@ -14,7 +15,7 @@ class WindowSession(FlowSession):
     def _begin(self, inputs: Tensors) -> Steps[Stream]:
         yield from ()
         networks = self._owner.networks
-        noise = seeded_noise(networks.config.mels, int(inputs["seed"][0]) if "seed" in inputs else 0)
+        noise = seeded_noise(networks.config.mels, seed_of(inputs))
         self._counted = 0
         return WindowStream(networks, self.voice.voice, noise, full=self._full)
 

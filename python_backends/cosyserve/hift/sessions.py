@@ -8,10 +8,12 @@ import numpy as np
 
 from cosyserve.audio.pcm import to_pcm16
 from cosyserve.audio.resampler import Resampler
+from cosyserve.audio.wanted import check_wanted
 from cosyserve.contracts import Tensors
 from cosyserve.hift.stream import HiftNetworks, HiftStream
 from cosyserve.hift.stretch import Stretch
 from cosyserve.jobs import Steps
+from cosyserve.sessions import seed_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +26,15 @@ class Shape:
 
     @classmethod
     def of(cls, inputs: Tensors, native_rate: int) -> Shape:
-        """From the inputs of a sequence's first step."""
-        return cls(
-            # The decimal that was meant: float32 0.8 is a little more than 0.8, and 100 frames would become 124.
-            speed=float(str(inputs["speed"][0])) if "speed" in inputs else 1.0,
-            sample_rate=int(inputs["sample_rate"][0]) if "sample_rate" in inputs else native_rate,
-            whole="stream" in inputs and not inputs["stream"][0],
-        )
+        """From the inputs of a sequence's first step; `InvalidInput` when one is out of bounds.
+
+        A resampler of an odd rate would take minutes to make, in the thread that serves everyone.
+        """
+        # The decimal that was meant: float32 0.8 is a little more than 0.8, and 100 frames would become 124.
+        speed = float(str(inputs["speed"][0])) if "speed" in inputs else 1.0
+        sample_rate = int(inputs["sample_rate"][0]) if "sample_rate" in inputs else native_rate
+        check_wanted(speed, sample_rate, native_rate)
+        return cls(speed, sample_rate, whole="stream" in inputs and not inputs["stream"][0])
 
 
 class _Segment:
@@ -64,7 +68,7 @@ class HiftSession:
     def steps(self, inputs: Tensors) -> Steps[Tensors]:
         """PCM that these mel frames settle. A segment's first step may bring its seed; else it is 0."""
         if self._segment is None:
-            self._segment = _Segment(self._networks, self._shape, int(inputs["seed"][0]) if "seed" in inputs else 0)
+            self._segment = _Segment(self._networks, self._shape, seed_of(inputs))
         final = bool(inputs["mel_final"][0])
         outputs = yield from self._segment.steps(inputs, final)
         if final:

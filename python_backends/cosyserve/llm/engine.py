@@ -19,7 +19,12 @@ from numpy.typing import NDArray
 
 from cosyserve.config import LlmConfig
 from cosyserve.errors import InvalidInput, StageFailed, Unsupported
-from cosyserve.limits import MAX_TOKENS_PER_TEXT_TOKEN, MIN_TOKENS_PER_TEXT_TOKEN, PREFILL_CHUNK
+from cosyserve.limits import (
+    MAX_SEGMENT_TEXT_TOKENS,
+    MAX_TOKENS_PER_TEXT_TOKEN,
+    MIN_TOKENS_PER_TEXT_TOKEN,
+    PREFILL_CHUNK,
+)
 from cosyserve.llm.bistream import Interleaver, Piece
 from cosyserve.llm.decoder import Decoder, Numbering, Prompt, Scores
 from cosyserve.llm.guard import CircleGuard
@@ -157,7 +162,7 @@ class Engine:
         """The next text ids of a sequence that was admitted with `more`; one that has ended ignores them.
 
         Raises:
-            InvalidInput: all its text is known already, or an id lies outside the vocabulary.
+            InvalidInput: all its text is known already, it becomes too long, or an id lies outside the vocabulary.
         """
         run = self._find(sequence_id)
         if run is None:
@@ -165,6 +170,8 @@ class Engine:
         Numbering(self.config).check(text_tokens=text)
         if not isinstance(run.script, Interleaver) or run.script.ended:
             raise InvalidInput("text_tokens", "come after the end of the text")
+        if run.text_tokens + len(text) > MAX_SEGMENT_TEXT_TOKENS:
+            raise InvalidInput("text_tokens", f"of one segment are at most {MAX_SEGMENT_TEXT_TOKENS}")
         run.text_tokens += len(text)
         run.script.add(text.tolist())
         if not more:

@@ -210,6 +210,9 @@ def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
     fits = len(shape) == len(tensor.dims) and all(w in (-1, h) for w, h in zip(tensor.dims, shape, strict=True))
     if not fits:
         raise InvalidInput(tensor.name, f"shape {list(shape)}, expected {list(tensor.dims)}")
+    longest = max(h for w, h in zip(tensor.dims, shape, strict=True) if w == -1) if tensor.most else 0
+    if longest > tensor.most:
+        raise InvalidInput(tensor.name, f"has a length of {longest}, at most {tensor.most} is allowed")
 
 
 class Instrument:

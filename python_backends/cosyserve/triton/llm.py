@@ -177,19 +177,19 @@ class Utterance:
     _hurried: bool = False
     _error: Exception | None = None
     _asker: Asker | None = None
-    _answered: float = 0.0
+    _asked: float = 0.0
 
     @property
     def idle(self) -> bool:
-        """Whether nobody has asked for long: whoever opened it is gone."""
-        return self._asker is None and time.monotonic() - self._answered > SEQUENCE_IDLE_SECONDS
+        """Whether nobody has asked for long: whoever opened it is gone, or would have given up waiting."""
+        return time.monotonic() - self._asked > SEQUENCE_IDLE_SECONDS
 
     def ask(self, asker: Asker) -> None:
         """Answer when there are tokens, or an end."""
         if self._asker is not None:
             asker.fail(StageFailed("the utterance was asked twice at once"))
             return
-        self._asker = asker
+        self._asker, self._asked = asker, time.monotonic()
         self._answer()
 
     def emit(self, token: int | None) -> None:
@@ -214,7 +214,7 @@ class Utterance:
         ready = self._ended or self._error or self._hurried or len(self._tokens) >= GROUP
         if self._asker is None or self.told or not ready:
             return
-        asker, self._asker, self._answered = self._asker, None, time.monotonic()
+        asker, self._asker = self._asker, None
         self.told, self._hurried = self._ended or self._error is not None, False
         self.counter.add(len(self._tokens))
         tokens, self._tokens = self._tokens, []
