@@ -67,6 +67,7 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         self._lock = threading.Lock()
         self.requests: list[dict[str, NDArray[Any]]] = []
         self.ids: list[str] = []
+        self.traces: list[str] = []
         self.calls: Counter[str] = Counter()
         self.cancelled = threading.Semaphore(0)
         self.parameters = {"sample_rate": str(SAMPLE_RATE)}
@@ -173,6 +174,7 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
             inputs = read_inputs(request)
             self.requests.append(inputs)
             self.ids.append(request.id)
+            self.traces.append(request.parameters["traceparent"].string_param)
             yield inputs
             if not session or request.parameters["sequence_end"].bool_param:
                 return

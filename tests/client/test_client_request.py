@@ -118,3 +118,9 @@ def test_errors_cross_processes() -> None:
     error = pickle.loads(pickle.dumps(NotFound("NOT_FOUND", "voice: x")))
     assert isinstance(error, ServerError)
     assert str(error) == "NOT_FOUND voice: x"
+
+
+@pytest.mark.parametrize("name", ["request_id", "traceparent"])
+def test_what_tells_where_a_request_comes_from_is_text(name: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"^INVALID_ARGUMENT {name}: is int, wants str"):
+        SpeechRequest(text="Hi.", **{name: 5})  # type: ignore[arg-type]

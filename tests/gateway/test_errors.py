@@ -273,3 +273,16 @@ def test_the_server_calls_a_request_as_the_gateway_does(gateway: Gateway, server
     for name in (made, "a-talk"):
         (line,) = server.logged(request_id=name)
         assert line["outcome"] == "complete"
+
+
+def test_the_servers_part_of_a_trace_is_its_callers(before_dummy: Gateway, dummy: DummyServer) -> None:
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    dummy.traces.clear()
+    assert before_dummy.post({"traceparent": traceparent}).is_success
+    assert before_dummy.post().is_success
+    with connect(before_dummy.socket_url, additional_headers={"traceparent": traceparent}) as socket:
+        socket.send('{"type": "text", "text": "Hi."}')
+        socket.send('{"type": "end"}')
+        while '"done"' not in socket.recv(PATIENCE, decode=True):
+            pass
+    assert dummy.traces[:3] == [traceparent, "", traceparent]

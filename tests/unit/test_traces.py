@@ -19,8 +19,9 @@ from cosyserve.errors import StageFailed, WeightsError
 from cosyserve.load import load_traces
 from cosyserve.pipeline.admission import Admission
 from cosyserve.pipeline.orchestrate import Synthesizer
+from cosyserve.serve import free_port
 from cosyserve.settings import Settings
-from cosyserve.traces import TracedStages
+from cosyserve.traces import TracedStages, Traces
 
 REQUEST: Tensors = {"text": np.array([b"hello"], np.object_), "seed": np.array([11])}
 
@@ -89,10 +90,22 @@ async def test_whoever_leaves_ends_all_spans_without_failure() -> None:
     assert {span.status.status_code for span in traced.spans("llm")} == {StatusCode.UNSET}
 
 
+async def test_a_collector_that_is_away_is_not_missed() -> None:
+    traces = Traces(f"http://127.0.0.1:{free_port()}")
+    traced, plain = (
+        Synthesizer(stages, GRID, Admission(1)) for stages in (traces.stages(FakeStages([60])), FakeStages([60]))
+    )
+    heard = [[chunk.audio async for chunk in each.speak(REQUEST)] for each in (traced, plain)]
+    for ours, alone in zip(*heard, strict=True):
+        np.testing.assert_array_equal(ours, alone)
+    traces.close()
+
+
 def test_without_a_collector_nothing_of_opentelemetry_is_imported() -> None:
     program = """
 import sys
 from cosyserve.load import load_traces
+from cosyserve.serve import free_port
 from cosyserve.settings import Settings
 assert load_traces(Settings()) is None
 assert not any(name.startswith("opentelemetry") for name in sys.modules)

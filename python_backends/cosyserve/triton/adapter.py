@@ -179,11 +179,11 @@ def telling(request: Any) -> Tell:
     return coded_failure if coded else final_failure
 
 
-def known(error: BaseException, request_id: str) -> CosyServeError:
-    """The error itself if it is ours; anything unexpected is logged, and answered without details."""
+def known(error: BaseException, id: str) -> CosyServeError:
+    """The error itself if it is ours; anything unexpected is logged under the request's id, and not told whole."""
     if isinstance(error, CosyServeError):
         return error
-    _LOG.error("unexpected error", exc_info=error, extra={"fields": {"request_id": request_id}})
+    _LOG.error("unexpected error", exc_info=error, extra={"fields": {"request_id": id}})
     return StageFailed("internal error; the server's log has the details")
 
 
