@@ -4,6 +4,7 @@ and spans for each, and nothing that anybody said."""
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -184,12 +185,14 @@ def test_an_utterance_is_a_line_under_the_id_that_it_was_given(server: Live, cli
 
 def test_a_session_is_one_line(server: Live, client: Client) -> None:
     with client.session(seed=1, request_id="told-2") as session:
+        time.sleep(0.3)
         session.push("Hello ")
         session.push("there.")
         session.end()
         list(session)
     (line,) = server.logged(request_id="told-2")
     assert (line["outcome"], line["session"]) == ("complete", True)
+    assert line["first_audio_seconds"] <= line["seconds"] - 0.3, "nobody waits before there is a text"
     assert "real_time_factor" not in line
 
 
@@ -197,6 +200,16 @@ def test_a_refusal_is_told_with_its_code_and_nothing_of_the_request(server: Live
     call(server.url, words("text", "Hi."), words("voice", SAID), id="told-3")
     (line,) = server.logged(request_id="told-3")
     assert (line["outcome"], line["code"], line["level"]) == ("invalid", "NOT_FOUND", "info")
+
+
+def test_every_field_of_a_line_is_told_in_the_docs(server: Live) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text("utf-8")
+    told_there = page.partition("## Logs")[2].partition("The gateway writes")[0]
+    call(server.url, words("text", "Hi."), id="whole", seconds=60)
+    call(server.url, words("text", ""), id="wrong")
+    for id in ("whole", "wrong"):
+        (line,) = server.logged(request_id=id)
+        assert all(f"`{name}`" in told_there for name in line)
 
 
 @pytest.mark.parametrize("id", ['x\n{"event": "forged"}', "a b", '"', "x" * 65, ""])
