@@ -85,14 +85,13 @@ class Supervised:
         self.drain_file = folder / "draining"
         self.log = folder / "triton.log"
         self.url = ""
-        self.settings: dict[str, str] = {}
+        self.below: list[psutil.Process] = []
 
     def start(self, **settings: str) -> None:
         """Start it with these settings; returns when it is ready."""
         ports = free_port(), free_port()
         self.url, self.metrics_url = f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}/metrics"
-        self.settings = settings
-        self.over = False
+        self.over, self.below = False, []
         arguments = ["serve", "--weights", str(self.weights), "--log", str(self.log)]
         values = {"drain_file": str(self.drain_file), **settings}
         self.process = subprocess.Popen(
@@ -103,9 +102,8 @@ class Supervised:
             text=True,
         )
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line.startswith("ready: "):
-            raise RuntimeError(f"the server did not start: {self.process.communicate()[1]}")
+        if not self.process.stdout.readline().startswith("ready: "):
+            raise RuntimeError(f"the server did not start: {self.end()[1]}")
         self.below = psutil.Process(self.process.pid).children(recursive=True)
         self.models = {model_name(process): process for process in self.below}
         regions = next(word for word in self.models["tts"].cmdline() if re.fullmatch(r"cosyserve-\w+-[\w-]+", word))
@@ -134,11 +132,13 @@ class Supervised:
 
     def kill(self) -> None:
         """End it whatever its state."""
-        for process in (psutil.Process(self.process.pid), *self.below) if self.process.poll() is None else self.below:
+        for process in self.below:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        self.process.communicate()
-        self.over = True
+        if not self.over:
+            self.process.kill()
+            self.process.communicate()
+            self.over = True
 
     def metrics(self) -> dict[str, float]:
         """Values by name, summed over their labels."""
@@ -256,9 +256,14 @@ class Scene:
 
     async def play(self, case: Case) -> tuple[Scene, str]:
         """A case on this server: what became of it, and what is remarkable."""
-        scene = Scene(self.server, self.short, self.long)
-        remark = await case(scene)
-        await scene._close()
+        scene, remark = Scene(self.server, self.short, self.long), ""
+        try:
+            remark = await case(scene)
+            await scene._close()
+        except Exception as error:
+            scene.wrong.append(f"{type(error).__name__}: {error}")
+            self.server.kill()
+            await scene.again()
         return scene, remark
 
     async def _close(self) -> None:
@@ -385,7 +390,7 @@ async def paused(scene: Scene, model: str, seconds: float = 2.0) -> str:
 async def stopped(scene: Scene, model: str, seconds: int = 3) -> str:
     """A model process stands still for good: everyone is told, the probe fails, and SIGTERM ends all."""
     names = ("frontend_timeout", "llm_timeout", "token2wav_timeout")
-    await scene.again(**dict.fromkeys(names, str(seconds)))
+    await scene.again(session_idle="1", **dict.fromkeys(names, str(seconds)))
     callers = await scene.listeners(2, stream_timeout=5.0 * seconds)
     scene.server.models[model].suspend()
     began = time.monotonic()
@@ -393,7 +398,7 @@ async def stopped(scene: Scene, model: str, seconds: int = 3) -> str:
     told = time.monotonic() - began
     if scene.server.broken:
         return f"callers told after {told:.1f} s, server ended"
-    probe = [sys.executable, str(DOCKER / "probe.py"), "--url", scene.server.url, "--seconds", str(5 * seconds)]
+    probe = [sys.executable, str(DOCKER / "probe.py"), "--url", scene.server.url, "--seconds", str(seconds)]
     probed = await asyncio.to_thread(partial(subprocess.run, probe, capture_output=True, timeout=LATE))
     scene.expect(probed.returncode == 1, f"the probe ended with {probed.returncode}")
     ended = await scene.ended(signal.SIGTERM, 128 + signal.SIGINT)

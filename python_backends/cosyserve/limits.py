@@ -150,8 +150,9 @@ MAX_CONNECTION_SECONDS = 300
 READY_SECONDS = 300.0
 """Longest wait for a server to be ready: full-size weights load in well under a minute from a warm disk."""
 
-EXIT_SECONDS = 10
-"""Longest that Triton waits for running streams when it is told to stop."""
+EXIT_SECONDS = 5
+"""Longest that Triton waits when it is told to stop. It cuts streams off at once, but takes the flow and vocoder state
+they leave behind for requests under way, which nothing can end any more."""
 
 STOP_SECONDS = EXIT_SECONDS + 5.0
 """Longest wait for Triton to stop before it is killed."""

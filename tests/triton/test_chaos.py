@@ -32,10 +32,10 @@ CASES: dict[str, Case] = {
     "silent": partial(silent, connections=100),
     "duplicates": duplicates,
     "cancels": partial(cancels, count=200),
-    **{f"kill-{model}": partial(killed, model=model) for model in (*STAGES, "voices")},
+    **{f"kill-{model}": partial(killed, model=model) for model in STAGES},
     "pause-flow": partial(paused, model="flow"),
     "crowd": partial(crowd, connections=60, held=4, refusals=50, sentences=20),
-    "stop-llm": partial(stopped, model="llm"),
+    "stop-llm": partial(stopped, model="llm", seconds=2),
     "drain": drained,
     "sigterm": terminated,
 }
