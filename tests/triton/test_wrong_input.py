@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
 from live import Live
-from raw import IN_BODY, Answer, Input, call, numbers, words
+from raw import IN_BODY, INSIDE, Answer, Input, call, numbers, words
 
 from cosyserve_client import Client
 
 RATE = 16_000
 TEXT = words("text", "Hi.")
 TONE = 0.3 * np.sin(np.arange(2 * RATE) / 20)
-
-INSIDE = re.compile(r"Traceback|\.py\b|(?<![\w.])/(work|usr|home|tmp|opt|root|var)/|site-packages|INTERNAL|\|")
-"""What tells about the inside of a server: stack traces, its files, the notation between its models."""
 
 
 def audio(samples: object) -> Input:

@@ -1,0 +1,77 @@
+"""What malformed requests are sent to: one server and one gateway before it, and a neighbour who must not notice."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import psutil
+import pytest
+from gateways import Gateway, serving
+from judging import TALLY, Tally
+from live import PATIENCE, Live
+from numpy.typing import NDArray
+
+from cosyserve_client import Client
+from cosyserve_gateway import Settings
+
+TEXT = "Whatever others send, this is spoken as ever."
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[TALLY] = Tally()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.stash[TALLY].tried:
+        terminalreporter.write_line(str(config.stash[TALLY]))
+
+
+@pytest.fixture(scope="session")
+def tally(pytestconfig: pytest.Config) -> Tally:
+    return pytestconfig.stash[TALLY]
+
+
+@pytest.fixture(scope="session")
+def doorman(server: Live) -> Iterator[Gateway]:
+    """A gateway that lets every request in."""
+    with serving(Settings(url=server.url, requests_per_minute=1_000_000)) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="session")
+def spoken(client: Client) -> NDArray[np.int16]:
+    """What was heard before anything malformed came."""
+    return client.synthesize(TEXT, seed=7).pcm
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unharmed(server: Live, client: Client, spoken: NDArray[np.int16]) -> Iterator[None]:
+    """While the requests of a module come, and after them, others hear what they always heard; nothing is left."""
+    server.wait_idle()
+    before = processes()
+    wrong: list[int] = []
+    over = threading.Event()
+
+    def listen() -> None:
+        while not over.wait(0.2):
+            heard = client.synthesize(TEXT, seed=7).pcm
+            wrong.extend([len(heard)] * (not np.array_equal(heard, spoken)))
+
+    neighbour = threading.Thread(target=listen)
+    neighbour.start()
+    yield
+    over.set()
+    neighbour.join(PATIENCE)
+    assert not neighbour.is_alive()
+    assert not wrong
+    server.wait_idle()
+    np.testing.assert_array_equal(client.synthesize(TEXT, seed=7).pcm, spoken)
+    assert before <= processes()
+
+
+def processes() -> set[int]:
+    """Of all servers that were started here."""
+    below = psutil.Process().children(recursive=True)
+    return {process.pid for process in below if process.name().startswith("triton")}

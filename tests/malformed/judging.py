@@ -1,0 +1,46 @@
+"""What becomes of malformed requests: how many were tried, how many were answered wrongly, how many never."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+ANSWERED_SECONDS = 60.0
+"""Within which every malformed request must be answered: some thousand times what it takes, and far below the timeout
+of any stage, so that whatever is answered by that has not been judged at all."""
+
+
+class Hung(AssertionError):
+    """No answer came in time."""
+
+
+@dataclass
+class Tally:
+    """Requests tried, wrong answers and hangs."""
+
+    tried: int = 0
+    wrong: int = 0
+    hangs: int = 0
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Counts one request, and how its judgement ends."""
+        self.tried += 1
+        try:
+            yield
+        except Hung:
+            self.hangs += 1
+            raise
+        except BaseException:
+            self.wrong += 1
+            raise
+
+    def __str__(self) -> str:
+        return f"malformed requests tried {self.tried}, wrong answers {self.wrong}, hangs {self.hangs}"
+
+
+TALLY = pytest.StashKey[Tally]()
+"""Where a run of pytest keeps its own."""
