@@ -24,6 +24,7 @@ from cosyserve.flow.networks import FlowNetworks
 from cosyserve.flow.stream import FlowStream, FlowVoice
 from cosyserve.hift.stream import HiftNetworks, HiftStream
 from cosyserve.load import load_flow_networks, load_hift_networks
+from cosyserve.metrics import COMPUTE
 from cosyserve.serve import Server, free_port
 from cosyserve.settings import Settings
 from cosyserve.voices import VoiceStore
@@ -112,10 +113,9 @@ def long_text(client: Client, runs: int) -> None:
 
 
 def compute_seconds(metrics_url: str) -> float:
-    """Seconds that Triton counted inside `flow` and `hift` so far."""
+    """Seconds that the networks of `flow` and `hift` took so far."""
     text = urllib.request.urlopen(metrics_url, timeout=5).read().decode()
-    found = re.findall(r'nv_inference_compute_infer_duration_us{model="(?:flow|hift)",[^}]*} (\d+)', text)
-    return sum(map(int, found)) / 1e6
+    return sum(map(float, re.findall(rf'^{COMPUTE.name}{{model="(?:flow|hift)"}} (\S+)', text, re.M)))
 
 
 def overhead(client: Client, metrics_url: str, runs: int) -> None:
@@ -129,7 +129,6 @@ def overhead(client: Client, metrics_url: str, runs: int) -> None:
         for sentences in (1, 8):
             before = compute_seconds(metrics_url)
             _, _, arrivals = speak(client, SENTENCE * sentences, seed=run)
-            time.sleep(2.5)  # Triton refreshes its counters every two seconds
             networks = compute_seconds(metrics_url) - before
             rests.append(arrivals[-1] - arrivals[0] - networks)
             counts.append(len(arrivals))

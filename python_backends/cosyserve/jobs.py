@@ -7,6 +7,7 @@ what is ready runs, nothing waits for a batch to fill.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -80,13 +81,16 @@ class Call:
     batch: list[Any]
     results: list[Any] = field(default_factory=list)
     error: Exception | None = None
+    seconds: float = 0.0  # it took
 
     def run(self) -> None:
         """Compute; any thread may do it."""
+        began = time.perf_counter()
         try:
             self.results = self.network(self.batch)
         except Exception as error:
             self.error = error
+        self.seconds = time.perf_counter() - began
 
 
 class Rounds:

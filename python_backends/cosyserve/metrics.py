@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cosyserve.contracts import TTS, UPSTREAM
+from cosyserve.contracts import FLOW, HIFT, LLM, TTS, UPSTREAM
 from cosyserve.errors import CosyServeError, reasons
 
 OUTCOMES = ("complete", "invalid", "refused", "cancelled", "failed")
@@ -99,6 +99,12 @@ REAL_TIME_FACTOR = Metric(
     (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.25, 1.5, 2, 3, 5, 10),
 )
 AUDIO_SAMPLES = Metric("cosyserve_audio_samples_total", "counter", "Audio samples sent to clients", _MODEL)
+COMPUTE = Metric(
+    "cosyserve_compute_seconds_total",
+    "counter",
+    "Seconds that calls of the networks took, those side by side counted each",
+    {"model": tuple(model.name for model in (LLM, FLOW, HIFT))},
+)
 LLM_SEQUENCES = Metric("cosyserve_llm_sequences", "gauge", "Segments that generate or wait to generate speech tokens")
 LLM_CUT = Metric(
     "cosyserve_llm_cut_total", "counter", "Segments cut because their speech outgrew their text or went in circles"

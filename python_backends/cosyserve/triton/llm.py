@@ -18,7 +18,7 @@ from cosyserve.errors import Cancelled, InvalidInput, StageFailed
 from cosyserve.limits import REMEMBERED_IDS, SEQUENCE_IDLE_SECONDS
 from cosyserve.llm.engine import Engine, Sequence
 from cosyserve.load import load_decoder, load_opening
-from cosyserve.metrics import LLM_CUT, LLM_SEQUENCES, SPEECH_TOKENS
+from cosyserve.metrics import COMPUTE, LLM_CUT, LLM_SEQUENCES, SPEECH_TOKENS
 from cosyserve.triton.adapter import Asker, Instrument, read_inputs, read_settings
 
 GROUP = 5
@@ -41,6 +41,7 @@ class Llm:
         self._early_stops: deque[int] = deque(maxlen=REMEMBERED_IDS)
         self._held = Instrument(LLM_SEQUENCES)
         self._tokens = Instrument(SPEECH_TOKENS)
+        self._compute_seconds = Instrument(COMPUTE, model=LLM.name)
         self._thread = threading.Thread(target=self._run, name="llm-engine", daemon=True)
         self._thread.start()
 
@@ -135,7 +136,9 @@ class Llm:
             # Nothing that goes wrong with one step or one client may end this thread, which serves all of them.
             try:
                 running = self._obey()
+                began = time.perf_counter()
                 self._engine.step()
+                self._compute_seconds.add(time.perf_counter() - began)
                 self._forget_ended()
             except Exception as error:
                 self._fail_all(error)

@@ -13,7 +13,7 @@ from cosyserve.hift.sessions import HiftSessions
 from cosyserve.jobs import Call
 from cosyserve.limits import SEQUENCE_IDLE_SECONDS
 from cosyserve.load import load_flow_sessions, load_hift_networks
-from cosyserve.metrics import FLOW_CACHE, FLOW_FRAMES, FLOW_SEQUENCES, HIFT_SEQUENCES, Metric
+from cosyserve.metrics import COMPUTE, FLOW_CACHE, FLOW_FRAMES, FLOW_SEQUENCES, HIFT_SEQUENCES, Metric
 from cosyserve.sessions import SessionFactory, Sessions, Step
 from cosyserve.settings import Settings
 from cosyserve.triton.adapter import (
@@ -48,6 +48,7 @@ class SequenceModel:
         settings = read_settings(args)
         self._sessions = Sessions(self.load(settings), SEQUENCE_IDLE_SECONDS, settings.max_batch)
         self._held = Instrument(self.held)
+        self._compute_seconds = Instrument(COMPUTE, model=self.model.name)
         self._lanes = settings.lanes if settings.runtime == "onnx" else 1
         self._running = 0
         self._pool = ThreadPoolExecutor(self._lanes, thread_name_prefix=f"{self.model.name}-call")
@@ -95,6 +96,7 @@ class SequenceModel:
             return False
         if isinstance(event, Call):
             self._running -= 1
+            self._compute_seconds.add(event.seconds)
             self._sessions.finish(event)
         else:
             self._sessions.submit(event)
