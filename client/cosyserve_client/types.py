@@ -152,6 +152,8 @@ def _number(tensor: Tensor, value: object) -> bool | int | float:
     if tensor.dtype == "BOOL" and is_bool:
         return bool(value)
     if tensor.dtype == "FP32" and isinstance(value, Real) and not is_bool:
+        if abs(value) > np.finfo(np.float32).max.item():  # type: ignore[operator]
+            raise invalid(tensor.name, f"{value} does not fit fp32")
         return float(value)
     if tensor.dtype in ("INT32", "INT64") and isinstance(value, Integral) and not is_bool:
         bounds = np.iinfo(np.dtype(tensor.numpy))

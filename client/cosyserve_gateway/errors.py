@@ -75,7 +75,8 @@ class ClientLeft(Exception):
 
 def invalid(param: str | None, message: str) -> ApiError:
     """The refusal of a field."""
-    return ApiError(400, f"{param}: {message}" if param else message, "invalid_value", param=param)
+    shown = message[:_SHOWN]
+    return ApiError(400, f"{param}: {shown}" if param else shown, "invalid_value", param=param)
 
 
 def parse(kind: type[Body], data: bytes | str) -> Body:
@@ -90,7 +91,7 @@ def refusal(error: ValidationError, depth: int = 0) -> ApiError:
     """The refusal for the first thing that is wrong with a message, whose fields lie that `depth` down."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     param = "".join(str(part) for part in first["loc"][depth : depth + 1])
-    return invalid(param[:_SHOWN] or None, first["msg"][:_SHOWN])
+    return invalid(param[:_SHOWN] or None, first["msg"])
 
 
 def api_error(error: Exception) -> ApiError:

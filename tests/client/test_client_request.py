@@ -90,6 +90,7 @@ def test_options_override_a_request(server: DummyServer) -> None:
         ("source_audio", np.zeros(4, np.int16)),
         ("speed", "fast"),
         ("speed", True),
+        ("speed", 1e300),
         ("sample_rate", 8000.0),
         ("sample_rate", 2**31),
         ("seed", "1"),
