@@ -26,18 +26,14 @@ class Admission:
     changed: Callable[[int], object] = lambda active: None
     active: int = 0
 
-    def check(self) -> None:
-        """`StreamsTaken` when there is no place, `Draining` when the server is about to stop. Any thread may ask."""
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """Hold one place; `StreamsTaken` at once when there is none, `Draining` when the server is about to stop."""
+        # Nothing is awaited between this look and the count: whoever made the file sees every utterance that began.
         if self.drain_file is not None and self.drain_file.exists():
             raise Draining("this server is about to stop; try another")
         if self.active >= self.limit:
             raise StreamsTaken(f"all {self.limit} streams are in use; try again shortly")
-
-    @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Hold one place; raises what `check` does."""
-        # Nothing is awaited between this look and the count: whoever made the file sees every utterance that began.
-        self.check()
         self._count(1)
         try:
             yield

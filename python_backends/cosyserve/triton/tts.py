@@ -58,13 +58,13 @@ class Tts:
         settings = read_settings(args)
         active = Instrument(ACTIVE_STREAMS, model=self.model.name)
         drain_file = Path(settings.drain_file) if settings.drain_file else None
-        self._admission = Admission(settings.max_streams, drain_file, changed=active.set)
+        admission = Admission(settings.max_streams, drain_file, changed=active.set)
         self._sessions = Sessions(settings.session_idle)
         self._lifetime = settings.lifetime
         self._traces = load_traces(settings)
         stages = BlsStages(settings)
         traced = self._traces.stages(stages) if self._traces else stages
-        self._synthesizer = Synthesizer(traced, load_grid(settings), self._admission)
+        self._synthesizer = Synthesizer(traced, load_grid(settings), admission)
         # BLS calls wait in asyncio's default pool, which is far too small for many streams.
         self._pool = ThreadPoolExecutor(4 * settings.max_streams, thread_name_prefix="bls")
         self._instruments = Instruments(self.model)
@@ -74,28 +74,12 @@ class Tts:
         if self._traces:
             self._traces.close()
 
-    def execute(self, requests: list[Any]) -> Coroutine[Any, Any, None] | None:
-        """Answer each request; Triton runs many of the coroutines at once, in a thread of their own."""
-        admitted = [request for request in requests if self._admits(request)]
-        return self._answer_all(admitted) if admitted else None
+    async def execute(self, requests: list[Any]) -> None:
+        """Answer each request; Triton runs many of these calls at once.
 
-    def _admits(self, request: Any) -> bool:
-        """Whether there is room for what a request begins; if not, it has been told so.
-
-        `Synthesizer` asks again when it begins. This look keeps the many who come to a full server out of the event
-        loop, where they would wait for those who speak.
+        A full server must refuse here too: answers sent before a call that awaits nothing returns crash Triton 2.51
+        when callers leave meanwhile.
         """
-        if request.correlation_id() and not request.flags() & SEQUENCE_START:
-            return True
-        try:
-            self._admission.check()
-        except CosyServeError as error:
-            self._utterance(request).ended(error)
-            request.get_response_sender().send(telling(request)(error), flags=FINAL)
-            return False
-        return True
-
-    async def _answer_all(self, requests: list[Any]) -> None:
         asyncio.get_running_loop().set_default_executor(self._pool)
         # Nothing is awaited before a request has joined its session, so the pieces of a text keep their order.
         answers = filter(None, [self._begin(request) for request in requests])

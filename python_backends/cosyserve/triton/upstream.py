@@ -6,7 +6,7 @@ memory holds for all.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from cosyserve.contracts import COSYVOICE2, COSYVOICE3, Tensors
@@ -30,14 +30,14 @@ class Upstream(Tts):
         if self._found == self.version:
             super().initialize(args)
 
-    def execute(self, requests: list[Any]) -> Coroutine[Any, Any, None] | None:
-        """See `Tts.execute`."""
+    async def execute(self, requests: list[Any]) -> None:
+        """Answer each request; Triton runs many of these calls at once."""
         if self._found == self.version:
-            return super().execute(requests)
+            await super().execute(requests)
+            return
         error = Unsupported(f"{self.model.name} cannot serve: the weights are of CosyVoice {self._found}")
         for request in requests:
             request.get_response_sender().send(final_failure(error), flags=FINAL)
-        return None
 
     async def _speak(self, sender: Any, inputs: Tensors, utterance: Utterance) -> None:
         try:
