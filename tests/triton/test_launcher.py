@@ -17,6 +17,7 @@ import grpc
 import psutil
 import pytest
 from live import PATIENCE, Live, free_port, wait_until
+from measure import model_name
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 COSYSERVE = str(Path(sys.executable).parent / "cosyserve")
@@ -134,6 +135,13 @@ def test_sigterm_ends_everything_and_leaves_nothing(demo_weights: Path) -> None:
         assert "error" not in errors
         assert not any(below_it.is_running() for below_it in below)
         assert not {region for region in regions if region.exists()}
+
+
+def test_who_computes_lets_the_others_go_first(demo_weights: Path) -> None:
+    with serving(demo_weights) as (_, below):
+        nice = {model_name(process): process.nice() for process in below}
+        entry = min(nice[name] for name in ("frontend", "llm", "flow", "hift"))
+        assert max(nice[name] for name in ("tritonserver", "tts", "cosyvoice2", "cosyvoice3", "voices")) < entry
 
 
 def test_killed_without_warning_it_takes_triton_along(demo_weights: Path) -> None:

@@ -9,6 +9,7 @@ import functools
 import itertools
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
@@ -26,6 +27,9 @@ from cosyserve.settings import Settings
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 SEQUENCE_START = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
 SEQUENCE_END = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
+
+NICENESS = 5
+"""Of the models that compute: a refusal, with 12 streams on two cores, takes 2.8 ms instead of 5.0 (medians)."""
 
 REQUEST_ID = ContextVar("request_id", default="")
 """Of the utterance in progress: what inner models call their part of it."""
@@ -55,6 +59,14 @@ def read_settings(args: Mapping[str, str]) -> Settings:
     """Settings of the model that Triton is initialising, from its parameters and the environment."""
     parameters = json.loads(args["model_config"]).get("parameters", {})
     return Settings.read({name: value["string_value"] for name, value in parameters.items()})
+
+
+def give_way() -> None:
+    """Let those who compute nothing go first on busy cores: Triton, and the models that take, refuse and send.
+
+    They need a millisecond at a time, and every stream waits for it.
+    """
+    os.nice(NICENESS)
 
 
 def read_parameter(request: Any, name: str) -> Any:

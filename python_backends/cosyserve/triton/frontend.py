@@ -13,7 +13,7 @@ from cosyserve.contracts import FRONTEND, Tensors
 from cosyserve.frontend import Request, Utterance
 from cosyserve.limits import FRONTEND_THREADS
 from cosyserve.load import load_frontend
-from cosyserve.triton.adapter import Asker, read_inputs, read_settings, values
+from cosyserve.triton.adapter import Asker, give_way, read_inputs, read_settings, values
 
 
 class Frontend:
@@ -21,6 +21,7 @@ class Frontend:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by Triton once, before any request."""
+        give_way()
         self._frontend = load_frontend(read_settings(args))
         self._pool = ThreadPoolExecutor(FRONTEND_THREADS, thread_name_prefix="frontend")
 

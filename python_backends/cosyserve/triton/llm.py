@@ -19,7 +19,7 @@ from cosyserve.limits import REMEMBERED_IDS, SEQUENCE_IDLE_SECONDS
 from cosyserve.llm.engine import Engine, Sequence
 from cosyserve.load import load_decoder, load_opening
 from cosyserve.metrics import COMPUTE, LLM_CUT, LLM_SEQUENCES, SPEECH_TOKENS
-from cosyserve.triton.adapter import Asker, Instrument, read_inputs, read_settings
+from cosyserve.triton.adapter import Asker, Instrument, give_way, read_inputs, read_settings
 
 GROUP = 5
 """Fewest speech tokens in an answer but the last: 0.2 s of audio, so that answers cost little and come soon."""
@@ -30,6 +30,7 @@ class Llm:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by Triton once, before any request."""
+        give_way()
         settings = read_settings(args)
         config, decoder = load_decoder(settings)
         cut = Instrument(LLM_CUT)

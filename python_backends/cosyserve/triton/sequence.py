@@ -21,6 +21,7 @@ from cosyserve.triton.adapter import (
     SEQUENCE_START,
     Asker,
     Instrument,
+    give_way,
     read_inputs,
     read_settings,
 )
@@ -45,6 +46,7 @@ class SequenceModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by Triton once, before any request."""
+        give_way()
         settings = read_settings(args)
         self._sessions = Sessions(self.load(settings), SEQUENCE_IDLE_SECONDS, settings.max_batch)
         self._held = Instrument(self.held)
