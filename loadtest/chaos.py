@@ -25,8 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -39,7 +38,7 @@ import psutil
 from measure import model_name
 from rich.console import Console
 from rich.table import Table
-from soak import GAUGES
+from soak import GAUGES, read_metrics
 from tritonclient.grpc import service_pb2_grpc
 
 from cosyserve.metrics import ACTIVE_STREAMS, AUDIO_SAMPLES, CANCELLED, REFUSED, Metric
@@ -142,12 +141,7 @@ class Supervised:
 
     def metrics(self) -> dict[str, float]:
         """Values by name, summed over their labels."""
-        with urllib.request.urlopen(self.metrics_url, timeout=PATIENCE) as page:
-            found = re.findall(r"^(cosyserve_\w+)(?:{.*})? (\S+)$", page.read().decode(), re.M)
-        values: dict[str, float] = defaultdict(float)
-        for name, value in found:
-            values[name] += float(value)
-        return values
+        return read_metrics(self.metrics_url, PATIENCE)
 
     def metric(self, metric: Metric) -> float:
         """One of them."""

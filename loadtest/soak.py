@@ -123,15 +123,26 @@ async def soak(server: Server, process: psutil.Process, utterances: int, at_once
     return wrong
 
 
+def read_metrics(url: str, seconds: float) -> dict[str, float]:
+    """A server's metrics by name, summed over their labels.
+
+    Args:
+        seconds: longest wait for them.
+    """
+    with urllib.request.urlopen(url, timeout=seconds) as page:
+        text = page.read().decode()
+    values: dict[str, float] = defaultdict(float)
+    for name, value in re.findall(r"^(\w+)(?:{.*})? (\S+)$", text, re.M):
+        values[name] += float(value)
+    return values
+
+
 async def _gauges(server: Server) -> dict[str, float]:
     """The gauges, once they have stopped falling."""
     url = f"http://{server.host}:{server.metrics_port}/metrics"
     deadline = time.monotonic() + 10
     while True:
-        text = (await asyncio.to_thread(urllib.request.urlopen, url, timeout=5)).read().decode()
-        found: dict[str, float] = defaultdict(float)
-        for name, value in re.findall(r"^(\w+)(?:{.*})? (\S+)$", text, re.M):
-            found[name] += float(value)
+        found = await asyncio.to_thread(read_metrics, url, 5)
         values = {gauge.name: found[gauge.name] for gauge in GAUGES}
         if not any(values.values()) or time.monotonic() > deadline:
             return values

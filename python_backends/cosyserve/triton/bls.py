@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,6 @@ from cosyserve.errors import StageFailed
 from cosyserve.pipeline.leaving import leave
 from cosyserve.settings import Settings
 from cosyserve.triton import adapter
-
-T = TypeVar("T")
 
 
 class BlsStages:
@@ -69,12 +67,11 @@ class BlsStages:
         await self._call(adapter.inner_request(LLM, inputs), LLM)
 
     async def _call(self, request: Any, model: Model) -> Tensors:
-        return adapter.read_outputs(await self._timely(model.name, request.async_exec()), model)
-
-    async def _timely(self, stage: str, call: Awaitable[T]) -> T:
+        seconds = self._seconds[model.name]
         try:
             # Not wait_for: Python 3.11's loses a cancellation that arrives together with the result.
-            async with asyncio.timeout(self._seconds[stage]):
-                return await call
+            async with asyncio.timeout(seconds):
+                answer = await request.async_exec()
         except TimeoutError:
-            raise StageFailed(f"{stage} did not answer in {self._seconds[stage]} s") from None
+            raise StageFailed(f"{model.name} did not answer in {seconds} s") from None
+        return adapter.read_outputs(answer, model)
