@@ -5,8 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := .cache/demo-weights
 WEIGHTS ?= $(DEMO)
-# Serving never needs torch; building and testing take the plain CPU build of this version.
-TORCH := torch==2.13.0
+SMOKE := tests/triton/test_stream.py tests/triton/test_launcher.py tests/triton/test_wrong_input.py \
+	tests/triton/test_cancel.py tests/triton/test_text_in.py tests/triton/test_registered_voices.py \
+	tests/unit/test_packed.py tests/client
+# Serving never needs torch; building and testing take the plain CPU build of this version, a tenth of the other's size.
+TORCH := --extra-index-url https://download.pytorch.org/whl/cpu --retries 0 --timeout 15 torch==2.13.0+cpu
+PIP := $(BIN)/pip install -qq --disable-pip-version-check
 
 .PHONY: help
 help: ## list the targets
@@ -14,7 +18,7 @@ help: ## list the targets
 
 .PHONY: demo
 demo: $(VENV)/.cpu $(DEMO)/manifest.json ## start Triton, stream one sentence to demo.wav, stop
-	$(BIN)/cosyserve demo --weights $(DEMO) -o demo.wav
+	@$(BIN)/cosyserve demo --weights $(DEMO) -o demo.wav
 
 .PHONY: serve
 serve: $(VENV)/.cpu $(DEMO)/manifest.json ## serve the demo weights on 127.0.0.1:8001 (gRPC) and :8002 (metrics)
@@ -28,11 +32,19 @@ gateway: $(VENV)/.gateway ## page and OpenAI's speech endpoint on 127.0.0.1:8080
 test: check ## everything: unit, parity, contract, client and end-to-end on the real Triton
 	$(BIN)/python -m pytest
 
+.PHONY: pythons
+pythons: ## demo and tests of the real server with every Python from 3.11 to 3.13 on this machine
+	$(PYTHON) tests/pythons.py
+
+.PHONY: smoke
+smoke: $(VENV)/.smoke ## tests of the real server that need no torch: what `make pythons` runs with each Python
+	$(BIN)/python -m pytest $(SMOKE)
+
 .PHONY: check
 check: $(VENV)/.dev ## ruff, mypy, rendered configurations: seconds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@if $(BIN)/python -c 'import torch' 2>/dev/null; then echo mypy; $(BIN)/mypy; else echo "no mypy: it needs torch"; fi
 	$(BIN)/cosyserve-build configs --check
 
 .PHONY: format
@@ -77,7 +89,7 @@ quality: $(VENV)/.dev $(DEMO)/manifest.json ## words misheard and faults by sett
 
 .PHONY: demo-voice
 demo-voice: $(VENV)/.dev ## teach the demo voice anew: hours, needs flite and a C compiler; goes on where it stopped
-	$(BIN)/pip install --quiet -e '.[voice]'
+	@$(PIP) -e '.[voice]'
 	$(BIN)/cosyserve-build demo-voice .cache/demo-voice demo/voice.tar.xz
 
 .PHONY: clean
@@ -85,21 +97,35 @@ clean: ## remove the environment and everything made
 	rm -rf $(VENV) .cache demo.wav
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) python_backends/cosyserve/supported.py
+	@echo "making an environment in $(VENV) ($$($(PYTHON) --version))"
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.cpu: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet -e '.[cpu,client,judge]'
+	@echo "installing what the server needs (150 MB)"
+	@$(PIP) -e '.[cpu]'
+	@echo "installing a recogniser that listens to the demo (30 MB)"
+	@$(PIP) --only-binary=pocketsphinx -e '.[judge]' || echo "no recogniser for this Python: the demo speaks without"
 	@touch $@
 
 $(VENV)/.gateway: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet -e '.[gateway]'
+	@echo "installing the gateway (60 MB)"
+	@$(PIP) -e '.[gateway]'
+	@touch $@
+
+$(VENV)/.smoke: pyproject.toml | $(VENV)/.cpu
+	@echo "installing what the smoke tests need (5 MB)"
+	@$(PIP) -e '.[cpu,test]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet -e '.[dev]'
-	@touch $@ $(VENV)/.cpu $(VENV)/.gateway
+	@echo "installing torch for CPUs (200 MB)"
+	@if $(PIP) $(TORCH); then extras=build,dev; else extras=dev; \
+		echo "no CPU build of torch for this Python: what needs torch is not tested"; fi; \
+	echo "installing what building and testing need (400 MB)"; $(PIP) -e ".[$$extras]"
+	@touch $@ $(VENV)/.cpu $(VENV)/.gateway $(VENV)/.smoke
 
 $(DEMO)/manifest.json: demo/voice.tar.xz | $(VENV)/.cpu
-	$(BIN)/cosyserve unpack demo/voice.tar.xz $(DEMO)
+	@echo "unpacking the demo voice into $(DEMO)"
+	@$(BIN)/cosyserve unpack demo/voice.tar.xz $(DEMO)
 	@touch $@

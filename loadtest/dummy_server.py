@@ -122,8 +122,8 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         coded = session or first.parameters[CODED_ERRORS].bool_param
 
         def fail(code: str, message: str) -> Any:
-            answered.set()
             if strict:
+                answered.set()
                 context.abort(grpc.StatusCode[code], message)
             return service_pb2.ModelStreamInferResponse(
                 error_message=f"{code}{CODE_END}{message}" if coded else message
@@ -139,6 +139,7 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
             word, _, rest = rest.partition(" ")
         if word in grpc.StatusCode.__members__:
             yield fail(word, rest)
+            ended.wait(0.05)  # who leaves now has not read to the end
         elif word == "full" and self.calls["ModelStreamInfer"] <= int(rest):
             yield fail("UNAVAILABLE", "every slot is taken")
         elif word == "truncate":

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cosyserve.errors import CosyServeError
+from cosyserve.command_line import one_line_errors
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -67,15 +65,6 @@ class Runtime(StrEnum):
 ONNX_ALONE = [Runtime.onnx]
 
 
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except CosyServeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-
-
 @app.command()
 def prepare(
     bundle: Annotated[Path, typer.Argument(help="CosyVoice bundle in the official layout")],
@@ -92,9 +81,9 @@ def prepare(
     ] = WeightPrecision.fp32,
 ) -> None:
     """Turn a bundle into weights that the server loads."""
-    from cosyserve_build.prepare import prepare as run
+    with one_line_errors():
+        from cosyserve_build.prepare import prepare as run
 
-    with _one_line_errors():
         run(
             bundle,
             out,
@@ -115,9 +104,9 @@ def engines(
     graphs: Annotated[str, typer.Option(help="names with commas between them")] = "flow_estimator,hift_decoder",
 ) -> None:
     """Build TensorRT plans for this machine's GPU (not verified on hardware)."""
-    from cosyserve_build.engines import engines as run
+    with one_line_errors():
+        from cosyserve_build.engines import engines as run
 
-    with _one_line_errors():
         run(weights, precision.value, graphs.split(","), report=print)
 
 
@@ -127,9 +116,9 @@ def verify(
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Compare every stage with recorded tensors; exit 1 on any miss."""
-    from cosyserve_build.verify import verify as run
+    with one_line_errors():
+        from cosyserve_build.verify import verify as run
 
-    with _one_line_errors():
         report = run(folder)
     print(report.to_json() if json else report.table())
     if report.misses:
@@ -155,11 +144,9 @@ def judge(
 
     from rich.console import Console
 
-    with _one_line_errors():
-        try:
-            from cosyserve_build.judge.command import judge as run
-        except ModuleNotFoundError as error:
-            raise CosyServeError(f"judging needs {error.name}: pip install 'cosyserve[judge]'") from None
+    with one_line_errors():
+        from cosyserve_build.judge.command import judge as run
+
         verdict = run(url, voice, source, sentences, stream=not full, seed=seed, at_once=at_once)
     if json:
         print(written.dumps(verdict.document(), indent=1))
@@ -178,9 +165,9 @@ def synth_bundle(
     seed: Annotated[int, typer.Option(help="same seed, same bundle")] = 0,
 ) -> None:
     """Write a bundle of random weights in the official layout, for tests and benchmarks."""
-    from cosyserve_build.synth import synth_bundle as run
+    with one_line_errors():
+        from cosyserve_build.synth import synth_bundle as run
 
-    with _one_line_errors():
         run(out, version, size.value, seed)
     print(f"{out}: CosyVoice{version} bundle of size {size.value}, random weights")
 
@@ -194,12 +181,12 @@ def demo_voice(
     ] = None,
 ) -> None:
     """Teach a small English voice from nothing: hours on two cores, needs flite and the extra `voice`."""
-    from cosyserve_build.demo_voice.making import STAGES, make
+    with one_line_errors():
+        from cosyserve_build.demo_voice.making import STAGES, make
 
-    unknown = [one for one in stage or [] if one not in STAGES]
-    if unknown:
-        raise typer.BadParameter(f"{', '.join(unknown)}: expected one of {', '.join(STAGES)}", param_hint="--stage")
-    with _one_line_errors():
+        unknown = [one for one in stage or [] if one not in STAGES]
+        if unknown:
+            raise typer.BadParameter(f"{', '.join(unknown)}: expected one of {', '.join(STAGES)}", param_hint="--stage")
         make(work, archive, report=print, stages=stage or [])
 
 
@@ -209,9 +196,9 @@ def demo_bundle(
     out: Annotated[Path, typer.Argument(help="folder for the bundle, replaced")],
 ) -> None:
     """Take the demo voice's bundle out of its archive."""
-    from cosyserve_build.demo_voice.packing import unpack_bundle
+    with one_line_errors():
+        from cosyserve_build.demo_voice.packing import unpack_bundle
 
-    with _one_line_errors():
         unpack_bundle(archive, out)
     print(f"{out}: CosyVoice2 bundle")
 
@@ -223,9 +210,9 @@ def export_hf(
     dtype: Annotated[Dtype, typer.Option(help="type of the tensors")] = Dtype.bfloat16,
 ) -> None:
     """Write the language model as a plain Hugging Face Qwen2 checkpoint."""
-    from cosyserve_build.export_hf import export_hf as run
+    with one_line_errors():
+        from cosyserve_build.export_hf import export_hf as run
 
-    with _one_line_errors():
         run(bundle, out, dtype.value)
     print(f"{out}: Qwen2 checkpoint; its logit biases are sequence_bias in generation_config.json")
 
@@ -237,9 +224,9 @@ def export_gguf(
     quantise: Annotated[Quantisation, typer.Option(help="type of the matrices")] = Quantisation.q8_0,
 ) -> None:
     """Write the language model as a GGUF file for llama.cpp."""
-    from cosyserve_build.export_gguf import export_gguf as run
+    with one_line_errors():
+        from cosyserve_build.export_gguf import export_gguf as run
 
-    with _one_line_errors():
         run(bundle, out, quantise.value)
     print(f"{out}: GGUF, {quantise.value}")
 

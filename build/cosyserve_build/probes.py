@@ -141,7 +141,7 @@ class LlmProbe:
         past = _tensors(self._cache.keys()), _tensors(self._cache.values())
         with torch.no_grad():
             states, *_ = model.hidden(torch.from_numpy(embeds)[None], torch.zeros(1, dtype=torch.int64), *past)
-        return cast(Array, states[0].numpy())
+        return states[0].numpy()
 
     def forward(self, embeds: Array) -> Array:
         """Append positions [n, hidden] and return the logits [V] of the last one."""
@@ -294,7 +294,7 @@ class FlowProbe:
     def speaker(self) -> Array:
         """The speaker vector as the estimator takes it, [1, mels]."""
         with torch.no_grad():
-            return cast(Array, self._guided.speaker(torch.from_numpy(self._voice.embedding)[None]).numpy())
+            return self._guided.speaker(torch.from_numpy(self._voice.embedding)[None]).numpy()
 
     def estimate(self, inputs: dict[str, Array], *, chunk: int) -> Array:
         """The bare estimator on two rows x, mu, cond [2, mels, T], t [2], spks [2, mels], `chunk` frames a call."""

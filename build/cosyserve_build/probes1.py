@@ -59,7 +59,7 @@ class RelativeLlmProbe:
         with torch.no_grad():
             model = cast(RelativeLM, self._graph.module)
             states, *_ = model.hidden(torch.from_numpy(embeds)[None], torch.zeros(1).long(), positions, past, past)
-        return cast(Array, states[0].numpy())
+        return states[0].numpy()
 
     def greedy(self, opening: Array, texts: int, limit: int | None = None) -> tuple[list[int], list[Array]]:
         """Tokens without the end, and the raw logits of every step; the length rules count `texts` text ids."""
@@ -138,7 +138,7 @@ class WindowProbe:
     def speaker(self) -> Array:
         """The speaker vector as the estimator takes it, [1, mels]."""
         with torch.no_grad():
-            return cast(Array, self._guided.speaker(torch.from_numpy(self._voice.embedding)[None]).numpy())
+            return self._guided.speaker(torch.from_numpy(self._voice.embedding)[None]).numpy()
 
     def estimate(self, inputs: dict[str, Array]) -> Array:
         """The bare estimator on two rows x, mu, cond [2, mels, T], t [2], spks [2, mels]."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from cosyserve.bundle import read
-from cosyserve.errors import Unsupported
+from cosyserve.errors import BundleError, Unsupported
 from cosyserve_build.probes import Array
 from cosyserve_build.stages import PLANS
 
@@ -119,6 +119,8 @@ def verify(set_folder: Path | str) -> Report:
         Unsupported: nothing here checks its version.
     """
     folder = Path(set_folder)
+    if not folder.is_dir():
+        raise BundleError(f"{folder} does not exist")
     bundle = read(folder / "bundle")
     if bundle.version not in PLANS:
         raise Unsupported(f"verify: CosyVoice version {bundle.version} is not supported yet")

@@ -8,14 +8,18 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cosyserve.errors import CosyServeError
+from cosyserve import __version__
+from cosyserve.command_line import one_line_errors
+from cosyserve.doctor import State, findings, next_step
 from cosyserve.packed import unpack as unpack_weights
-from cosyserve.serve import PROFILES, Server, free_port, watch
+from cosyserve.serve import PROFILES, UNLOCKABLE, Server, free_port, watch
+from cosyserve.tritonserver import fetch
 from cosyserve.weights import Weights
 from cosyserve_client.bench.command import bench
 from cosyserve_client.cli import say
@@ -27,6 +31,22 @@ app.command()(say)
 app.command()(bench)
 app.command()(plan)
 app.add_typer(voice, name="voice")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cosyserve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Serve CosyVoice text-to-speech, and speak."""
+
 
 RANDOM = "random weights: this is noise, see README to use CosyVoice2-0.5B"
 
@@ -43,12 +63,18 @@ def serve(
     grpc_port: Annotated[int, typer.Option(help="gRPC port")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="metrics port")] = 8002,
     log: Annotated[str, typer.Option(help="file for the log; - is standard output")] = "",
+    unlock: Annotated[
+        list[str] | None, typer.Option(help="service of Triton that callers may use: statistics (for perf_analyzer)")
+    ] = None,
 ) -> None:
     """Run Triton on the model repository until interrupted."""
     if profile not in PROFILES:
         raise typer.BadParameter(f"one of {', '.join(PROFILES)}", param_hint="--profile")
+    if not set(unlock or ()) <= set(UNLOCKABLE):
+        raise typer.BadParameter(f"one of {', '.join(UNLOCKABLE)}", param_hint="--unlock")
+    server = Server(weights, profile, host, grpc_port, metrics_port, unlock=tuple(unlock or ()))
     path = None if log == "-" else Path(log) if log else _temporary_log(grpc_port)
-    with _one_line_errors(), _server(Server(weights, profile, host, grpc_port, metrics_port, log=path)) as process:
+    with one_line_errors(), _server(replace(server, log=path)) as process:
         where = f", log in {path}" if path else ""
         print(f"ready: gRPC on {host}:{grpc_port}, metrics on http://{host}:{metrics_port}/metrics{where}", flush=True)
         watch(process)
@@ -63,19 +89,49 @@ def demo(
     """Start a server on free loopback ports, say one sentence, stop the server."""
     port = free_port()
     server = Server(weights, grpc_port=port, metrics_port=free_port(), log=_temporary_log(port))
-    with _one_line_errors(), _server(server):
+    with one_line_errors(), _server(server):
         print(f"saying: {text}", flush=True)
         say(text, output=output, url=f"{server.host}:{server.grpc_port}", seed=SEED)
         if not Weights(weights).random:
-            print(f"a recogniser heard: {_heard(Path(output))}")
+            print(_heard(Path(output)))
+    print(NEXT)
+
+
+NEXT = """next:
+  make serve, then in another terminal: make gateway    a page that speaks, on http://127.0.0.1:8080
+  .venv/bin/cosyserve say "Your own text." -o mine.wav  what you want to hear, of that server
+  README.md, "Serve CosyVoice"                          real weights instead of the demo voice"""
 
 
 def _heard(wave: Path) -> str:
-    """The words in a file, as far as they are words that the demo voice was taught."""
-    from cosyserve_build.judge.recogniser import Recogniser
+    """What a recogniser hears in a file, as far as it is words that the demo voice was taught, in a line of its own."""
+    try:
+        from cosyserve_build.judge.recogniser import Recogniser
+    except ModuleNotFoundError as error:
+        return f"no recogniser listened: {error.name} is not installed (pip install 'cosyserve[judge]')"
     from cosyserve_client.audio import read_source
 
-    return " ".join(Recogniser().hear(*read_source(wave)))
+    return f"a recogniser heard: {' '.join(Recogniser().hear(*read_source(wave)))}"
+
+
+@app.command()
+def doctor() -> None:
+    """Tell what this machine can do and what to type next; paste the output into bug reports."""
+    found = []
+    for finding in findings():
+        print(finding, flush=True)
+        found.append(finding)
+    print(f"next:   {next_step(found)}")
+    if any(finding.state is State.PROBLEM for finding in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def fetch_triton() -> None:
+    """Fetch the tritonserver that `serve` runs where none is on PATH; for images, and before going offline."""
+    with one_line_errors():
+        found = fetch(print)
+    print(f"Triton {found.version}: {found.binary}")
 
 
 @app.command()
@@ -84,7 +140,7 @@ def unpack(
     out: Annotated[Path, typer.Argument(help="folder for its prepared weights, replaced")],
 ) -> None:
     """Take the prepared weights of the demo voice out of its archive."""
-    with _one_line_errors():
+    with one_line_errors():
         unpack_weights(archive, out)
     print(f"{out}: ready")
 
@@ -114,12 +170,3 @@ def _on_signals(handler: Callable[..., None] | signal.Handlers) -> None:
 
 def _temporary_log(port: int) -> Path:
     return Path(tempfile.gettempdir()) / f"cosyserve-{port}.log"
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except CosyServeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None

@@ -154,6 +154,21 @@ EXIT_SECONDS = 5
 """Longest that Triton waits when it is told to stop. It cuts streams off at once, but takes the flow and vocoder state
 they leave behind for requests under way, which nothing can end any more."""
 
+STOP_POLL_SECONDS = 0.1
+"""Between two looks of an entry model whether the server is told to stop."""
+
+STOP_NOTICE_SECONDS = 3 * STOP_POLL_SECONDS
+"""Time in which the entry models tell their callers that the server stops, before Triton is told to."""
+
+STILL_SECONDS = 2.0
+"""Time without any answer of a stage, while some are waited for, after which it is asked for a sign of life."""
+
+SIGN_OF_LIFE_SECONDS = 4.0
+"""Longest wait for that sign of a stage whose process computes nothing meanwhile: it takes milliseconds."""
+
+STILL_CPU_SECONDS = 0.05
+"""Processor time in it below which a process computes nothing. One of fifty on two cores gets more."""
+
 STOP_SECONDS = EXIT_SECONDS + 5.0
 """Longest wait for Triton to stop before it is killed."""
 

@@ -44,14 +44,39 @@ def unpack(archive: Path, out: Path) -> None:
     """
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            with tarfile.open(archive) as packed:
-                packed.extractall(scratch, filter="data")
+            extract(archive, Path(scratch))
             weights = _put_together(Path(scratch))
-        except (tarfile.TarError, lzma.LZMAError, EOFError, OSError, KeyError, ValueError, SafetensorError) as error:
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise WeightsError(f"{archive.name} cannot be unpacked: {error}") from error
         Weights(weights).check()
         shutil.rmtree(out, ignore_errors=True)
         shutil.move(weights, out)
+
+
+def extract(archive: Path, folder: Path) -> None:
+    """Write the files of an archive below `folder`, and nothing anywhere else.
+
+    `tarfile` has filters that do this from Python 3.11.4 on only.
+
+    Raises:
+        WeightsError: it is missing or damaged, or holds something else than files and folders, or a name that leads
+            elsewhere.
+    """
+    try:
+        with tarfile.open(archive) as packed:
+            for member in packed:
+                path = folder / member.name
+                if ".." in path.parts or not path.is_relative_to(folder) or not (member.isfile() or member.isdir()):
+                    raise WeightsError(f"{archive.name} holds {member.name!r}, which is no file below it")
+                (path if member.isdir() else path.parent).mkdir(parents=True, exist_ok=True)
+                content = packed.extractfile(member)
+                if content is not None:
+                    with content, path.open("wb") as file:
+                        shutil.copyfileobj(content, file)
+    except FileNotFoundError:
+        raise WeightsError(f"{archive} does not exist") from None
+    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
+        raise WeightsError(f"{archive.name} cannot be unpacked: {error}") from error
 
 
 def _put_together(folder: Path) -> Path:

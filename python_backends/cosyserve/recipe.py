@@ -66,5 +66,7 @@ def recipe_of(folder: Path) -> Recipe:
     for recipe in RECIPES:
         if (folder / recipe.yaml).is_file():
             return recipe
+    if not folder.is_dir():
+        raise BundleError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}")
     names = ", ".join(recipe.yaml for recipe in RECIPES)
     raise BundleError(f"{folder.name}: no CosyVoice bundle: it has none of {names}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib.util
+import fcntl
 import os
 import re
 import secrets
@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,7 +22,17 @@ from pathlib import Path
 
 from cosyserve.contracts import TTS
 from cosyserve.errors import ServeError
-from cosyserve.limits import EXIT_SECONDS, MAX_CONNECTION_SECONDS, MAX_STREAMS, READY_SECONDS, STOP_SECONDS
+from cosyserve.limits import (
+    EXIT_SECONDS,
+    MAX_CONNECTION_SECONDS,
+    MAX_STREAMS,
+    READY_SECONDS,
+    STOP_NOTICE_SECONDS,
+    STOP_SECONDS,
+)
+from cosyserve.pipeline.admission import STOP
+from cosyserve.triton_defects import FORWARDED_HEADERS, LOAD_ARGUMENT
+from cosyserve.tritonserver import fetch, locate
 from cosyserve.weights import Weights
 
 PROFILES = ("cpu", "gpu")
@@ -34,9 +43,7 @@ HARDENING = (
     "--strict-readiness=true",
     "--exit-on-error=true",
     f"--exit-timeout-secs={EXIT_SECONDS}",
-    # Each Python model is forked off: while another loads, the fork may inherit a lock that nobody opens, and the start
-    # hangs or aborts (twice in about thirty starts on busy cores). One after another takes no longer on few cores.
-    "--model-load-thread-count=1",
+    LOAD_ARGUMENT,
     f"--grpc-max-connection-age={1000 * MAX_CONNECTION_SECONDS}",
     "--allow-http=false",
     "--allow-vertex-ai=false",
@@ -47,6 +54,9 @@ HARDENING = (
 LOCKED = ("shared-memory", "model-repository", "statistics", "trace", "logging")
 """Triton's gRPC services that no caller needs: through them anyone could read another's tensors, have the log written
 elsewhere, or learn who speaks how much."""
+
+UNLOCKABLE = ("statistics",)
+"""Of these, what an operator may open: perf_analyzer and its kind ask for it. It tells how much is spoken."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,7 @@ class Server:
         host: address to bind; loopback unless asked otherwise.
         settings: values for `cosyserve.settings.Settings`, by field name.
         log: file for the log of Triton and its models; None leaves it on standard output.
+        unlock: those of `UNLOCKABLE` that callers may use.
     """
 
     weights: Path
@@ -68,6 +79,7 @@ class Server:
     metrics_port: int = 8002
     settings: dict[str, str] = field(default_factory=dict)
     log: Path | None = None
+    unlock: tuple[str, ...] = ()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[subprocess.Popen[bytes]]:
@@ -80,26 +92,33 @@ class Server:
         rate = Weights(self.weights).config.sample_rate
         for port in (self.grpc_port, self.metrics_port):
             _check_free(self.host, port)
+        triton = locate() or fetch(_tell)
+        _sweep()
         with contextlib.ExitStack() as stack:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cosyserve-")))
-            binary, environ, extra = _tritonserver(scratch)
-            environ |= self._environ()
-            if drain_file := environ.get("COSYSERVE_DRAIN_FILE"):
-                # Left by whoever stopped a server here before; a container that starts again keeps its /tmp.
-                Path(drain_file).unlink(missing_ok=True)
-            out = stack.enter_context(self.log.open("wb")) if self.log else None
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=SCRATCH)))
+            lock = stack.enter_context((scratch / LOCK).open("wb"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
             shared_memory = f"{scratch.name}-"
             stack.callback(_remove_shared_memory, shared_memory)
+            arguments = [*self._arguments(_repository(scratch, rate)), *_python_backend(shared_memory)]
+            (scratch / "lib").mkdir()
+            environ = {"COSYSERVE_DRAIN_FILE": str(scratch / "drain"), **triton.environ(scratch / "lib")}
+            environ |= self._environ()
+            drain_file = Path(environ["COSYSERVE_DRAIN_FILE"])
+            # Left by whoever stopped a server here before; a container that starts again keeps its /tmp.
+            drain_file.unlink(missing_ok=True)
+            out = stack.enter_context(self.log.open("wb")) if self.log else None
             process = subprocess.Popen(
-                [binary, *self._arguments(_repository(scratch, rate)), *_python_backend(shared_memory), *extra],
+                triton.arguments(arguments),
                 env=environ,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
+                pass_fds=[lock.fileno()],  # held as long as any process of the server lives
             )
-            stack.callback(_stop, process)
+            stack.callback(_stop, process, drain_file)
             self._wait(process)
             yield process
 
@@ -112,10 +131,10 @@ class Server:
             f"--metrics-address={self.host}",
             f"--metrics-port={self.metrics_port}",
             *HARDENING,
-            # What a client's utterance is part of (W3C trace context) reaches the models as a parameter of its request.
-            "--grpc-header-forward-pattern=^traceparent$",
+            f"--grpc-header-forward-pattern=^({'|'.join(FORWARDED_HEADERS)})$",
             # Nobody knows the key, not even this process a moment later.
-            f"--grpc-restricted-protocol={','.join(LOCKED)}:admin-key={secrets.token_hex(32)}",
+            f"--grpc-restricted-protocol={','.join(each for each in LOCKED if each not in self.unlock)}"
+            f":admin-key={secrets.token_hex(32)}",
             *flavour,
         ]
 
@@ -227,35 +246,6 @@ def _check_free(host: str, port: int) -> None:
             raise ServeError(f"cannot listen on {host}:{port}: {error.strerror}") from None
 
 
-def _tritonserver(scratch: Path) -> tuple[str, dict[str, str], list[str]]:
-    """Binary, environment and extra arguments: the server on PATH, or the one in the nvidia-pytriton wheel."""
-    environ = dict(os.environ)
-    # The Python stub takes the packages of the first python3 on PATH, and nothing from PYTHONPATH.
-    environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", "")])
-    if found := shutil.which("tritonserver"):
-        return found, environ, []
-    spec = importlib.util.find_spec("pytriton")
-    if spec is None or spec.origin is None:
-        raise ServeError("no tritonserver: put one on PATH, or install it with `pip install 'cosyserve[cpu]'`")
-    wheel = Path(spec.origin).parent
-    backends = scratch / "backends"
-    python = backends / "python"
-    shutil.copytree(wheel / "tritonserver/backends/python", python)
-    stub = python / "triton_python_backend_stub"
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    built = wheel / "tritonserver/python_backend_stubs" / version / stub.name
-    if not built.is_file():
-        raise ServeError(f"nvidia-pytriton carries no Python stub for Python {version}")
-    shutil.copy(built, stub)
-    stub.chmod(0o755)
-    libraries = [str(wheel.parent / "nvidia_pytriton.libs"), str(sysconfig.get_config_var("LIBDIR"))]
-    environ["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, environ.get("LD_LIBRARY_PATH", "")])
-    binary = scratch / "tritonserver"
-    shutil.copy(wheel / "tritonserver/bin/tritonserver", binary)
-    binary.chmod(0o755)
-    return str(binary), environ, [f"--backend-directory={backends}"]
-
-
 def _die_with_parent() -> None:
     # Linux: ask for SIGTERM when the parent dies, however it dies.
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -271,14 +261,34 @@ def _python_backend(shared_memory: str) -> list[str]:
     return [f"--backend-config=python,{name}={value}" for name, value in options.items()]
 
 
+SCRATCH, LOCK = "cosyserve-", "lock"
+"""Prefix of a server's folder for temporary files, and the file in it that is locked while the server lives."""
+
+
+def _sweep() -> None:
+    """Remove what servers have left that were killed together with their launcher."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/{LOCK}"):
+        with contextlib.suppress(OSError), lock.open("wb") as file:  # of a living server, or of another user
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_shared_memory(f"{lock.parent.name}-")
+            shutil.rmtree(lock.parent)
+
+
 def _remove_shared_memory(prefix: str) -> None:
     for path in Path("/dev/shm").glob(f"{prefix}*"):
         path.unlink(missing_ok=True)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server and every stub of its session."""
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _stop(process: subprocess.Popen[bytes], drain_file: Path) -> None:
+    """End the server and every stub of its session, after its callers have been told."""
     if process.poll() is None:
+        with contextlib.suppress(OSError):
+            drain_file.write_text(STOP, "utf-8")
+            time.sleep(STOP_NOTICE_SECONDS)
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=STOP_SECONDS)

@@ -43,7 +43,13 @@ class Weights:
         try:
             self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
         except FileNotFoundError:
+            if not folder.exists():
+                raise WeightsError(f"{folder} does not exist") from None
             raise WeightsError(f"{folder} holds no {MANIFEST}: make it with `cosyserve-build prepare`") from None
+        except NotADirectoryError:
+            raise WeightsError(f"{folder} is not a folder") from None
+        except OSError as error:
+            raise WeightsError(f"{folder / MANIFEST} cannot be read: {error.strerror}") from None
         except ValueError as error:
             raise WeightsError(f"{MANIFEST} is not JSON: {error}") from None
         found = self.manifest.get("format")

@@ -112,6 +112,13 @@ def test_each_status_has_its_class(speak: Speak, code: str, kind: type[ServerErr
     assert str(caught.value) == f"{code} text: is empty"
 
 
+def test_the_end_behind_an_error_is_read(speak: Speak, server: DummyServer) -> None:
+    """Triton loses count of a stream that is cancelled as it ends."""
+    with pytest.raises(NotFound):
+        speak([], "NOT_FOUND no such voice")
+    assert not server.cancelled.acquire(timeout=0.3)
+
+
 def test_audio_before_an_error_is_not_lost_on_a_slow_listener(speak: Speak) -> None:
     heard: list[AudioChunk] = []
     with pytest.raises(Internal):

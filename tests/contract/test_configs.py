@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from cosyserve.contracts import MODELS, TTS, Model, Scheduling
+from cosyserve.contracts import MODELS, TTS, UPSTREAM, Model, Scheduling
 from cosyserve.limits import MAX_LLM_SLOTS, MAX_SEQUENCES, MAX_STREAMS, SEQUENCE_IDLE_SECONDS
 from cosyserve.load import load_grid
 from cosyserve.runtimes.ladder import BATCH
@@ -43,6 +43,13 @@ def test_stale_names_changed_and_missing_files(tmp_path: Path) -> None:
     changed.write_text(changed.read_text().replace("decoupled: true", "decoupled: false"))
     missing.unlink()
     assert sorted(configs.stale(tmp_path)) == sorted([changed, missing])
+
+
+@every_flavour
+def test_no_inner_model_is_decoupled(flavour: str) -> None:
+    """Reading a decoupled model from inside another corrupts memory: see `cosyserve.triton_defects`."""
+    decoupled = {model.name for model in MODELS if committed(model, flavour).model_transaction_policy.decoupled}
+    assert decoupled == {TTS.name, *(model.name for model in UPSTREAM)}
 
 
 @every_flavour

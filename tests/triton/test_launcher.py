@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 import wave
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import grpc
@@ -19,6 +22,10 @@ import pytest
 from live import PATIENCE, Live, free_port, wait_until
 from measure import model_name
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from cosyserve.limits import EXIT_SECONDS
+from cosyserve.triton_defects import LOAD_ARGUMENT
+from cosyserve_client import Client, Unavailable
 
 COSYSERVE = str(Path(sys.executable).parent / "cosyserve")
 NOTICE = "random weights: "
@@ -55,6 +62,23 @@ def test_a_damaged_file_is_named(demo_weights: Path, tmp_path: Path, name: str) 
     assert_one_clear_line(run(*serve_arguments(damaged)), f"{re.escape(name)} differs from its checksum")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["serve", "--weights", "nowhere/weights"], "nowhere/weights does not exist"),
+        (["serve", "--weights", sys.executable], "is not a folder"),
+        (["demo", "--weights", "nowhere/weights"], "nowhere/weights does not exist"),
+        (["unpack", "nowhere.tar.xz", "out"], "nowhere.tar.xz does not exist"),
+    ],
+)
+def test_what_does_not_exist_is_told_so(arguments: list[str], pattern: str) -> None:
+    assert_one_clear_line(run(*arguments), pattern)
+
+
+def test_the_version_is_told() -> None:
+    assert run("--version").stdout == f"cosyserve {version('cosyserve')}\n"
+
+
 def test_a_damaged_manifest_is_named(demo_weights: Path, tmp_path: Path) -> None:
     damaged = shutil.copytree(demo_weights, tmp_path / "damaged")
     (damaged / "manifest.json").write_text("{")
@@ -76,10 +100,10 @@ def test_an_unknown_profile_is_a_usage_error(demo_weights: Path) -> None:
 
 
 @contextmanager
-def serving(weights: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
+def serving(weights: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
     """``cosyserve serve``, ready, and all the processes below it."""
     process = subprocess.Popen(
-        [COSYSERVE, *serve_arguments(weights)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [COSYSERVE, *serve_arguments(weights), *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     below: list[psutil.Process] = []
@@ -135,6 +159,63 @@ def test_sigterm_ends_everything_and_leaves_nothing(demo_weights: Path) -> None:
         assert "error" not in errors
         assert not any(below_it.is_running() for below_it in below)
         assert not {region for region in regions if region.exists()}
+
+
+def test_callers_are_told_at_once_when_the_server_stops(demo_weights: Path) -> None:
+    """Triton alone would tell them when its own exit times out."""
+    with serving(demo_weights) as (process, _):
+        port = process.args[process.args.index("--grpc-port") + 1]  # type: ignore[union-attr, index]
+        with Client(f"127.0.0.1:{port}") as client, client.stream("One. " * 200, seed=1) as stream:
+            next(stream)
+            process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            with pytest.raises(Unavailable, match="stops"):
+                list(stream)
+            assert time.monotonic() - began < EXIT_SECONDS / 2
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == 128 + signal.SIGINT
+
+
+def test_models_load_one_after_another(demo_weights: Path) -> None:
+    with serving(demo_weights) as (_, below):
+        triton = next(process for process in below if model_name(process) == "tritonserver")
+        assert LOAD_ARGUMENT in triton.cmdline()
+
+
+def test_what_a_killed_server_left_is_removed_by_the_next(demo_weights: Path) -> None:
+    with serving(demo_weights) as (_, below):
+        regions = shared_memory(below)
+        os.kill(below[0].ppid(), signal.SIGKILL)
+        for process in below:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(below, timeout=PATIENCE)
+        assert all(region.exists() for region in regions)
+    with serving(demo_weights) as (_, others):
+        assert not any(region.exists() for region in regions)
+        assert shared_memory(others)
+
+
+def test_a_living_server_keeps_what_it_has_when_another_starts(demo_weights: Path) -> None:
+    with serving(demo_weights) as (_, first), serving(demo_weights):
+        assert all(region.exists() for region in shared_memory(first))
+
+
+def test_statistics_are_unlocked_when_asked(demo_weights: Path) -> None:
+    with serving(demo_weights, "--unlock", "statistics") as (process, _):
+        port = process.args[process.args.index("--grpc-port") + 1]  # type: ignore[union-attr, index]
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            told = stub.ModelStatistics(service_pb2.ModelStatisticsRequest(name="tts"), timeout=PATIENCE)
+            assert [model.name for model in told.model_stats] == ["tts"]
+            with pytest.raises(grpc.RpcError, match="restricted"):
+                stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), timeout=PATIENCE)
+
+
+def test_nothing_else_can_be_unlocked(demo_weights: Path) -> None:
+    ended = run(*serve_arguments(demo_weights), "--unlock", "model-repository")
+    assert ended.returncode == 2
+    assert "--unlock" in ended.stderr
 
 
 def test_who_computes_lets_the_others_go_first(demo_weights: Path) -> None:

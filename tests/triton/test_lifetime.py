@@ -21,7 +21,20 @@ LONG = "This is said over and over, for much longer than anyone would listen. " 
 def hasty(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A server that lets nobody speak for longer than a second."""
     with running(weights, tmp_path_factory.mktemp("hasty") / "triton.log", lifetime="1") as live:
+        _warm(live)
         yield live
+
+
+def _warm(live: Live) -> None:
+    """Until a short utterance takes no longer than it may: the first ones of a server take longer than others."""
+    deadline = time.monotonic() + PATIENCE
+    with Client(live.url) as client:
+        while True:
+            try:
+                client.synthesize("Hi.", seed=1)
+                return
+            except Cancelled:
+                assert time.monotonic() < deadline, "a short utterance takes too long"
 
 
 def talk(session: Session) -> None:
@@ -35,12 +48,13 @@ def talk(session: Session) -> None:
 def test_a_text_that_takes_too_long_is_cut_off(hasty: Live) -> None:
     with Client(hasty.url) as client:
         short = client.synthesize("Hi.", seed=1).pcm
+        counted = hasty.metric(CANCELLED, model="tts", reason="lifetime")
         with client.stream(LONG, seed=1) as stream:
             assert len(next(stream).pcm)
             with pytest.raises(Cancelled, match=OVER):
                 list(stream)
         hasty.wait_idle()
-        assert hasty.metric(CANCELLED, model="tts", reason="lifetime") == 1
+        assert hasty.metric(CANCELLED, model="tts", reason="lifetime") == counted + 1
         np.testing.assert_array_equal(client.synthesize("Hi.", seed=1).pcm, short)
 
 

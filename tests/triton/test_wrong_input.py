@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from live import Live
-from raw import IN_BODY, INSIDE, Answer, Input, call, numbers, words
+from raw import IN_BODY, INSIDE, Answer, Input, call, message, numbers, send, words
 
 from cosyserve_client import Client
 
@@ -157,6 +157,14 @@ def test_tensors_against_the_contract_are_refused_by_name(server: Live, field: s
 )
 def test_each_kind_of_refusal_has_its_status(server: Live, code: str, inputs: tuple[Input, ...]) -> None:
     assert call(server.url, *inputs, status=True).code == code
+
+
+def test_errors_of_inner_models_keep_their_code(server: Live) -> None:
+    """Calls between models, and ensembles on top, pass on nothing but the message."""
+    request = message("tts", TEXT, words("voice", "nobody"), coded_errors=True)
+    assert send(server.url, request, seconds=5).message.startswith("NOT_FOUND | no voice named")
+    step = message("token2wav", *STEP, sequence=2**40, start=True, end=True)
+    assert "INVALID_ARGUMENT/ | speaker_embedding" in send(server.url, step, seconds=5).message
 
 
 STEP = (

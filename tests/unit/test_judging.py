@@ -178,7 +178,7 @@ def test_a_missing_recogniser_names_the_command_that_brings_it(monkeypatch: pyte
     result = judge("--sentences", "1")
     assert (result.exit_code, result.stderr) == (
         1,
-        "error: judging needs pocketsphinx: pip install 'cosyserve[judge]'\n",
+        "error: pocketsphinx is not installed: pip install 'cosyserve[judge]'\n",
     )
 
 

@@ -7,6 +7,7 @@ import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +75,9 @@ def _shard(folder: Path, speaker: str, start: int) -> Path:
 
 def _write(order: _Order) -> _Order:
     said = [speak(text, order.speaker) for text in itertools.islice(sentences(SEED), order.start, order.start + SHARD)]
-    arrays = {name: np.concatenate([getattr(u, name) for u in said]) for name in ("wave", "mel", "f0", "tokens")}
+    arrays: dict[str, Any] = {
+        name: np.concatenate([getattr(u, name) for u in said]) for name in ("wave", "mel", "f0", "tokens")
+    }
     partial = order.path.with_suffix(".partial")
     with partial.open("wb") as file:
         np.savez(file, text=[u.text for u in said], lengths=[len(u.tokens) for u in said], **arrays)

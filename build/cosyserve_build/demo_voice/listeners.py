@@ -81,7 +81,7 @@ class SpeakerModel(nn.Module):
 
 def heard(utterance: Utterance, scale: float = 1.0) -> NDArray[np.float32]:
     """The wave as both listeners get it, at 16 kHz; `scale` raises the pitch by that factor."""
-    wave = utterance.wave.astype(np.float32) / 32767
+    wave = utterance.wave.astype(np.float32) / np.float32(32767)
     return resample(wave, round(SAMPLE_RATE * scale), _RATE)
 
 

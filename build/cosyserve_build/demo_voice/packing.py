@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cosyserve.bundle import StateDict, read
-from cosyserve.packed import NETWORKS, RECIPE
+from cosyserve.packed import NETWORKS, RECIPE, extract
 from cosyserve_build.demo_voice.checkpoints import write_checkpoints
 from cosyserve_build.folder import replaced
 
@@ -49,9 +49,13 @@ def pack(bundle: Path, weights: Path, archive: Path) -> None:
 
 
 def unpack_bundle(archive: Path, out: Path) -> None:
-    """The bundle in the official layout, its checkpoints float16."""
-    with tempfile.TemporaryDirectory() as scratch, tarfile.open(archive) as packed, replaced(out) as folder:
-        packed.extractall(scratch, filter="data")
+    """The bundle in the official layout, its checkpoints float16.
+
+    Raises:
+        WeightsError: there is no such archive, or it is damaged.
+    """
+    with tempfile.TemporaryDirectory() as scratch, replaced(out) as folder:
+        extract(archive, Path(scratch))
         for path in Path(scratch, "bundle").iterdir():
             path.rename(folder / path.name)
         paths = {network: folder / f"{network}.safetensors" for network in NETWORKS}

@@ -31,7 +31,7 @@ def pitch(windows: Float, rate: int) -> Float:
     step = rate // _RATE
     count = windows.shape[1] // step
     low = windows[:, : count * step].reshape(len(windows), count, step).mean(axis=2)  # also a low-pass
-    low = low - low.mean(axis=1, keepdims=True)
+    low = (low - low.mean(axis=1, keepdims=True)).astype(np.float64)  # numpy 2 would transform float32 in float32
     rate_low = rate / step
     lags = np.arange(int(rate_low / HIGH) - 1, int(np.ceil(rate_low / LOW)) + 2)
 

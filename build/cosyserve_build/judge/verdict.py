@@ -39,7 +39,7 @@ class Finding:
         """Listen to one utterance."""
         return cls(
             words(speech.text),
-            recogniser.hear(speech.pcm.astype(np.float32) / 32768, speech.rate),
+            recogniser.hear(speech.pcm.astype(np.float32) / np.float32(32768), speech.rate),
             len(speech.pcm) / speech.rate,
             speech.first_audio,
             Signal.of(speech.pcm, speech.joins, speech.rate),

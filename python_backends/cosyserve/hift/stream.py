@@ -136,7 +136,8 @@ class HiftStream:
     @property
     def frames_kept(self) -> int:
         """Mel frames kept for what is still to come."""
-        return self._state.mel.shape[1]
+        frames: int = self._state.mel.shape[1]
+        return frames
 
     def step(self, mel: Float, final: bool) -> Float:
         """As `steps`, alone."""

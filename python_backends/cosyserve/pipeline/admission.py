@@ -9,6 +9,9 @@ from pathlib import Path
 
 from cosyserve.errors import Draining, StreamsTaken
 
+STOP = "stop"
+"""What the drain file says when running utterances are to end too."""
+
 
 @dataclass
 class Admission:
@@ -16,7 +19,7 @@ class Admission:
 
     Attributes:
         limit: most at once.
-        drain_file: while this file exists, none begins.
+        drain_file: while this file exists, none begins; while it says `STOP`, none goes on.
         changed: told `active` whenever it changes, before anything else happens.
         active: in progress now.
     """
@@ -25,6 +28,14 @@ class Admission:
     drain_file: Path | None = None
     changed: Callable[[int], object] = lambda active: None
     active: int = 0
+
+    @property
+    def stops(self) -> bool:
+        """Whether running utterances are to end."""
+        try:
+            return self.drain_file is not None and self.drain_file.read_text("utf-8") == STOP
+        except OSError:
+            return False
 
     @contextmanager
     def slot(self) -> Iterator[None]:

@@ -5,12 +5,15 @@ Only this folder imports ``triton_python_backend_utils``, which exists inside Tr
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+import secrets
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
@@ -23,6 +26,8 @@ from cosyserve.errors import CODE_END, CODED_ERRORS, CosyServeError, InvalidInpu
 from cosyserve.logs import log_json_lines, request_id
 from cosyserve.metrics import Metric
 from cosyserve.settings import Settings
+from cosyserve.triton.tensors import make_tensor, read_tensor
+from cosyserve.triton_defects import STATUS_HEADER, STATUS_PAUSE_SECONDS, asks_for_status
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 SEQUENCE_START = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
@@ -34,8 +39,8 @@ NICENESS = 5
 REQUEST_ID = ContextVar("request_id", default="")
 """Of the utterance in progress: what inner models call their part of it."""
 
-Tell = Callable[[CosyServeError], Any]
-"""Makes the response that tells an error."""
+PING = "ping"
+"""Parameter of a request that the process of an inner model answers at once, without any work."""
 
 _LOG = logging.getLogger("cosyserve")
 log_json_lines()  # each model has a process of its own, which begins here
@@ -69,9 +74,15 @@ def give_way() -> None:
     os.nice(NICENESS)
 
 
+def read_parameters(request: Any) -> dict[str, Any]:
+    """The parameters of a request, with the `FORWARDED_HEADERS` of its call."""
+    found: dict[str, Any] = json.loads(request.parameters() or "{}")
+    return found
+
+
 def read_parameter(request: Any, name: str) -> Any:
     """A parameter of a request; None when there is none."""
-    return json.loads(request.parameters() or "{}").get(name)
+    return read_parameters(request).get(name)
 
 
 def read_inputs(request: Any, model: Model) -> Tensors:
@@ -84,7 +95,7 @@ def read_inputs(request: Any, model: Model) -> Tensors:
     for tensor in model.inputs:
         found = pb_utils.get_input_tensor_by_name(request, tensor.name)
         if found is not None:
-            array = found.as_numpy()
+            array = read_tensor(found)
             given[tensor.name] = array[0] if _batched(model) else array
             _check_shape(tensor, given[tensor.name].shape)
         elif not tensor.optional:
@@ -128,6 +139,21 @@ def inner_request(model: Model, values: Tensors, **options: Any) -> Any:
     )
 
 
+def ping_request(model: Model) -> Any:
+    """A request from inside a model that the process of another answers at once, without any work."""
+    needed = (tensor for tensor in model.inputs if not tensor.optional)
+    dummies: Tensors = {t.name: np.zeros([abs(size) for size in t.dims], t.numpy) for t in needed}
+    sequence = model.scheduling is Scheduling.SEQUENCE
+    # Its errors, too, belong to no utterance.
+    options = {"correlation_id": secrets.randbits(62) + 1, "flags": SEQUENCE_START | SEQUENCE_END} if sequence else {}
+    return inner_request(model, dummies, parameters={PING: True}, **options)
+
+
+def answered(answer: Any) -> bool:
+    """Whether a BLS response comes from the model's process, if with an error, and not from Triton in its place."""
+    return not answer.has_error() or CODE_END in answer.error().message()
+
+
 def read_outputs(answer: Any, model: Model) -> Tensors:
     """The outputs of a BLS response, without batch dimension.
 
@@ -139,20 +165,33 @@ def read_outputs(answer: Any, model: Model) -> Tensors:
         # An ensemble puts words of its own before the message.
         code, _, reason = kind.rpartition(" ")[2].partition("/")
         raise passed_on(message, code, reason) if message else StageFailed(f"{model.name} failed")
-    arrays = {t.name: pb_utils.get_output_tensor_by_name(answer, t.name).as_numpy() for t in model.outputs}
+    arrays = {t.name: read_tensor(pb_utils.get_output_tensor_by_name(answer, t.name)) for t in model.outputs}
     return {name: array[0] for name, array in arrays.items()} if _batched(model) else arrays
 
 
-class Asker:
-    """Who waits for the one answer of an inner model. What cannot be told is dropped: whoever asked is gone, and nobody
+def asked(requests: list[Any], model: Model) -> Iterator[tuple[Any, Asker]]:
+    """The requests of one call to an inner model, each with its `Asker`; pings are answered here."""
+    for request in requests:
+        parameters = read_parameters(request)
+        asker = Asker(request, model, pause=STATUS_PAUSE_SECONDS if asks_for_status(parameters) else 0.0)
+        if parameters.get(PING):
+            asker.answer({})
+        else:
+            yield request, asker
 
-    else is to suffer for it.
+
+class Asker:
+    """Reply handle for one request to an inner model. Send errors are ignored: the caller has disconnected.
+
+    Args:
+        pause: seconds to wait before an error, see `cosyserve.triton_defects`.
     """
 
-    def __init__(self, request: Any, model: Model) -> None:
+    def __init__(self, request: Any, model: Model, pause: float = 0.0) -> None:
         self._sender = request.get_response_sender()
         self._id = request_id(request.request_id())
         self._model = model
+        self._pause = pause
 
     def answer(self, outputs: Tensors) -> None:
         """Tell the outputs."""
@@ -164,31 +203,54 @@ class Asker:
     def fail(self, error: Exception) -> None:
         """Tell an error; code and reason travel in the message, because BLS drops Triton's code."""
         told = known(error, self._id)
-        self._tell(_error(f"{told.code}/{told.reason}{CODE_END}{told}", told.code))
+        answer = _error(f"{told.code}/{told.reason}{CODE_END}{told}", told.code)
+        if self._pause:
+            threading.Timer(self._pause, self._tell, [answer]).start()
+        else:
+            self._tell(answer)
 
     def _tell(self, answer: Any) -> None:
         with suppress(Exception):
             self._sender.send(answer, flags=FINAL)
 
 
-def coded_failure(error: CosyServeError) -> Any:
-    """The error response of a session, and of who asked for it; the code travels in the message.
+class ErrorReply:
+    """How the errors of one request to an entry model are told.
 
-    Triton 2.51 dies when it ends a stream with a status while further requests of that stream are under way, as the
-    pieces of a session are: who opens one asks for no status and reads the message.
+    Sessions, and callers who ask for it, get the code in the message. A caller who asks for statuses gets them, after a
+    pause: see `cosyserve.triton_defects`.
     """
+
+    def __init__(self, request: Any) -> None:
+        parameters = read_parameters(request)
+        self._coded = bool(request.correlation_id() or parameters.get(CODED_ERRORS))
+        self._status = asks_for_status(parameters)
+
+    async def send(self, sender: Any, error: CosyServeError) -> None:
+        """End the request with this error."""
+        sender.send(await self.response(error), flags=FINAL)
+
+    async def response(self, error: CosyServeError) -> Any:
+        """The response that tells it, once it may be sent."""
+        if self._status:
+            _warn_of_statuses()
+        await asyncio.sleep(STATUS_PAUSE_SECONDS if self._status else 0)
+        return coded_error(error) if self._coded else _error(str(error), error.code)
+
+
+@functools.cache
+def _warn_of_statuses() -> None:
+    _LOG.warning(
+        "a caller asks for gRPC statuses (header %s): Triton may die of them while other streams run; "
+        "ask for the parameter %s instead",
+        STATUS_HEADER,
+        CODED_ERRORS,
+    )
+
+
+def coded_error(error: CosyServeError) -> Any:
+    """The response that tells an error with its code in the message."""
     return _error(f"{error.code}{CODE_END}{error}", error.code)
-
-
-def final_failure(error: CosyServeError) -> Any:
-    """The error response that any other client sees."""
-    return _error(str(error), error.code)
-
-
-def telling(request: Any) -> Tell:
-    """What makes the error responses of a request to an entry model."""
-    coded = request.correlation_id() or read_parameter(request, CODED_ERRORS)
-    return coded_failure if coded else final_failure
 
 
 def known(error: BaseException, id: str) -> CosyServeError:
@@ -210,7 +272,7 @@ def _tensors(values: Tensors, specs: tuple[Tensor, ...], model: Model) -> list[A
     for tensor in specs:
         if tensor.name in values:
             array = np.ascontiguousarray(values[tensor.name], dtype=tensor.numpy)
-            made.append(pb_utils.Tensor(tensor.name, array[None] if _batched(model) else array))
+            made.append(make_tensor(tensor.name, array[None] if _batched(model) else array))
     return made
 
 

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import ExitStack
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cosyserve.contracts import FRONTEND, LLM, TOKEN2WAV, Model, Tensors
+from cosyserve.contracts import FLOW, FRONTEND, HIFT, LLM, TOKEN2WAV, Model, Tensors
 from cosyserve.errors import StageFailed
 from cosyserve.pipeline.leaving import leave
 from cosyserve.settings import Settings
 from cosyserve.triton import adapter
+from cosyserve.triton.watchdog import ModelProcess
+
+PARTS = {FRONTEND.name: (FRONTEND,), LLM.name: (LLM,), TOKEN2WAV.name: (FLOW, HIFT)}
+"""The models whose processes answer a call to each stage."""
 
 
 class BlsStages:
@@ -29,6 +36,15 @@ class BlsStages:
             LLM.name: settings.llm_timeout,
             TOKEN2WAV.name: settings.token2wav_timeout,
         }
+        self._processes = {
+            stage: [ModelProcess(model.name, partial(_ping, model)) for model in models]
+            for stage, models in PARTS.items()
+        }
+
+    @property
+    def processes(self) -> list[ModelProcess]:
+        """The processes that calls go to."""
+        return list(chain.from_iterable(self._processes.values()))
 
     async def frontend(self, request: Tensors) -> Tensors:
         """See `Stages.frontend`."""
@@ -71,7 +87,17 @@ class BlsStages:
         try:
             # Not wait_for: Python 3.11's loses a cancellation that arrives together with the result.
             async with asyncio.timeout(seconds):
-                answer = await request.async_exec()
+                with ExitStack() as stack:
+                    for process in self._processes[model.name]:
+                        stack.enter_context(process.waiting())
+                    answer = await request.async_exec()
+                    if adapter.answered(answer):
+                        for process in self._processes[model.name]:
+                            process.heard()
         except TimeoutError:
             raise StageFailed(f"{model.name} did not answer in {seconds} s") from None
         return adapter.read_outputs(answer, model)
+
+
+async def _ping(model: Model) -> bool:
+    return adapter.answered(await adapter.ping_request(model).async_exec())

@@ -13,7 +13,7 @@ from cosyserve.contracts import FRONTEND, Tensors
 from cosyserve.frontend import Request, Utterance
 from cosyserve.limits import FRONTEND_THREADS
 from cosyserve.load import load_frontend
-from cosyserve.triton.adapter import Asker, give_way, read_inputs, read_settings, values
+from cosyserve.triton.adapter import Asker, asked, give_way, read_inputs, read_settings, values
 
 
 class Frontend:
@@ -27,8 +27,8 @@ class Frontend:
 
     def execute(self, requests: list[Any]) -> None:
         """Features of each request, answered when they are ready."""
-        for request in requests:
-            self._pool.submit(self._answer, request, Asker(request, FRONTEND))
+        for request, asker in asked(requests, FRONTEND):
+            self._pool.submit(self._answer, request, asker)
 
     def finalize(self) -> None:
         """Called by Triton at shutdown."""

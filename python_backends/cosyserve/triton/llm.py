@@ -19,7 +19,7 @@ from cosyserve.limits import REMEMBERED_IDS, SEQUENCE_IDLE_SECONDS
 from cosyserve.llm.engine import Engine, Sequence
 from cosyserve.load import load_decoder, load_opening
 from cosyserve.metrics import COMPUTE, LLM_CUT, LLM_SEQUENCES, SPEECH_TOKENS
-from cosyserve.triton.adapter import Asker, Instrument, give_way, read_inputs, read_settings
+from cosyserve.triton.adapter import Asker, Instrument, asked, give_way, read_inputs, read_settings
 
 GROUP = 5
 """Fewest speech tokens in an answer but the last: 0.2 s of audio, so that answers cost little and come soon."""
@@ -48,8 +48,7 @@ class Llm:
 
     def execute(self, requests: list[Any]) -> None:
         """Queue each request; its answers come from the engine thread."""
-        for request in requests:
-            asker = Asker(request, LLM)
+        for request, asker in asked(requests, LLM):
             try:
                 self._orders.put(self._order(read_inputs(request, LLM), asker))
             except Exception as error:

@@ -21,6 +21,7 @@ from cosyserve.triton.adapter import (
     SEQUENCE_START,
     Asker,
     Instrument,
+    asked,
     give_way,
     read_inputs,
     read_settings,
@@ -60,8 +61,7 @@ class SequenceModel:
 
     def execute(self, requests: list[Any]) -> None:
         """Queue each request."""
-        for request in requests:
-            asker = Asker(request, self.model)
+        for request, asker in asked(requests, self.model):
             try:
                 self._events.put(self._step(request, asker))
             except Exception as error:

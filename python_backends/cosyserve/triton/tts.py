@@ -24,19 +24,20 @@ from cosyserve.triton.adapter import (
     FINAL,
     SEQUENCE_END,
     SEQUENCE_START,
+    ErrorReply,
     Instrument,
-    Tell,
-    coded_failure,
+    coded_error,
     known,
     read_inputs,
     read_parameter,
     read_settings,
     response,
-    telling,
     values,
 )
 from cosyserve.triton.bls import BlsStages
 from cosyserve.triton.utterance import Instruments, Utterance
+from cosyserve.triton.watchdog import Watchdog
+from cosyserve.triton_defects import LOOKS_PER_SECOND, outlast
 
 if TYPE_CHECKING:
     from cosyserve.traces import Traces
@@ -49,10 +50,6 @@ SWITCH_SECONDS = 0.0005
 
 POLL_SECONDS = 0.05
 """Shortest time between two looks of a stream whether its client is still there: Triton has no event for it."""
-
-LOOKS_PER_SECOND = 50
-"""Most looks of all streams: each holds the event loop up until Triton has answered. With 12 streams on two full cores
-240 of them made one refusal in a hundred take 150 ms."""
 
 
 class Tts:
@@ -72,6 +69,7 @@ class Tts:
         self._lifetime = settings.lifetime
         self._traces = load_traces(settings)
         stages = BlsStages(settings)
+        self._watchdog = Watchdog(stages.processes, lambda: self._admission.stops)
         traced = self._traces.stages(stages) if self._traces else stages
         self._synthesizer = Synthesizer(traced, load_grid(settings), self._admission)
         # BLS calls wait in asyncio's default pool, which is far too small for many streams.
@@ -84,16 +82,11 @@ class Tts:
             self._traces.close()
 
     async def execute(self, requests: list[Any]) -> None:
-        """Answer each request; Triton runs many of these calls at once.
-
-        A full server must refuse here too: answers sent before a call that awaits nothing returns crash Triton 2.51
-        when callers leave meanwhile.
-        """
+        """Answer each request; Triton runs many of these calls at once."""
         asyncio.get_running_loop().set_default_executor(self._pool)
         # Nothing is awaited before a request has joined its session, so the pieces of a text keep their order.
         answers = filter(None, [self._begin(request) for request in requests])
-        # The stub of 2.51 keeps a call forever that has ended by the time it takes note of it.
-        await asyncio.gather(asyncio.sleep(POLL_SECONDS), *answers)
+        await outlast(list(answers))
 
     def _utterance(self, request: Any) -> Utterance:
         span = self._traces.utterance(str(read_parameter(request, TRACEPARENT))) if self._traces else None
@@ -105,21 +98,22 @@ class Tts:
         if id and not request.flags() & SEQUENCE_START:
             self._write(request, sender, id)
             return None
-        utterance, tell = self._utterance(request), telling(request)
+        utterance, reply = self._utterance(request), ErrorReply(request)
         try:
             inputs = self._inputs(request)
             if not id:
                 if "flush" in inputs:
                     raise InvalidInput("flush", "needs a session: a correlation id, and a request that starts it")
-                return self._answer(sender, inputs, utterance, tell)
+                return self._answer(sender, inputs, utterance, reply)
             piece, others = _split(inputs, ends=bool(request.flags() & SEQUENCE_END))
             utterance.session = self._sessions.open(id, piece)
-            return self._answer_session(sender, others, utterance, tell, id)
+            return self._answer_session(sender, others, utterance, reply, id)
         except Exception as error:
-            told = known(error, utterance.id)
-            utterance.ended(told)
-            sender.send(tell(told), flags=FINAL)
-        return None
+            return self._refuse(sender, utterance, reply, known(error, utterance.id))
+
+    async def _refuse(self, sender: Any, utterance: Utterance, reply: ErrorReply, error: CosyServeError) -> None:
+        utterance.ended(error)
+        await reply.send(sender, error)
 
     def _write(self, request: Any, sender: Any, id: int | str) -> None:
         """Take the next piece of a session. What is wrong with it is told to whoever opened the session, and ends it:
@@ -129,7 +123,7 @@ class Tts:
         try:
             session = self._sessions.find(id)
         except InvalidInput as error:
-            sender.send(coded_failure(error), flags=FINAL)
+            sender.send(coded_error(error), flags=FINAL)
             return
         try:
             piece, others = _split(self._inputs(request), ends=bool(request.flags() & SEQUENCE_END))
@@ -141,12 +135,12 @@ class Tts:
         sender.send(flags=FINAL)
 
     async def _answer_session(
-        self, sender: Any, inputs: Tensors, utterance: Utterance, tell: Tell, id: int | str
+        self, sender: Any, inputs: Tensors, utterance: Utterance, reply: ErrorReply, id: int | str
     ) -> None:
-        failed = await self._answer(sender, inputs, utterance, tell)
+        failed = await self._answer(sender, inputs, utterance, reply)
         (self._sessions.close_failed if failed else self._sessions.close)(id)
 
-    async def _answer(self, sender: Any, inputs: Tensors, utterance: Utterance, tell: Tell) -> bool:
+    async def _answer(self, sender: Any, inputs: Tensors, utterance: Utterance, reply: ErrorReply) -> bool:
         """Whether the answer ended with an error."""
         utterance.enter()
         session = utterance.session
@@ -159,11 +153,12 @@ class Tts:
         failed: CosyServeError | None = None
         try:
             async with asyncio.timeout(self._lifetime):
-                await speech
+                with self._watchdog.watching(speech):
+                    await speech
         except TimeoutError:
             failed = LifetimeOver(f"the utterance took longer than {self._lifetime} s")
         except asyncio.CancelledError:
-            cause = session.error if session else None
+            cause = (session.error if session else None) or self._watchdog.stopped
             failed = known(cause or Cancelled("the client closed the stream"), utterance.id)
         except Exception as error:
             failed = known(error, utterance.id)
@@ -172,7 +167,7 @@ class Tts:
             # Counted first: whoever has the last response finds it counted.
             utterance.ended(failed)
             if failed is not None:
-                sender.send(tell(failed), flags=FINAL)
+                await reply.send(sender, failed)
             else:
                 sender.send(flags=FINAL)
         return failed is not None

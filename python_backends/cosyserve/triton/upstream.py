@@ -12,9 +12,10 @@ from typing import Any
 from cosyserve.contracts import COSYVOICE2, COSYVOICE3, Tensors
 from cosyserve.errors import CosyServeError, Unsupported
 from cosyserve.pipeline.timeline import Chunk
-from cosyserve.triton.adapter import FINAL, final_failure, read_inputs, read_settings
+from cosyserve.triton.adapter import ErrorReply, read_inputs, read_settings
 from cosyserve.triton.tts import Tts
 from cosyserve.triton.utterance import Utterance
+from cosyserve.triton_defects import outlast
 from cosyserve.upstream import renamed, tts_request, waveform
 from cosyserve.weights import Weights
 
@@ -36,8 +37,7 @@ class Upstream(Tts):
             await super().execute(requests)
             return
         error = Unsupported(f"{self.model.name} cannot serve: the weights are of CosyVoice {self._found}")
-        for request in requests:
-            request.get_response_sender().send(final_failure(error), flags=FINAL)
+        await outlast([ErrorReply(request).send(request.get_response_sender(), error) for request in requests])
 
     async def _speak(self, sender: Any, inputs: Tensors, utterance: Utterance) -> None:
         try:

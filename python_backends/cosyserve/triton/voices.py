@@ -14,7 +14,7 @@ from cosyserve.contracts import ACTIONS, FRONTEND, VOICES, Tensors
 from cosyserve.errors import InvalidInput
 from cosyserve.load import load_voices
 from cosyserve.logs import request_id
-from cosyserve.triton.adapter import REQUEST_ID, final_failure, known, read_inputs, read_settings, response, values
+from cosyserve.triton.adapter import REQUEST_ID, ErrorReply, known, read_inputs, read_settings, response, values
 from cosyserve.triton.bls import BlsStages
 from cosyserve.voices import Card, Voice
 from cosyserve.weights import Weights
@@ -42,7 +42,7 @@ class Voices:
             cards = await self._cards(read_inputs(request, VOICES))
             return response({"voices": np.array([self._described(card) for card in cards], np.object_)}, VOICES)
         except Exception as error:
-            return final_failure(known(error, id))
+            return await ErrorReply(request).response(known(error, id))
 
     async def _cards(self, inputs: Tensors) -> Sequence[Card]:
         given = values(inputs, VOICES)

@@ -1,0 +1,46 @@
+"""Callers who ask for errors as gRPC statuses do not end the server: see `cosyserve.triton_defects`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from live import running
+from raw import STATUS_HEADER, call, message, send, words
+
+from cosyserve_client import Client
+
+AT_ONCE = 16
+REFUSALS = 800
+"""Without the pause Triton 2.51 died after 20 to 300 of them."""
+
+
+@pytest.mark.timeout(200)
+def test_a_full_server_survives_callers_who_ask_for_statuses(demo_weights: Path, tmp_path: Path) -> None:
+    with running(demo_weights, tmp_path / "triton.log", max_streams="2") as live, Client(live.url) as client:
+        with client.session() as one, client.session() as other, ThreadPoolExecutor(AT_ONCE) as pool:
+            for session in (one, other):
+                session.push("They hold the places ")
+
+            def knock(_: int) -> str:
+                return call(live.url, words("text", "Hi."), status=True, seconds=30).code
+
+            told = Counter(pool.map(knock, range(REFUSALS)))
+            for session in (one, other):
+                session.push("and are heard to the end.")
+                session.end()
+                assert sum(len(chunk.pcm) for chunk in session)
+        assert told == {"UNAVAILABLE": REFUSALS}
+        warnings = [
+            line for line in live.log.read_text("utf-8").splitlines() if "a caller asks for gRPC statuses" in line
+        ]
+        assert len(warnings) == 1
+
+
+def test_inner_models_tell_statuses_too(demo_weights: Path, tmp_path: Path) -> None:
+    with running(demo_weights, tmp_path / "triton.log") as live:
+        for _ in range(100):
+            answer = send(live.url, message("frontend"), seconds=10, headers=(STATUS_HEADER,))
+            assert answer.code == "INVALID_ARGUMENT"

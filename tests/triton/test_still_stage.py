@@ -1,0 +1,59 @@
+"""A stage that stands still while its process lives ends the server within seconds, and its callers are told."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from live import PATIENCE
+from measure import model_name
+
+from cosyserve.errors import ServeError
+from cosyserve.limits import SIGN_OF_LIFE_SECONDS, STILL_SECONDS
+from cosyserve.serve import Server, free_port, watch
+from cosyserve_client import Client, CosyServeClientError
+
+TEXT = "This is said for long enough that a stage can stop in the middle of it. " * 4
+LATE = STILL_SECONDS + 2 * SIGN_OF_LIFE_SECONDS + 5
+"""Far below every timeout of a stage, which are minutes."""
+
+
+def speak(client: Client) -> CosyServeClientError | None:
+    try:
+        client.synthesize(TEXT, seed=1)
+    except CosyServeClientError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("model", ["llm", "frontend"])
+def test_a_stage_that_stands_still_ends_the_server_and_callers_are_told(
+    demo_weights: Path, tmp_path: Path, model: str
+) -> None:
+    server = Server(demo_weights, grpc_port=free_port(), metrics_port=free_port(), log=tmp_path / "triton.log")
+    with server.running() as process, Client(f"127.0.0.1:{server.grpc_port}") as client, ThreadPoolExecutor(4) as pool:
+        (stage,) = (p for p in psutil.Process(process.pid).children() if model_name(p) == model)
+        stage.suspend()
+        began = time.monotonic()
+        callers = [pool.submit(speak, client) for _ in range(3)]
+        with pytest.raises(ServeError):
+            watch(process)
+        told = [caller.result(timeout=PATIENCE) for caller in callers]
+        assert time.monotonic() - began < LATE
+        assert all(told)
+        assert process.wait(timeout=PATIENCE)
+
+
+def test_a_session_that_waits_for_its_writer_is_no_stage_that_stands_still(demo_weights: Path, tmp_path: Path) -> None:
+    server = Server(demo_weights, grpc_port=free_port(), metrics_port=free_port(), log=tmp_path / "triton.log")
+    with server.running() as process, Client(f"127.0.0.1:{server.grpc_port}") as client:
+        with client.session(seed=1) as session:
+            session.push("It waits ")
+            time.sleep(STILL_SECONDS + SIGN_OF_LIFE_SECONDS + 2)
+            session.push("for its writer.")
+            session.end()
+            assert sum(len(chunk.pcm) for chunk in session)
+        assert process.poll() is None
