@@ -34,7 +34,8 @@ class Settings:
         threads: cores that one network call may use.
         max_streams: utterances in progress at once.
         llm_slots: sequences that the LLM speaks at once, also those that wait for the rest of their text.
-        drain_file: path; while a file lies there, new utterances are refused and the running ones go on. Empty: never.
+        drain_file: path; while a file lies there, new utterances are refused and the running ones go on, unless it says
+            ``stop``. `cosyserve serve` sets one where nobody else does. Empty: never.
         otlp_endpoint: ``http://host:port`` of an OpenTelemetry collector that gets spans of utterances (the extra
             ``tracing``). Empty: none are made.
         session_idle: seconds after which a session is closed in which nothing was written or heard.

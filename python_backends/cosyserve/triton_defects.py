@@ -172,6 +172,15 @@ DEFECTS = (
 )
 
 
+def table() -> str:
+    """`DEFECTS` as the table of docs/triton.md; ``python -m cosyserve.triton_defects`` prints it."""
+    rows = ["| what | versions | how it was seen | what is done | test |", "|---|---|---|---|---|"]
+    for defect in DEFECTS:
+        test = defect.test.rpartition("/")[2].replace("::", " :: ")
+        rows.append(f"| {defect.name} | {defect.versions} | {defect.seen} | {defect.workaround} | `{test}` |")
+    return "\n".join(rows)
+
+
 def asks_for_status(parameters: Mapping[str, object]) -> bool:
     """Whether a request's caller has sent the `STATUS_HEADER`."""
     return str(parameters.get(STATUS_HEADER, "")).lower() == "true"
@@ -180,3 +189,7 @@ def asks_for_status(parameters: Mapping[str, object]) -> bool:
 async def outlast(answers: list[Awaitable[Any]]) -> None:
     """Await the answers of one call of an entry model, which are sent while it waits and never before."""
     await asyncio.gather(asyncio.sleep(CALL_SECONDS), *answers)
+
+
+if __name__ == "__main__":
+    print(table())

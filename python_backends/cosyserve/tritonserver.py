@@ -224,10 +224,8 @@ def _library_names(stub: Path) -> list[str]:
         found = re.findall(rb"libpython(\d)(-\w+)?\.(\d+)([\w.]*)", stub.read_bytes())
     except OSError:
         raise ServeError(f"there is no Python stub of Triton for Python {PYTHON}: {stub} is missing") from None
-    if others := {
-        version for major, _, minor, _ in found if (version := f"{major.decode()}.{minor.decode()}") != PYTHON
-    }:
-        version = others.pop()
+    versions = {f"{major.decode()}.{minor.decode()}" for major, _, minor, _ in found}
+    for version in versions - {PYTHON}:
         raise ServeError(f"{stub} is for Python {version}, this is {PYTHON}: run cosyserve with python{version}")
     # A wheel's tools rename libraries, and leave the old name in the file.
     return sorted({f"libpython{a.decode()}{b.decode()}.{c.decode()}{d.decode()}" for a, b, c, d in found})

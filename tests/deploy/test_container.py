@@ -59,6 +59,7 @@ def environment(weights: Path, scratch: Path) -> dict[str, str]:
     return {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "HOME": "/nonexistent",
+        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"),
         "TMPDIR": str(scratch),
         "COSYSERVE_WEIGHTS": str(weights),
         "COSYSERVE_DRAIN_FILE": str(scratch / "draining"),
@@ -71,13 +72,14 @@ CONFINED = (
     "--mount",
     "sh",
     "-c",
-    "mount --bind /tmp /tmp && mount --bind $TMPDIR $TMPDIR && mount -o remount,bind,ro /"
+    "mount --bind /tmp /tmp && mount -o remount,bind,noexec /tmp"
+    " && mount --bind $TMPDIR $TMPDIR && mount -o remount,bind,noexec $TMPDIR && mount -o remount,bind,ro /"
     " && mount -t tmpfs -o size=1g tmpfs /dev/shm"
     ' && exec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all "$@"',
     "sh",
 )
 """Runs a command as a pod does: nothing to be written but /tmp, where Triton makes a folder whatever TMPDIR says, its
-scratch folder and shared memory; and no capability."""
+scratch folder and shared memory, and nothing to be run from there; and no capability."""
 
 
 def can_confine() -> bool:

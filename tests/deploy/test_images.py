@@ -133,8 +133,6 @@ def test_compose_mounts_files_that_are_there_and_confines_what_it_runs() -> None
         if "build" in service:
             assert service["build"]["target"] in stages(Path(service["build"]["dockerfile"]).name)
         assert name in ("prometheus", "grafana") or "build" in service
-    # Triton is copied there and run from there.
-    assert ":exec," in services["server"]["tmpfs"][0]
     (hook,) = services["server"]["pre_stop"]
     python, script, *arguments = hook["command"]
     assert (python, script) == ("python3", "/opt/cosyserve/drain.py")

@@ -14,7 +14,7 @@ import pytest
 import typer
 
 import cosyserve_gateway
-from cosyserve import contracts, errors, limits, metrics
+from cosyserve import contracts, errors, limits, metrics, triton_defects
 from cosyserve.cli import app
 from cosyserve.settings import LLM_RUNTIMES, RUNTIMES, Settings
 from cosyserve_build.cli import app as build_app
@@ -238,6 +238,10 @@ def test_every_message_of_the_websocket_is_told() -> None:
     assert all(fields[kind] <= set(told[kind]) for kind in fields)
     sent = re.findall(r'"type": "(\w+)"|_tell\("(\w+)"\)', Path(conversation.__file__).read_text("utf-8"))
     assert {row[0].strip("`") for row in rows(theirs)[2:]} == {first or second for first, second in sent}
+
+
+def test_the_defects_of_triton_are_told() -> None:
+    assert triton_defects.table() in DOCS["triton"]
 
 
 def test_every_runtime_is_told() -> None:
