@@ -66,6 +66,9 @@ PATIENCE = 30.0
 LATE = 90.0
 """Seconds after which a caller hangs: every utterance here takes a few."""
 
+AT_ONCE = 2.0
+"""Seconds in which callers of a server that stops are told: below the time that Triton takes to exit."""
+
 ROOT = Path(__file__).parents[1]
 COSYSERVE = str(Path(sys.executable).parent / "cosyserve")
 DOCKER = ROOT / "docker"
@@ -84,6 +87,7 @@ class Supervised:
         self.drain_file = folder / "draining"
         self.log = folder / "triton.log"
         self.url = ""
+        self._prefix = ""
         self.below: list[psutil.Process] = []
 
     def start(self, **settings: str) -> None:
@@ -106,7 +110,7 @@ class Supervised:
         self.below = psutil.Process(self.process.pid).children(recursive=True)
         self.models = {model_name(process): process for process in self.below}
         regions = next(word for word in self.models["tts"].cmdline() if re.fullmatch(r"cosyserve-\w+-[\w-]+", word))
-        self._regions = "-".join(regions.split("-")[:2])
+        self._prefix = "-".join(regions.split("-")[:2])
 
     @property
     def broken(self) -> bool:
@@ -124,10 +128,13 @@ class Supervised:
     def left(self) -> list[str]:
         """What has outlived it."""
         _, alive = psutil.wait_procs(self.below, timeout=PATIENCE)
-        regions = [path.name for path in Path("/dev/shm").glob(f"{self._regions}*")]
         return [f"process {process.pid} lives on" for process in alive] + [
-            f"/dev/shm/{name} is left" for name in regions
+            f"{region} is left" for region in self._regions()
         ]
+
+    def _regions(self) -> list[Path]:
+        """Its shared memory."""
+        return list(Path("/dev/shm").glob(f"{self._prefix}*")) if self._prefix else []
 
     def kill(self) -> None:
         """End it whatever its state."""
@@ -138,6 +145,8 @@ class Supervised:
             self.process.kill()
             self.process.communicate()
             self.over = True
+            for region in self._regions():
+                region.unlink(missing_ok=True)
 
     def metrics(self) -> dict[str, float]:
         """Values by name, summed over their labels."""
@@ -375,24 +384,26 @@ async def paused(scene: Scene, model: str, seconds: float = 2.0) -> str:
     failed = sum(heard.error is not None for heard in ended)
     if not failed:
         return "went on"
-    # Triton 2.51 gives a request up after a second, and breaks when the process goes on and answers it.
+    # Triton gives a request up after a second, and breaks when the process goes on and answers it.
     await within(PATIENCE, lambda: scene.server.broken)
     scene.expect(scene.server.broken, f"{failed} callers failed on a server that goes on")
     return f"{failed} of 3 callers told, server ended"
 
 
-async def stopped(scene: Scene, model: str, seconds: int = 3) -> str:
-    """A model process stands still for good: everyone is told, the probe fails, and SIGTERM ends all."""
-    names = ("frontend_timeout", "llm_timeout", "token2wav_timeout")
-    await scene.again(session_idle="1", **dict.fromkeys(names, str(seconds)))
-    callers = await scene.listeners(2, stream_timeout=5.0 * seconds)
+async def stopped(scene: Scene, model: str, seconds: float = 15.0) -> str:
+    """A model process stands still for good: everyone is told, and the server ends.
+
+    Nothing watches `tts`: its callers' deadlines, here of `seconds`, and the probe tell of it, and SIGTERM ends all.
+    """
+    callers = await scene.listeners(2, stream_timeout=seconds)
     scene.server.models[model].suspend()
     began = time.monotonic()
     await scene.told(callers)
     told = time.monotonic() - began
-    if scene.server.broken:
-        return f"callers told after {told:.1f} s, server ended"
-    probe = [sys.executable, str(DOCKER / "probe.py"), "--url", scene.server.url, "--seconds", str(seconds)]
+    if model != "tts":
+        await scene.ended()
+        return f"callers told after {told:.1f} s, server ended after {time.monotonic() - began:.1f}"
+    probe = [sys.executable, str(DOCKER / "probe.py"), "--url", scene.server.url, "--seconds", "3"]
     probed = await asyncio.to_thread(partial(subprocess.run, probe, capture_output=True, timeout=LATE))
     scene.expect(probed.returncode == 1, f"the probe ended with {probed.returncode}")
     ended = await scene.ended(signal.SIGTERM, 128 + signal.SIGINT)
@@ -420,8 +431,11 @@ async def terminated(scene: Scene) -> str:
     callers = await scene.listeners(3)
     began = time.monotonic()
     ending = asyncio.create_task(scene.ended(signal.SIGTERM, 128 + signal.SIGINT))
-    await scene.told(callers)
+    ended = await scene.told(callers)
     told = time.monotonic() - began
+    scene.expect(told < AT_ONCE, f"callers were told after {told:.1f} s")
+    others = [heard.error for heard in ended if not isinstance(heard.error, Unavailable)]
+    scene.expect(not any(others), f"callers were told {others}")
     return f"callers told after {told:.1f} s, ended in {await ending:.1f}"
 
 

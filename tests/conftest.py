@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -35,8 +37,30 @@ Vectors = dict[str, NDArray[np.float32]]
 sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
 
 
+BUILDERS = ("torch", "onnx", "onnxscript", "gguf")
+"""What the extra `build` brings. Where there is no CPU build of torch for a Python, none of them is installed."""
+
+
+class _Module(pytest.Module):
+    """A test file; skipped, with the reason, when it needs what builds weights and that is not installed."""
+
+    def _getobj(self) -> ModuleType:
+        try:
+            return super()._getobj()
+        except self.CollectError as error:
+            if missing := re.search(rf"No module named '({'|'.join(BUILDERS)})", str(error)):
+                pytest.skip(f"{missing[1]} is not installed", allow_module_level=True)
+            raise
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+    module: pytest.Module = _Module.from_parent(parent, path=module_path)
+    return module
+
+
 def _prepared(recorded: Path) -> Path:
     """Prepared weights of a recorded set's bundle; kept across runs until something that makes them changes."""
+    pytest.importorskip("torch", reason="torch is not installed")
     from cosyserve_build.prepare import TOOLS, prepare
 
     sources = sorted(_sources("cosyserve_build.prepare", {}).values())

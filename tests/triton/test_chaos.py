@@ -35,7 +35,7 @@ CASES: dict[str, Case] = {
     **{f"kill-{model}": partial(killed, model=model) for model in STAGES},
     "pause-flow": partial(paused, model="flow"),
     "crowd": partial(crowd, connections=60, held=4, refusals=50, sentences=20),
-    "stop-llm": partial(stopped, model="llm", seconds=2),
+    "stop-llm": partial(stopped, model="llm"),
     "drain": drained,
     "sigterm": terminated,
 }

@@ -6,6 +6,8 @@ import os
 import platform
 import sys
 import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -78,7 +80,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "python" / LIBRARY
     path.parent.mkdir()
     path.write_bytes(b"library")
-    monkeypatch.setattr(sysconfig, "get_config_vars", lambda: {"LIBDIR": str(path.parent)})
+    monkeypatch.setattr(sysconfig, "get_config_vars", lambda *_: {"LIBDIR": str(path.parent)})
     return path
 
 
@@ -89,21 +91,8 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> str:
     return tritonserver.LIBRARY
 
 
-@pytest.fixture
-def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Requirements that pip was asked for; it brings a wheel with the files that matter."""
-    asked: list[str] = []
-
-    def download(arguments: list[str]) -> None:
-        given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-        asked.append(Path(given["--requirement"]).read_text("utf-8"))
-        lay_out(Path(given["--target"]))
-
-    monkeypatch.setattr(tritonserver, "_pip", download)
-    return asked
-
-
 def lay_out(wheel: Path) -> None:
+    """The files of the wheel that matter."""
     server = wheel / "pytriton" / "tritonserver"
     for name, content in {
         "bin/tritonserver": b"\x7fELF",
@@ -115,6 +104,31 @@ def lay_out(wheel: Path) -> None:
     }.items():
         (server / name).parent.mkdir(parents=True, exist_ok=True)
         (server / name).write_bytes(content)
+
+
+@dataclass
+class Pip:
+    """A pip that needs no network.
+
+    Attributes:
+        bring: writes what it has downloaded into a folder.
+        asked: the requirements that it was given.
+    """
+
+    bring: Callable[[Path], None] = lay_out
+    asked: list[str] = field(default_factory=list)
+
+    def __call__(self, arguments: list[str]) -> None:
+        given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+        self.asked.append(Path(given["--requirement"]).read_text("utf-8"))
+        self.bring(Path(given["--target"]))
+
+
+@pytest.fixture
+def pip(monkeypatch: pytest.MonkeyPatch) -> Pip:
+    made = Pip()
+    monkeypatch.setattr(tritonserver, "_pip", made)
+    return made
 
 
 def test_without_any_there_is_none() -> None:
@@ -138,7 +152,7 @@ def test_backends_are_looked_for_behind_a_link_on_path(tmp_path: Path, monkeypat
 
 
 @fetching
-@pytest.mark.usefixtures("library", "downloads")
+@pytest.mark.usefixtures("library", "pip")
 def test_one_on_path_is_preferred_to_the_fetched_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched = fetch(print)
     assert locate() == fetched
@@ -264,17 +278,17 @@ def test_without_the_python_library_the_way_to_get_it_is_told(tmp_path: Path, no
 
 @fetching
 @pytest.mark.usefixtures("library")
-def test_what_is_fetched_is_one_wheel_known_by_its_hash(cache: Path, downloads: list[str]) -> None:
+def test_what_is_fetched_is_one_wheel_known_by_its_hash(cache: Path, pip: Pip) -> None:
     told: list[str] = []
     found = fetch(told.append)
-    assert downloads == [f"{WHEEL}=={WHEEL_VERSION} --hash=sha256:{HASHES[platform.machine()]}\n"]
+    assert pip.asked == [f"{WHEEL}=={WHEEL_VERSION} --hash=sha256:{HASHES[platform.machine()]}\n"]
     assert [str(cache) in line for line in told] == [True]
     assert [path.name for path in cache.iterdir()] == ["wheel"]
     assert found.version == FETCHED_VERSION
 
 
 @fetching
-def test_what_was_fetched_can_run(tmp_path: Path, library: Path, downloads: list[str]) -> None:
+def test_what_was_fetched_can_run(tmp_path: Path, library: Path, pip: Pip) -> None:
     found = fetch(print)
     assert os.access(found.binary, os.X_OK)
     assert os.access(found.stub, os.X_OK)
@@ -293,11 +307,11 @@ def test_what_was_fetched_can_run(tmp_path: Path, library: Path, downloads: list
 
 @fetching
 @pytest.mark.usefixtures("library")
-def test_nothing_is_fetched_twice(downloads: list[str]) -> None:
+def test_nothing_is_fetched_twice(pip: Pip) -> None:
     told: list[str] = []
     first = fetch(print)
     assert fetch(told.append) == first
-    assert (len(downloads), told) == (1, [])
+    assert (len(pip.asked), told) == (1, [])
 
 
 @fetching
@@ -315,52 +329,49 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(
 
 @fetching
 @pytest.mark.usefixtures("library")
-def test_half_a_wheel_is_not_taken_for_one(cache: Path, monkeypatch: pytest.MonkeyPatch, downloads: list[str]) -> None:
-    def half(wheel: Path) -> None:
-        (wheel / "pytriton").mkdir(parents=True)
-
-    with monkeypatch.context() as patched, pytest.raises(ServeError, match=f"{cache}.*No such file"):
-        patched.setattr(sys.modules[__name__], "lay_out", half)
+def test_half_a_wheel_is_not_taken_for_one(cache: Path, pip: Pip) -> None:
+    pip.bring = Path.mkdir
+    with pytest.raises(ServeError, match=f"{cache}.*No such file"):
         fetch(print)
     assert not list(cache.iterdir())
+    pip.bring = lay_out
     assert fetch(print).stub.is_file()
-    assert len(downloads) == 2
 
 
 @fetching
-@pytest.mark.usefixtures("library", "downloads")
-def test_one_that_another_process_has_fetched_meanwhile_is_taken(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, lay = fetch(print), lay_out
+@pytest.mark.usefixtures("library")
+def test_one_that_another_process_has_fetched_meanwhile_is_taken(cache: Path, pip: Pip) -> None:
+    first = fetch(print)
+    (cache / "wheel").rename(cache / "another")
 
     def late(wheel: Path) -> None:
-        lay(wheel)
+        lay_out(wheel)
         (cache / "another").rename(cache / "wheel")
 
-    (cache / "wheel").rename(cache / "another")
-    monkeypatch.setattr(sys.modules[__name__], "lay_out", late)
+    pip.bring = late
     assert fetch(print) == first
     assert first.stub.is_file()
 
 
 @fetching
-@pytest.mark.usefixtures("library", "downloads")
+@pytest.mark.usefixtures("library", "pip")
 def test_a_cache_that_cannot_be_written_is_named(cache: Path) -> None:
     cache.parent.parent.write_text("a file", "utf-8")
     with pytest.raises(ServeError, match=f"^cannot write to {cache}: Not a directory$"):
         fetch(print)
 
 
-def test_what_keeps_this_machine_from_it_is_told(monkeypatch: pytest.MonkeyPatch, downloads: list[str]) -> None:
+def test_what_keeps_this_machine_from_it_is_told(monkeypatch: pytest.MonkeyPatch, pip: Pip) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     with pytest.raises(ServeError, match="^no tritonserver on PATH, and .*riscv64"):
         fetch(print)
-    assert not downloads
+    assert not pip.asked
 
 
 @pytest.fixture
-def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def distribution(tmp_path: Path, no_library: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Tools of Debian that download the library's package and unpack it; the folder that they lie in."""
-    tools, usual = tmp_path / "tools", os.defpath
+    tools = tmp_path / "tools"
     script(
         tools / "apt-get",
         f'[ "$*" = "-qq download {PACKAGE}" ] || exit 100',
@@ -370,15 +381,15 @@ def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         tools / "dpkg-deb",
         '[ "$1" = -x ] && [ "$(cat "$2")" = package ] || exit 2',
         'mkdir -p "$3/usr/lib/somewhere"',
-        f'echo library > "$3/usr/lib/somewhere/{tritonserver.LIBRARY}"',
+        f'echo library > "$3/usr/lib/somewhere/{no_library}"',
     )
-    monkeypatch.setenv("PATH", f"{tools}:{usual}")
+    monkeypatch.setenv("PATH", f"{tools}:{os.defpath}")
     return tools
 
 
 @fetching
 def test_a_missing_python_library_is_taken_from_the_distribution(
-    tmp_path: Path, no_library: str, cache: Path, downloads: list[str], distribution: Path
+    tmp_path: Path, no_library: str, cache: Path, pip: Pip, distribution: Path
 ) -> None:
     told: list[str] = []
     found = fetch(told.append)
@@ -388,12 +399,12 @@ def test_a_missing_python_library_is_taken_from_the_distribution(
     found.environ(tmp_path / "scratch")
     assert (tmp_path / "scratch" / LIBRARY).read_text("utf-8") == "library\n"
     fetch(told.append)
-    assert (len(told), len(downloads)) == (2, 1)
+    assert (len(told), len(pip.asked)) == (2, 1)
 
 
 @fetching
 def test_the_fetched_one_is_not_found_before_it_has_its_library(
-    no_library: str, downloads: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch
+    no_library: str, pip: Pip, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ServeError, match=f"^{no_library} is missing: .*`apt-get install {PACKAGE}`$"):
         fetch(print)  # no apt-get either
@@ -413,7 +424,7 @@ def test_the_fetched_one_is_not_found_before_it_has_its_library(
     ],
     ids=["an unknown package", "no package", "a package without it"],
 )
-@pytest.mark.usefixtures("downloads")
+@pytest.mark.usefixtures("pip")
 def test_a_distribution_without_the_library_is_one_line(
     no_library: str, distribution: Path, cache: Path, tool: str, lines: list[str], reason: str
 ) -> None:

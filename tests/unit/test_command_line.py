@@ -1,0 +1,127 @@
+"""What a user can mend is one line on stderr, also when a package is missing that an extra would bring."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from cosyserve.command_line import EXTRAS, one_line_errors
+from cosyserve.errors import CosyServeError, InvalidInput, ServeError
+
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+
+BROUGHT_BY = {"yaml": "pyyaml", "grpc": "tritonclient", "prometheus_client": "prometheus-client"}
+"""Requirements that bring a package under another name."""
+
+
+def requirements(extra: str) -> set[str]:
+    """Names of all that an extra brings, with what its own extras bring."""
+    names = set()
+    for requirement in PROJECT["optional-dependencies"][extra]:
+        if own := re.fullmatch(r"cosyserve\[(.+)\]", requirement):
+            names |= set().union(*map(requirements, own[1].split(",")))
+        else:
+            names.add(re.split(r"[^\w-]", requirement)[0])
+    return names
+
+
+def ended(error: Exception) -> object:
+    """What a command that raises this error ends with."""
+    with pytest.raises(SystemExit) as caught, one_line_errors():
+        raise error
+    return caught.value.code
+
+
+def run(command: str, *arguments: str, without: str = "", folder: Path | None = None) -> tuple[int, str]:
+    """Exit code and stderr of a command, on an installation without one package."""
+    module, _, function = PROJECT["scripts"][command].partition(":")
+    hide = f"sys.modules[{without!r}] = None; " if without else ""
+    code = f"import sys; {hide}from {module} import {function}; sys.exit({function}())"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=folder)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("error", [ServeError("no port"), CosyServeError("no port"), InvalidInput("port", "none")])
+def test_an_error_of_ours_is_its_message(error: CosyServeError) -> None:
+    assert ended(error) == f"error: {error}"
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("torch", "torch", "build"),
+        ("torch.nn.functional", "torch", "build"),
+        ("starlette.types", "starlette", "gateway"),
+        ("pocketsphinx", "pocketsphinx", "judge"),
+        ("of_nobody", "of_nobody", "cpu"),
+        ("wetext", "wetext", "cpu"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(name: str, package: str, extra: str) -> None:
+    error = ModuleNotFoundError(f"No module named {name!r}", name=name)
+    assert ended(error) == f"error: {package} is not installed: pip install 'cosyserve[{extra}]'"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModuleNotFoundError("No module named 'cosyserve.pypeline'", name="cosyserve.pypeline"),
+        ModuleNotFoundError("No module named 'cosyserve_build.x'", name="cosyserve_build.x"),
+        ImportError("cannot import name", name="torch"),
+        ValueError("a fault of ours"),
+    ],
+    ids=repr,
+)
+def test_a_fault_of_ours_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, one_line_errors():
+        raise error
+    assert caught.value is error
+
+
+def test_without_an_error_nothing_happens() -> None:
+    with one_line_errors():
+        pass
+
+
+@pytest.mark.parametrize(("package", "extra"), [*EXTRAS.items(), ("wetext", "cpu"), ("onnxruntime", "cpu")])
+def test_each_extra_brings_its_package(package: str, extra: str) -> None:
+    assert BROUGHT_BY.get(package, package) in requirements(extra)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("cosyserve", ("serve", "--weights", "NOPE")),
+        ("cosyserve", ("demo", "--weights", "NOPE")),
+        ("cosyserve", ("unpack", "NOPE", "OUT")),
+        ("cosyserve-build", ("prepare", "NOPE", "OUT")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_a_folder_that_is_missing_is_one_line(command: str, arguments: tuple[str, ...], tmp_path: Path) -> None:
+    if command == "cosyserve-build":
+        pytest.importorskip("torch")
+    assert run(command, *arguments, folder=tmp_path) == (1, "error: NOPE does not exist\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "package"),
+    [
+        ("cosyserve", ("doctor",), "grpc"),
+        ("cosyserve-build", ("prepare", "NOPE", "OUT"), "torch"),
+        ("cosyserve-gateway", (), "starlette"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_command_without_its_extra_is_one_line(
+    command: str, arguments: tuple[str, ...], package: str, tmp_path: Path
+) -> None:
+    line = f"error: {package} is not installed: pip install 'cosyserve[{EXTRAS[package]}]'\n"
+    assert run(command, *arguments, without=package, folder=tmp_path) == (1, line)
