@@ -23,7 +23,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def serve(
     url: Annotated[str, typer.Option(help="The server's gRPC host:port.")] = Settings.url,
     host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to bind.")] = 8080,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to bind.")] = 8080,
     api_key: Annotated[
         list[str] | None, typer.Option(help="Key that callers must show, any number; better in the environment.")
     ] = None,

@@ -16,7 +16,7 @@ import typer
 
 from cosyserve import __version__
 from cosyserve.command_line import one_line_errors
-from cosyserve.doctor import State, findings, next_step
+from cosyserve.doctor import tell
 from cosyserve.packed import unpack as unpack_weights
 from cosyserve.serve import PROFILES, UNLOCKABLE, Server, free_port, watch
 from cosyserve.tritonserver import fetch
@@ -60,8 +60,8 @@ def serve(
     weights: Annotated[Path, typer.Option(help="folder written by cosyserve-build prepare")],
     profile: Annotated[str, typer.Option(help="cpu or gpu")] = "cpu",
     host: Annotated[str, typer.Option(help="address to bind")] = "127.0.0.1",
-    grpc_port: Annotated[int, typer.Option(help="gRPC port")] = 8001,
-    metrics_port: Annotated[int, typer.Option(help="metrics port")] = 8002,
+    grpc_port: Annotated[int, typer.Option(min=1, max=65535, help="gRPC port")] = 8001,
+    metrics_port: Annotated[int, typer.Option(min=1, max=65535, help="metrics port")] = 8002,
     log: Annotated[str, typer.Option(help="file for the log; - is standard output")] = "",
     unlock: Annotated[
         list[str] | None, typer.Option(help="service of Triton that callers may use: statistics (for perf_analyzer)")
@@ -117,12 +117,7 @@ def _heard(wave: Path) -> str:
 @app.command()
 def doctor() -> None:
     """Tell what this machine can do and what to type next; paste the output into bug reports."""
-    found = []
-    for finding in findings():
-        print(finding, flush=True)
-        found.append(finding)
-    print(f"next:   {next_step(found)}")
-    if any(finding.state is State.PROBLEM for finding in found):
+    if not tell():
         raise typer.Exit(1)
 
 

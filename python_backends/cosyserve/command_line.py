@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
+from cosyserve.doctor import tell
 from cosyserve.errors import CosyServeError
 
 EXTRAS = {
@@ -22,6 +23,9 @@ EXTRAS = {
     "prometheus_client": "gateway",
     "pocketsphinx": "judge",
     "pyworld": "voice",
+    "llama_cpp": "gguf",
+    "opentelemetry": "tracing",
+    "websockets": "gateway",
     "matplotlib": "loadtest",
     "soundfile": "client",
     "grpc": "client",
@@ -35,16 +39,24 @@ def one_line_errors() -> Iterator[None]:
     """End the command with one line on stderr and exit code 1 when something is wrong that its user can mend."""
     try:
         yield
+        return
     except CosyServeError as error:
-        sys.exit(f"error: {error}")
+        problem = str(error)
     except ModuleNotFoundError as error:
-        if (package := (error.name or "").partition(".")[0]).startswith("cosyserve"):
+        package = (error.name or "").partition(".")[0]
+        if not package or package.startswith("cosyserve"):
             raise  # a fault of ours
-        sys.exit(f"error: {package} is not installed: pip install 'cosyserve[{EXTRAS.get(package, 'cpu')}]'")
+        problem = f"{package} is not installed: pip install 'cosyserve[{EXTRAS.get(package, 'cpu')}]'"
+        if package in sys.stdlib_module_names:
+            problem = f"this Python was built without its module {package}: {sys.executable}"
+    print(f"error: {problem}", file=sys.stderr)
+    sys.exit(1)
 
 
 def cosyserve() -> None:
-    """``cosyserve``."""
+    """``cosyserve``; its `doctor` works where packages are missing, which is when it is asked."""
+    if sys.argv[1:] == ["doctor"]:
+        sys.exit(not tell())
     _run("cosyserve.cli")
 
 

@@ -64,6 +64,16 @@ class Finding:
         return f"{self.state.value:8}{self.name:14}{self.text}"
 
 
+def tell() -> bool:
+    """Print all findings and what to type next; False when one is a problem."""
+    found = []
+    for finding in findings():
+        print(finding, flush=True)
+        found.append(finding)
+    print(f"next:   {next_step(found)}")
+    return not any(finding.state is State.PROBLEM for finding in found)
+
+
 def findings() -> Iterator[Finding]:
     """All there is to tell; never raises."""
     for name, look in _LOOKS.items():
@@ -102,8 +112,11 @@ def _triton() -> tuple[State, str]:
         if problem := machine_problem():
             return State.PROBLEM, problem
         return State.NOTE, f"none yet; `cosyserve serve` fetches {FETCHED_VERSION} ({WHEEL_MEGABYTES} MB)"
-    told = f"{found.version or 'of unknown version'}, {found.origin}, {found.binary}"
-    return (State.OK, told) if found.stub.is_file() else (State.PROBLEM, f"no Python stub at {found.stub}")
+    try:
+        found.check()
+    except CosyServeError as error:
+        return State.PROBLEM, str(error)
+    return State.OK, f"{found.version or 'of unknown version'}, {found.origin}, {found.binary}"
 
 
 def _cores() -> tuple[State, str]:
@@ -120,11 +133,12 @@ def _cores() -> tuple[State, str]:
 def _memory() -> tuple[State, str]:
     lines = (line.split() for line in Path("/proc/meminfo").read_text("utf-8").splitlines())
     sizes = {words[0].rstrip(":"): int(words[1]) / 2**20 for words in lines}
-    limit = _cgroup("memory.max")
-    told = f"{sizes['MemAvailable']:.1f} of {sizes['MemTotal']:.1f} GiB available"
+    available, limit = sizes["MemAvailable"], _cgroup("memory.max")
+    told = f"{available:.1f} of {sizes['MemTotal']:.1f} GiB available"
     if limit.isdecimal():
+        available = min(available, int(limit) / 2**30)
         told += f", limited to {int(limit) / 2**30:.1f} GiB"
-    return (State.OK if sizes["MemAvailable"] >= MEMORY_GIB else State.NOTE), told
+    return (State.OK if available >= MEMORY_GIB else State.NOTE), told
 
 
 def _shared_memory() -> tuple[State, str]:
@@ -140,9 +154,10 @@ def _gpu() -> tuple[State, str]:
         return State.NOTE, "none (no nvidia-smi)"
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader"]
     done = subprocess.run(query, capture_output=True, text=True, timeout=20)
-    if done.returncode:
-        return State.NOTE, f"nvidia-smi fails: {(done.stdout + done.stderr).strip().splitlines()[0]}"
-    return State.OK, "; ".join(done.stdout.strip().splitlines())
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    if done.returncode or not lines or "," not in lines[0]:
+        return State.NOTE, f"none: nvidia-smi says {lines[0] if lines else f'nothing, exit code {done.returncode}'}"
+    return State.OK, "; ".join(lines)
 
 
 def _packages() -> tuple[State, str]:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cosyserve.contracts import TTS
+from cosyserve.contracts import MODELS, TTS, Scheduling
 from cosyserve.errors import ServeError
 from cosyserve.limits import (
     EXIT_SECONDS,
@@ -54,6 +54,9 @@ HARDENING = (
 LOCKED = ("shared-memory", "model-repository", "statistics", "trace", "logging")
 """Triton's gRPC services that no caller needs: through them anyone could read another's tensors, have the log written
 elsewhere, or learn who speaks how much."""
+
+PROCESSES = sum(model.scheduling is not Scheduling.ENSEMBLE for model in MODELS)
+"""Model processes of a server."""
 
 UNLOCKABLE = ("statistics",)
 """Of these, what an operator may open: perf_analyzer and its kind ask for it. It tells how much is spoken."""
@@ -184,11 +187,15 @@ def watch(process: subprocess.Popen[bytes]) -> None:
         ServeError: always; it says which of the two happened.
     """
     with contextlib.ExitStack() as stack:
-        living = [os.pidfd_open(pid) for pid in (process.pid, *_children(process.pid))]
-        for descriptor in living:
-            stack.callback(os.close, descriptor)
-        ended = select.select(living, [], [])[0]
-    if living[0] not in ended and process.poll() is None:
+        living = []
+        for pid in (process.pid, *_children(process.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                living.append(os.pidfd_open(pid))
+                stack.callback(os.close, living[-1])
+        # One that has ended before it was looked for is missed.
+        if len(living) > PROCESSES:
+            select.select(living, [], [])
+    if process.poll() is None:
         process.kill()
         raise ServeError("a model process of tritonserver ended; its log says why")
     raise ServeError(f"tritonserver ended with code {process.wait()}")

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cosyserve.errors import ServeError
-from cosyserve.supported import machine_problem
+from cosyserve.supported import PYTHONS, machine_problem
 
 WHEEL, WHEEL_VERSION, WHEEL_MEGABYTES = "nvidia-pytriton", "0.7.0", 55
 HASHES = {
@@ -37,8 +37,8 @@ PACKAGE = f"libpython{PYTHON}"
 LIBRARY = f"{PACKAGE}.so.1.0"
 _INSTALL_LIBRARY = f"install it, on Debian and Ubuntu with `apt-get install {PACKAGE}`"
 
-SERVICES = ("allow-http", "allow-vertex-ai", "allow-sagemaker", "trace-config", "metrics-address")
-"""Flags that switch a service off, or bind it: a build without the service may lack the flag, and needs none."""
+SERVICES = ("allow-http", "allow-vertex-ai", "allow-sagemaker", "trace-config")
+"""Flags that switch a service off: a build without the service lacks the flag, and needs none."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,18 @@ class TritonServer:
     def stub(self) -> Path:
         """The executable that each Python model runs in."""
         return self.backends / "python" / STUB
+
+    def check(self) -> None:
+        """Whether it can run here.
+
+        Raises:
+            ServeError: the binary does not run, the stub is missing or for another Python, or this one's library is
+                missing.
+        """
+        if _library_names(self.stub) and _python_library() is None:
+            raise ServeError(f"{LIBRARY} is missing: {_INSTALL_LIBRARY}")
+        if not self.libraries:
+            self._flags()
 
     def environ(self, scratch: Path) -> dict[str, str]:
         """The environment to start it in.
@@ -104,7 +116,7 @@ class TritonServer:
             if flag in known:
                 command.append(argument)
             elif flag not in SERVICES:
-                raise ServeError(f"{self.binary} is too old or was built without gRPC: it has no --{flag}")
+                raise ServeError(f"{self.binary} has no --{flag}: it is too old, or lacks a service that is needed")
         return command
 
     def _flags(self) -> set[str]:
@@ -123,7 +135,7 @@ def locate() -> TritonServer | None:
     """The tritonserver on PATH, else the one that was fetched; None without either.
 
     Raises:
-        ServeError: the one on PATH has no Python backend, or one for another Python.
+        ServeError: the one on PATH has no Python backend.
     """
     if found := shutil.which("tritonserver"):
         return _on_path(Path(found))
@@ -182,7 +194,7 @@ def _install(cache: Path) -> None:
 
 
 def _pip(arguments: list[str]) -> None:
-    command = [sys.executable, "-m", "pip", "install", "-qq", "--only-binary=:all:", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "install", "-qq", "--no-user", "--only-binary=:all:"]
     done = subprocess.run([*command, *arguments], stderr=subprocess.PIPE, text=True)
     if done.returncode:
         reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or done.stderr.splitlines()
@@ -226,7 +238,10 @@ def _library_names(stub: Path) -> list[str]:
         raise ServeError(f"there is no Python stub of Triton for Python {PYTHON}: {stub} is missing") from None
     versions = {f"{major.decode()}.{minor.decode()}" for major, _, minor, _ in found}
     for version in versions - {PYTHON}:
-        raise ServeError(f"{stub} is for Python {version}, this is {PYTHON}: run cosyserve with python{version}")
+        first, last = PYTHONS
+        usable = first <= tuple(map(int, version.split("."))) <= last
+        advice = f"run cosyserve with python{version}" if usable else f"it takes one for Python {PYTHON}"
+        raise ServeError(f"{stub} is for Python {version}, this is {PYTHON}: {advice}")
     # A wheel's tools rename libraries, and leave the old name in the file.
     return sorted({f"libpython{a.decode()}{b.decode()}.{c.decode()}{d.decode()}" for a, b, c, d in found})
 
@@ -249,15 +264,21 @@ def _install_python_library(cache: Path) -> None:
     problem = f"{LIBRARY} is missing: {_INSTALL_LIBRARY}"
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise ServeError(problem)
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+    reason = "no such package"
+    with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        done = subprocess.run(["apt-get", "-qq", "download", PACKAGE], cwd=folder, capture_output=True, text=True)
-        packages = list(folder.glob("*.deb"))
-        if done.returncode or not packages:
-            reason = (done.stderr.strip() or "no such package").splitlines()[-1].removeprefix("E: ")
-            raise ServeError(f"{problem} ({reason})")
-        subprocess.run(["dpkg-deb", "-x", packages[0], folder / "files"], check=True, capture_output=True)
+        for package in (PACKAGE, f"{PACKAGE}t64"):  # Ubuntu's name since 24.04
+            done = subprocess.run(["apt-get", "-qq", "download", package], cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                reason = (done.stderr.strip() or reason).splitlines()[-1].removeprefix("E: ")
+        for deb in folder.glob("*.deb"):
+            subprocess.run(["dpkg-deb", "-x", deb, folder / "files"], capture_output=True)
         for library in (folder / "files").rglob(LIBRARY):
-            library.rename(cache / library.name)
+            try:
+                cache.mkdir(parents=True, exist_ok=True)
+                shutil.copy(library, cache / f"{LIBRARY}.{os.getpid()}")
+                (cache / f"{LIBRARY}.{os.getpid()}").rename(cache / LIBRARY)
+            except OSError as error:
+                raise ServeError(f"cannot write to {cache}: {error.strerror}") from None
             return
-    raise ServeError(problem)
+    raise ServeError(f"{problem} ({reason})")

@@ -12,6 +12,7 @@ import sys
 import tomllib
 import wave
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ ELSEWHERE = {
     "make test": "this test is part of it",
     "make check": "`make test` starts with it",
 }
+builds = pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed")
 INSTALL = re.compile(r"pip install -e '\.\[(.*)\]'")
 
 
@@ -67,6 +69,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def served(desk: Path) -> Iterator[Path]:
     """The README's `prepare` and `serve`, up to the ready line."""
+    pytest.importorskip("torch", reason="torch is not installed")
     prepare = next(c for c in COMMANDS if c.startswith("cosyserve-build prepare"))
     (serve,) = (c for c in COMMANDS if c.startswith("cosyserve serve"))
     run(prepare, desk)
@@ -121,12 +124,14 @@ def test_python(served: Path, code: str) -> None:
     assert offsets == sorted(offsets)
 
 
+@builds
 @pytest.mark.parametrize("command", [c for c in TUNING if c.startswith("cosyserve-build export")])
 def test_export(desk: Path, command: str) -> None:
     run(command, desk)
     assert (desk / command.split()[-1]).exists()
 
 
+@builds
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("cosyserve-build verify")])
 def test_verify(command: str) -> None:
     run(command, ROOT)
@@ -154,6 +159,7 @@ def test_every_command_is_run_somewhere() -> None:
     assert set(left) == set(ELSEWHERE)
 
 
+@builds
 def test_the_commands_of_the_figures_run(tmp_path: Path) -> None:
     """At size tiny, and measuring nothing: full size takes ten minutes."""
     (synth,) = (c for c in TUNING if c.startswith("cosyserve-build synth-bundle"))

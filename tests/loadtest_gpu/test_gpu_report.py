@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed")
+
 SCRIPT = Path(__file__).parents[2] / "loadtest" / "gpu_report.py"
 CALLS = ["flow solve, chunk 13", "hift f0", "hift decoder, 96 frames", "llm step"]
 

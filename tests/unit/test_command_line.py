@@ -15,7 +15,13 @@ from cosyserve.errors import CosyServeError, InvalidInput, ServeError
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
 
-BROUGHT_BY = {"yaml": "pyyaml", "grpc": "tritonclient", "prometheus_client": "prometheus-client"}
+BROUGHT_BY = {
+    "yaml": "pyyaml",
+    "grpc": "tritonclient",
+    "prometheus_client": "prometheus-client",
+    "llama_cpp": "llama-cpp-python",
+    "opentelemetry": "opentelemetry-sdk",
+}
 """Requirements that bring a package under another name."""
 
 
@@ -30,11 +36,13 @@ def requirements(extra: str) -> set[str]:
     return names
 
 
-def ended(error: Exception) -> object:
-    """What a command that raises this error ends with."""
+def told(error: Exception, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command that raises this error ends with, on stderr."""
     with pytest.raises(SystemExit) as caught, one_line_errors():
         raise error
-    return caught.value.code
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out) == (1, "")
+    return err
 
 
 def run(command: str, *arguments: str, without: str = "", folder: Path | None = None) -> tuple[int, str]:
@@ -48,8 +56,8 @@ def run(command: str, *arguments: str, without: str = "", folder: Path | None = 
 
 
 @pytest.mark.parametrize("error", [ServeError("no port"), CosyServeError("no port"), InvalidInput("port", "none")])
-def test_an_error_of_ours_is_its_message(error: CosyServeError) -> None:
-    assert ended(error) == f"error: {error}"
+def test_an_error_of_ours_is_its_message(error: CosyServeError, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told(error, capsys) == f"error: {error}\n"
 
 
 @pytest.mark.parametrize(
@@ -63,9 +71,11 @@ def test_an_error_of_ours_is_its_message(error: CosyServeError) -> None:
         ("wetext", "wetext", "cpu"),
     ],
 )
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(name: str, package: str, extra: str) -> None:
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(
+    name: str, package: str, extra: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     error = ModuleNotFoundError(f"No module named {name!r}", name=name)
-    assert ended(error) == f"error: {package} is not installed: pip install 'cosyserve[{extra}]'"
+    assert told(error, capsys) == f"error: {package} is not installed: pip install 'cosyserve[{extra}]'\n"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +124,7 @@ def test_a_folder_that_is_missing_is_one_line(command: str, arguments: tuple[str
 @pytest.mark.parametrize(
     ("command", "arguments", "package"),
     [
-        ("cosyserve", ("doctor",), "grpc"),
+        ("cosyserve", ("say", "Hi."), "grpc"),
         ("cosyserve-build", ("prepare", "NOPE", "OUT"), "torch"),
         ("cosyserve-gateway", (), "starlette"),
     ],
@@ -123,5 +133,12 @@ def test_a_folder_that_is_missing_is_one_line(command: str, arguments: tuple[str
 def test_a_command_without_its_extra_is_one_line(
     command: str, arguments: tuple[str, ...], package: str, tmp_path: Path
 ) -> None:
+    pytest.importorskip(package)
     line = f"error: {package} is not installed: pip install 'cosyserve[{EXTRAS[package]}]'\n"
     assert run(command, *arguments, without=package, folder=tmp_path) == (1, line)
+
+
+def test_the_doctor_comes_where_packages_are_missing(tmp_path: Path) -> None:
+    _, told = run("cosyserve", "doctor", without="grpc", folder=tmp_path)
+    assert told.startswith("ok      CosyServe")
+    assert "\nnext:   " in told

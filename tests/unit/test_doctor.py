@@ -41,7 +41,7 @@ def bin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def tritonserver(bin: Path) -> Path:
     """A pretended installation, whose stub contains its Python; the folder of its backends."""
-    script(bin / "tritonserver", "exit 1")
+    script(bin / "tritonserver", "echo '  --grpc-port <integer>'")
     backends = bin.parent / "backends"
     (backends / "python").mkdir(parents=True)
     (backends / "python" / STUB).write_bytes(b"\x7fELF")
@@ -65,12 +65,12 @@ def test_a_look_that_fails_is_told_and_the_others_still_are(monkeypatch: pytest.
     names = [each.name for each in findings()]
 
     def refuse(pid: int) -> set[int]:
-        raise PermissionError("not\there")
+        raise PermissionError("not here")
 
     monkeypatch.setattr(os, "sched_getaffinity", refuse)
     told = {each.name: each for each in findings()}
     assert list(told) == names
-    assert told["cores"] == Finding("cores", State.PROBLEM, "cannot be told: PermissionError: not\there")
+    assert told["cores"] == Finding("cores", State.PROBLEM, "cannot be told: PermissionError: not here")
 
 
 def test_the_first_problem_is_to_be_mended_first() -> None:
@@ -97,7 +97,7 @@ def test_with_a_gpu_its_profile_is_told(bin: Path) -> None:
 
 def test_a_gpu_whose_driver_fails_is_none(bin: Path) -> None:
     script(bin / "nvidia-smi", "echo 'cannot talk to the driver'", "echo more >&2", "exit 9")
-    assert found("GPU") == Finding("GPU", State.NOTE, "nvidia-smi fails: cannot talk to the driver")
+    assert found("GPU") == Finding("GPU", State.NOTE, "none: nvidia-smi says cannot talk to the driver")
 
 
 def test_a_tritonserver_on_path_is_told_with_its_version(
@@ -105,6 +105,24 @@ def test_a_tritonserver_on_path_is_told_with_its_version(
 ) -> None:
     monkeypatch.setenv("TRITON_SERVER_VERSION", "2.71.0")
     assert found("Triton") == Finding("Triton", State.OK, f"2.71.0, PATH, {bin / 'tritonserver'}")
+
+
+def test_a_tritonserver_that_does_not_run_is_a_problem(bin: Path, tritonserver: Path) -> None:
+    script(bin / "tritonserver", "echo 'libcudart.so.12: not found' >&2", "exit 127")
+    assert found("Triton").state is State.PROBLEM
+    assert "libcudart.so.12" in found("Triton").text
+
+
+def test_a_stub_for_another_python_is_a_problem(tritonserver: Path) -> None:
+    (tritonserver / "python" / STUB).write_bytes(b"libpython3.10.so.1.0")
+    assert found("Triton").state is State.PROBLEM
+    assert "is for Python 3.10" in found("Triton").text
+
+
+def test_a_gpu_query_without_an_answer_is_no_gpu(bin: Path) -> None:
+    for lines in (["exit 9"], ["exit 0"], ["echo 'No devices were found'"]):
+        script(bin / "nvidia-smi", *lines)
+        assert found("GPU").state is State.NOTE
 
 
 def test_a_tritonserver_without_a_stub_is_a_problem(tritonserver: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -182,7 +183,14 @@ def test_a_missing_recogniser_names_the_command_that_brings_it(monkeypatch: pyte
     )
 
 
-def test_without_what_makes_the_source_voice_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_what_makes_the_source_voice_the_command_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wave = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny" / "prompt.wav"
+    flite = tmp_path / "flite"  # the machine may have none
+    flite.write_text(f'#!/bin/sh\ncp {wave} "$7"\necho pau:0.10 hh:0.50 ay:1.00 pau:1.50\n')
+    flite.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delitem(sys.modules, "cosyserve_build.demo_voice.source", raising=False)
     monkeypatch.setitem(sys.modules, "pyworld", None)
     result = judge("--source", "slt", "--sentences", "1")
