@@ -46,13 +46,19 @@ def told(error: Exception, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def run(command: str, *arguments: str, without: str = "", folder: Path | None = None) -> tuple[int, str]:
-    """Exit code and stderr of a command, on an installation without one package."""
+    """Exit code and stderr of a command that prints nothing else, on an installation without one package."""
+    done = start(command, *arguments, without=without, folder=folder)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+def start(
+    command: str, *arguments: str, without: str = "", folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     module, _, function = PROJECT["scripts"][command].partition(":")
     hide = f"sys.modules[{without!r}] = None; " if without else ""
     code = f"import sys; {hide}from {module} import {function}; sys.exit({function}())"
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=folder)
-    assert done.stdout == ""
-    return done.returncode, done.stderr
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=folder)
 
 
 @pytest.mark.parametrize("error", [ServeError("no port"), CosyServeError("no port"), InvalidInput("port", "none")])
@@ -138,7 +144,7 @@ def test_a_command_without_its_extra_is_one_line(
     assert run(command, *arguments, without=package, folder=tmp_path) == (1, line)
 
 
-def test_the_doctor_comes_where_packages_are_missing(tmp_path: Path) -> None:
-    _, told = run("cosyserve", "doctor", without="grpc", folder=tmp_path)
+def test_the_doctor_comes_where_packages_are_missing() -> None:
+    told = start("cosyserve", "doctor", without="grpc").stdout
     assert told.startswith("ok      CosyServe")
     assert "\nnext:   " in told
