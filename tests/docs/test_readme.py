@@ -137,6 +137,12 @@ def test_verify(command: str) -> None:
     run(command, ROOT)
 
 
+def test_the_environment_is_made_and_entered(tmp_path: Path) -> None:
+    (command,) = (c for c in COMMANDS if c.startswith("python3 -m venv"))
+    entered = run(f"{command} && command -v python", tmp_path)
+    assert entered.strip() == str(tmp_path / ".venv" / "bin" / "python")
+
+
 def test_the_download_is_understood_as_far_as_the_network() -> None:
     (command,) = (c for c in COMMANDS if c.startswith("hf "))
     environ = {**environment(), "HF_HUB_OFFLINE": "1"}
@@ -154,7 +160,7 @@ def test_extras_exist() -> None:
 
 def test_every_command_is_run_somewhere() -> None:
     here = ("make demo", "cosyserve-build prepare", "cosyserve serve", "cosyserve say", "cosyserve voice")
-    here += ("cosyserve-build verify", "cosyserve bench", "locust", "hf download")
+    here += ("cosyserve-build verify", "cosyserve bench", "locust", "hf download", "python3 -m venv")
     left = [c for c in COMMANDS if not c.startswith(here) and not INSTALL.fullmatch(c)]
     assert set(left) == set(ELSEWHERE)
 
