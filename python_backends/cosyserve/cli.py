@@ -94,13 +94,13 @@ def demo(
         say(text, output=output, url=f"{server.host}:{server.grpc_port}", seed=SEED)
         if not Weights(weights).random:
             print(_heard(Path(output)))
-    print(NEXT)
+    print(NEXT.format(cosyserve=sys.argv[0]))
 
 
 NEXT = """next:
-  make serve, then in another terminal: make gateway    a page that speaks, on http://127.0.0.1:8080
-  .venv/bin/cosyserve say "Your own text." -o mine.wav  what you want to hear, of that server
-  README.md, "Serve CosyVoice"                          real weights instead of the demo voice"""
+  a page that speaks: make serve, in another terminal make gateway, then http://127.0.0.1:8080
+  your own text:      make serve, in another terminal {cosyserve} say "Your own text." -o mine.wav
+  real weights:       README.md, Serve CosyVoice"""
 
 
 def _heard(wave: Path) -> str:

@@ -6,10 +6,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
-from live import PATIENCE
+from live import PATIENCE, Live
 from measure import model_name
+from raw import Answer, message, numbers, send
 
 from cosyserve.errors import ServeError
 from cosyserve.limits import SIGN_OF_LIFE_SECONDS, STILL_SECONDS
@@ -45,6 +47,23 @@ def test_a_stage_that_stands_still_ends_the_server_and_callers_are_told(
         assert time.monotonic() - began < LATE
         assert all(told)
         assert process.wait(timeout=PATIENCE)
+
+
+PINGED = {
+    "frontend": (),
+    "llm": (numbers("utterance", "INT64", [0]),),
+    "flow": (numbers("speech_tokens", "INT32", [[0]]), numbers("final", "BOOL", [[False]])),
+    "hift": (numbers("mel", "FP32", np.zeros((1, 80, 1))), numbers("mel_final", "BOOL", [[False]])),
+}
+"""Inputs without which Triton itself would refuse a request."""
+
+
+@pytest.mark.parametrize("model", PINGED)
+def test_a_ping_is_answered_by_the_process_without_any_work(server: Live, model: str) -> None:
+    sequence = {"sequence": 2**41, "start": True, "end": True} if model in ("flow", "hift") else {}
+    asked = message(model, *PINGED[model], **sequence, ping=True)  # type: ignore[arg-type]
+    assert send(server.url, asked, seconds=5) == Answer("OK", "", 1)
+    assert not any(server.held().values())
 
 
 def test_a_session_that_waits_for_its_writer_is_no_stage_that_stands_still(demo_weights: Path, tmp_path: Path) -> None:

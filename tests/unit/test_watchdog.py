@@ -96,6 +96,17 @@ async def test_callers_who_were_told_an_error_by_triton_do_not_clear_it(answers:
     assert await llm.after(process, SIGN_OF_LIFE_SECONDS)
 
 
+async def test_a_ping_that_fails_is_no_answer() -> None:
+    async def fail() -> bool:
+        raise RuntimeError("no such model")
+
+    llm = Llm()
+    process = ModelProcess("llm", fail, clock=lambda: llm.now, cpu=lambda: 0.0)
+    with process.waiting():
+        assert not await llm.after(process, STILL_SECONDS)
+        assert await llm.after(process, SIGN_OF_LIFE_SECONDS)
+
+
 async def test_a_ping_clears_it() -> None:
     llm = Llm()
     process = llm.process()

@@ -144,7 +144,6 @@ def ping_request(model: Model) -> Any:
     needed = (tensor for tensor in model.inputs if not tensor.optional)
     dummies: Tensors = {t.name: np.zeros([abs(size) for size in t.dims], t.numpy) for t in needed}
     sequence = model.scheduling is Scheduling.SEQUENCE
-    # Its errors, too, belong to no utterance.
     options = {"correlation_id": secrets.randbits(62) + 1, "flags": SEQUENCE_START | SEQUENCE_END} if sequence else {}
     return inner_request(model, dummies, parameters={PING: True}, **options)
 

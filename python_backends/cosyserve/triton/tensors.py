@@ -20,10 +20,11 @@ _NUMPY_2 = np.lib.NumpyVersion(np.__version__) >= "2.0.0"
 _NEW_FROM_DESCR = 94
 """Place of ``PyArray_NewFromDescr`` in numpy's table of C functions, the same in numpy 1 and 2."""
 
-_SLOTS = 512
-"""Places that are copied of it: more than it has, and less than a page of memory."""
+_SLOTS = 300
+"""Places that are copied of it: numpy has more, and the backend's pybind11 uses none above 282."""
 
 _TAKEN = b"used_dltensor"
+"""Name of a capsule whose tensor has a new owner, by the protocol."""
 
 _API = ctypes.pythonapi
 _API.PyCapsule_SetName.argtypes = [ctypes.py_object, ctypes.c_char_p]

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,10 @@ class ModelProcess:
         return self._cpu() - cpu < STILL_CPU_SECONDS
 
     async def _ask(self) -> None:
-        if await self._ping():
+        answered = False
+        with suppress(Exception):  # Triton's, in the process's place
+            answered = await self._ping()
+        if answered:
             self._silent_since = self._clock() if self._waiting else None
             self._asked = None
 
@@ -147,7 +150,7 @@ def processor_seconds(model: str) -> float:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if int(fields[1]) == server and f"/{model}/" in (folder / "cmdline").read_text():
+            if int(fields[1]) == server and f"/{model}/1/model.py" in (folder / "cmdline").read_text():
                 return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         except OSError:
             continue
