@@ -116,9 +116,9 @@ class Tts:
         await reply.send(sender, error)
 
     def _write(self, request: Any, sender: Any, id: int | str) -> None:
-        """Take the next piece of a session. What is wrong with it is told to whoever opened the session, and ends it:
+        """Append text to a session. Its errors go to the request that opened the session, and end it.
 
-        an error of its own could end the stream under the session's feet.
+        An error of its own could end the stream that they share.
         """
         try:
             session = self._sessions.find(id)

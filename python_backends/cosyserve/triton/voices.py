@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from cosyserve.load import load_voices
 from cosyserve.logs import request_id
 from cosyserve.triton.adapter import REQUEST_ID, ErrorReply, known, read_inputs, read_settings, response, values
 from cosyserve.triton.bls import BlsStages
+from cosyserve.triton.watchdog import Watchdog
 from cosyserve.voices import Card, Voice
 from cosyserve.weights import Weights
 
@@ -30,6 +32,7 @@ class Voices:
         self._token_rate = weights.config.token_rate
         self._store = load_voices(weights)
         self._stages = BlsStages(settings)
+        self._watchdog = Watchdog(self._stages.processes, lambda: False)  # a registration takes seconds
 
     async def execute(self, requests: list[Any]) -> list[Any]:
         """What is known of the voices that each request is about."""
@@ -39,7 +42,9 @@ class Voices:
         id = request_id(request.request_id())
         REQUEST_ID.set(id)
         try:
-            cards = await self._cards(read_inputs(request, VOICES))
+            work = asyncio.create_task(self._cards(read_inputs(request, VOICES)))
+            with self._watchdog.watching(work):
+                cards = await work
             return response({"voices": np.array([self._described(card) for card in cards], np.object_)}, VOICES)
         except Exception as error:
             return await ErrorReply(request).response(known(error, id))

@@ -115,12 +115,12 @@ class Watchdog:
         self._processes = processes
         self._stops = stops
         self._end = end
-        self._utterances: set[asyncio.Task[None]] = set()
+        self._utterances: set[asyncio.Task[Any]] = set()
         self._task: asyncio.Task[None] | None = None
         self.stopped: Draining | None = None
 
     @contextmanager
-    def watching(self, utterance: asyncio.Task[None]) -> Iterator[None]:
+    def watching(self, utterance: asyncio.Task[Any]) -> Iterator[None]:
         """While `utterance` runs, which is cancelled when the server stops; `stopped` says so."""
         self._utterances.add(utterance)
         if self._task is None:
