@@ -55,6 +55,7 @@ class Scripted:
 
     Attributes:
         calls: (rows, new ids) of each prefill and step.
+        capacity: positions of a row; more is an error for everyone.
         speech_vocab: ids that it scores.
         on_erase: called with the ids of a row that is emptied.
     """
@@ -64,6 +65,7 @@ class Scripted:
     calls: list[tuple[int, int]] = field(default_factory=list)
     speech_vocab: int = CONFIG.speech_vocab
     on_erase: Callable[[list[int]], None] = lambda ids: None
+    capacity: int = 10_000
 
     def prefill(self, row: int, start: int, ids: Ids) -> LogitScores:
         assert len(self.rows.setdefault(row, [])) == start
@@ -73,7 +75,7 @@ class Scripted:
 
     def step(self, ids: Ids, lengths: Ids) -> LogitScores:
         for row, (id, length) in enumerate(zip(ids.tolist(), lengths.tolist(), strict=True)):
-            assert len(self.rows[row]) == length
+            assert len(self.rows[row]) == length < self.capacity
             self.rows[row].append(id)
         self.calls.append((len(ids), 1))
         return self._scores(list(range(len(ids))))
@@ -257,6 +259,31 @@ def test_going_in_circles_is_cut_and_counted(cycle: int) -> None:
     assert len(cuts) == 1
     # start, 12 text, task: six sevens come first.
     assert len(emitted) - 1 == (6 + MAX_REPEATED_TOKENS if cycle <= MAX_CYCLE else 20 * 12)
+
+
+def test_a_sequence_that_fills_its_row_is_cut_and_nobody_else_notices() -> None:
+    engine, decoder = scripted(lambda position: position, slots=2)
+    long, short = sequence(1, text=40, prompt=30), sequence(2, text=6)
+    whole = said(engine, short[0])
+    cuts: list[int] = []
+    engine.on_cut = lambda: cuts.append(1)
+    decoder.capacity = 130
+    for made, _ in (long, short):
+        engine.admit(made)
+    finish(engine)
+    assert long[1][-1] is None
+    assert len(long[1]) < 130
+    assert short[1] == whole  # cut too, by the length of its text
+    assert len(cuts) == 2
+    assert decoder.rows == {}
+
+
+def test_a_prompt_that_leaves_no_room_for_speech_is_refused_before_it_begins() -> None:
+    engine, decoder = scripted(lambda position: position)
+    decoder.capacity = 50
+    with pytest.raises(InvalidInput, match="text: with its prompt exceeds 50 positions"):
+        engine.admit(sequence(1, text=40, prompt=30)[0])
+    assert not engine.busy
 
 
 def test_a_pause_is_not_cut() -> None:

@@ -85,7 +85,13 @@ class Decoder(Protocol):
     """A causal model with one sequence of positions in each of a fixed number of rows, all of them empty at first.
 
     Ids are those of `Numbering`. The scores of a row depend on the ids at its positions only, never on other rows.
+
+    Attributes:
+        capacity: positions that a row holds at most.
     """
+
+    @property
+    def capacity(self) -> int: ...
 
     def prefill(self, row: int, start: int, prompt: Prompt) -> Scores:
         """Append a piece of a prompt to a row that holds `start` positions; scores of this one row."""

@@ -149,14 +149,18 @@ class Engine:
         """Queue a sequence; it begins at the next step that has a free row and no older newcomer.
 
         Raises:
-            InvalidInput: a live sequence has the same id, or a token id lies outside its vocabulary.
+            InvalidInput: a live sequence has the same id, a token id lies outside its vocabulary, or text and prompt
+                leave no position for speech.
             Unsupported: more text shall follow, but the model needs all of it at once.
         """
         if self._find(sequence.id):
             raise InvalidInput("utterance", "is the id of an utterance that still runs")
         sampler, silence = RasSampler(self.config, sequence.seed), SilenceFilter(self.config)
         run = Run(sequence, self._script(sequence), sampler, silence, len(sequence.text))
-        (self.waiting if run.go_on() else self.silent).append(run)
+        begins = run.go_on()
+        if len(run.ids) >= self.decoder.capacity:
+            raise InvalidInput("text", f"with its prompt exceeds {self.decoder.capacity} positions")
+        (self.waiting if begins else self.silent).append(run)
 
     def add_text(self, sequence_id: int, text: Ints, *, more: bool) -> None:
         """The next text ids of a sequence that was admitted with `more`; one that has ended ignores them.
@@ -252,6 +256,13 @@ class Engine:
             self._advance(len(self.running) - 1, scores)
 
     def _decode(self) -> None:
+        # One that has filled its row ends here: in the decoder it would end the step of all.
+        for row in reversed(range(len(self.running))):
+            if self.running[row].position >= self.decoder.capacity:
+                self.on_cut()
+                self._finish(row)
+        if not self.running:
+            return
         # Text is fed id by id too: a step costs what it costs, and no one waits for somebody's block of text.
         fed = np.asarray([run.ids.popleft() for run in self.running], np.int64)
         scores = self.decoder.step(fed, np.asarray([run.position for run in self.running], np.int64))

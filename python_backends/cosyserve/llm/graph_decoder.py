@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -45,12 +46,14 @@ class LlmNetworks:
 
 
 class GraphDecoder:
-    """`Decoder` over a graph: looks embeddings up and keeps the keys and values in host memory.
+    """`Decoder` over a graph: looks embeddings up and keeps the keys and values in host memory, as many as come.
 
     Args:
         networks: the graph and its tables.
         rows: sequences at once.
     """
+
+    capacity = sys.maxsize
 
     def __init__(self, networks: LlmNetworks, rows: int) -> None:
         config = networks.config

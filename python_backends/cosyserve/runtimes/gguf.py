@@ -66,7 +66,7 @@ class GgufDecoder:
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = llama_cpp.llama_batch_init(BATCH, self._config.hidden, 1)
         self._inputs = np.ctypeslib.as_array(self._batch.embd, (BATCH, self._config.hidden))
-        self._capacity = capacity
+        self.capacity = capacity
         self._broken = np.zeros(rows, np.bool_)
 
     def close(self) -> None:
@@ -116,8 +116,8 @@ class GgufDecoder:
         return scores
 
     def _decode(self, rows: Ids, places: Ids, embeds: Float, wanted: Ids) -> LogitScores:
-        if places.max() >= self._capacity:
-            raise InvalidInput("text", f"with its prompt exceeds {self._capacity} positions")
+        if places.max() >= self.capacity:
+            raise InvalidInput("text", f"with its prompt exceeds {self.capacity} positions")
         batch, count = self._batch, len(rows)
         batch.n_tokens = count
         self._inputs[:count] = embeds

@@ -19,8 +19,8 @@ from cosyserve.settings import Settings
 from cosyserve.weights import Weights
 
 CAPACITIES = (256, 512, 1024, 2048, 4096, 8192)
-"""Positions of the past that a recorded call reads. The last holds the longest sequence that the limits allow: 30 s of
-prompt, its transcript, and a segment with all the speech that its text may get."""
+"""Positions of the past that a recorded call reads. The last holds 30 s of prompt, a transcript of some 1,000 ids, and
+a segment with all the speech that its text may get; the engine cuts what goes on for longer."""
 
 PREFILLS = (8, 16, 32, 64)
 """New positions of a recorded prefill; a longer one runs kernel by kernel."""
@@ -52,6 +52,7 @@ class TorchDecoder:
         self._embeddings = embeddings
         self._config = config
         self._batches = (*(step for step in BATCH if step < rows), rows)
+        self.capacity = CAPACITIES[-1]
         self._scratch = rows + 1  # the last row, for what rows that only fill up a batch write
         shape = (rows + 2, config.kv_heads, CAPACITIES[-1], config.head_dim)
         self._k = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
