@@ -61,6 +61,8 @@ def environment(weights: Path, scratch: Path) -> dict[str, str]:
         "HOME": "/nonexistent",
         "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"),
         "TMPDIR": str(scratch),
+        # A checkout may lie there itself, with all that is run.
+        "EXEC": "exec" if Path(sys.executable).is_relative_to("/tmp") else "noexec",
         "COSYSERVE_WEIGHTS": str(weights),
         "COSYSERVE_DRAIN_FILE": str(scratch / "draining"),
         "COSYSERVE_MAX_STREAMS": "2",
@@ -72,8 +74,8 @@ CONFINED = (
     "--mount",
     "sh",
     "-c",
-    "mount --bind /tmp /tmp && mount -o remount,bind,noexec /tmp"
-    " && mount --bind $TMPDIR $TMPDIR && mount -o remount,bind,noexec $TMPDIR && mount -o remount,bind,ro /"
+    "mount --bind /tmp /tmp && mount -o remount,bind,$EXEC /tmp"
+    " && mount --bind $TMPDIR $TMPDIR && mount -o remount,bind,$EXEC $TMPDIR && mount -o remount,bind,ro /"
     " && mount -t tmpfs -o size=1g tmpfs /dev/shm"
     ' && exec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all "$@"',
     "sh",
