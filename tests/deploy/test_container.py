@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 from dummy_server import DummyServer
-from live import PATIENCE, Live, free_port, wait_until
+from live import PATIENCE, Live, alive, free_port, wait_until
 
 from cosyserve.limits import READY_SECONDS
 from cosyserve_client import Client, Speech, Unavailable
@@ -211,4 +211,4 @@ def test_a_drain_lets_the_running_finish_and_refuses_the_new_and_sigterm_ends_it
     below = psutil.Process(container.process.pid).children(recursive=True)
     container.process.send_signal(signal.SIGTERM)
     assert container.process.wait(timeout=PATIENCE) == 128 + signal.SIGINT
-    assert not [process for process in below if process.is_running()]
+    assert alive(below) == []

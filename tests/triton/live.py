@@ -6,11 +6,13 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from cosyserve.metrics import ACTIVE_STREAMS, FLOW_SEQUENCES, HIFT_SEQUENCES, LLM_SEQUENCES, Metric
 from cosyserve.serve import Server, free_port
@@ -75,6 +77,16 @@ class Live:
         except urllib.error.URLError:
             return False
         return True
+
+
+def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that run; one that has ended counts no more, also while nobody has asked for its exit code."""
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from pathlib import Path
 import grpc
 import psutil
 import pytest
-from live import PATIENCE, Live, free_port, wait_until
+from live import PATIENCE, Live, alive, free_port, wait_until
 from measure import model_name
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -157,7 +157,7 @@ def test_sigterm_ends_everything_and_leaves_nothing(demo_weights: Path) -> None:
         _, errors = process.communicate(timeout=PATIENCE)
         assert "Traceback" not in errors
         assert "error" not in errors
-        assert not any(below_it.is_running() for below_it in below)
+        assert alive(below) == []
         assert not {region for region in regions if region.exists()}
 
 
@@ -239,7 +239,7 @@ def test_when_triton_dies_it_says_so_and_ends(demo_weights: Path) -> None:
         _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 1
         assert errors.splitlines()[-1].startswith("error: tritonserver ended")
-        wait_until(lambda: not any(child.is_running() for child in below), lambda: "stubs live on")
+        wait_until(lambda: not alive(below), lambda: "stubs live on")
 
 
 def test_say_writes_a_file(server: Live, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from raw import STATUS_HEADER, call, message, send, words
 from cosyserve_client import Client
 
 AT_ONCE = 16
-REFUSALS = 800
+REFUSALS = 400
 """Without the pause Triton 2.51 died after 20 to 300 of them."""
 
 
