@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := .cache/demo-weights
 WEIGHTS ?= $(DEMO)
-SMOKE := tests/triton/test_stream.py tests/triton/test_launcher.py tests/triton/test_wrong_input.py \
-	tests/triton/test_cancel.py tests/triton/test_text_in.py tests/triton/test_registered_voices.py \
+SMOKE := tests/server/test_stream.py tests/server/test_launcher.py tests/server/test_wrong_input.py \
+	tests/server/test_cancel.py tests/server/test_text_in.py tests/server/test_registered_voices.py \
 	tests/unit/test_packed.py tests/client
 # Serving never needs torch; building and testing take the plain CPU build of this version, a tenth of the other's size.
 # CI, which tests the models with Python 3.11, takes the other where it cannot have that one.

@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve.config import LlmConfig
-from cosyserve.llm.decoder import Decoder, Ids, Numbering
-from cosyserve.llm.engine import Engine, Sequence
+from cosyserve.llm.decoder import Decoder, Ids, VocabLayout
+from cosyserve.llm.engine import Engine
 from cosyserve.llm.scores import softmax
+from cosyserve.llm.sequence import GenerationRequest
 from cosyserve.load import load_decoder
 from cosyserve.settings import Settings
 
@@ -36,21 +37,21 @@ def tokens_per_second(engine: Engine, config: LlmConfig, sequences: int, steps: 
     nothing = np.zeros(0, np.int32)
     for id in range(sequences):
         text = random.integers(0, config.vocab, TEXT).astype(np.int32)
-        engine.admit(Sequence(id, text, nothing, nothing, id, emit=lambda token: None, fail=_raise))
-    while len(engine.running) < sequences:
+        engine.admit(GenerationRequest(id, text, nothing, nothing, id, emit=lambda token: None, fail=_raise))
+    while len(engine.scheduler.rows.running) < sequences:
         engine.step()
     began = time.perf_counter()
     for _ in range(steps):
         engine.step()
     seconds = time.perf_counter() - began
-    assert len(engine.running) == sequences, "a sequence ended during the measurement"
+    assert len(engine.scheduler.rows.running) == sequences, "a sequence ended during the measurement"
     engine.clear()
     return sequences * steps / seconds
 
 
 def error_against(exact: Decoder, decoder: Decoder, config: LlmConfig, positions: int = 200) -> str:
     """Differences of the scores of two decoders that are fed the same tokens, in words."""
-    random, numbers, nothing = np.random.default_rng(0), Numbering(config), np.zeros(0, np.int32)
+    random, numbers, nothing = np.random.default_rng(0), VocabLayout(config), np.zeros(0, np.int32)
     prompt = numbers.prompt(nothing, random.integers(0, config.vocab, TEXT).astype(np.int32), nothing)
     fed = numbers.speech + random.integers(0, config.speech_tokens, positions)
     expected, found = (_forced(each, prompt, fed) for each in (exact, decoder))
@@ -68,7 +69,7 @@ def _forced(decoder: Decoder, prompt: Ids, fed: Ids) -> NDArray[np.float32]:
     """Logits [1 + len(fed), V] behind the prompt and behind each token fed after it."""
     logits = [decoder.prefill(0, 0, prompt).row(0)]
     logits += [decoder.step(fed[i : i + 1], np.asarray([len(prompt) + i])).row(0) for i in range(len(fed))]
-    decoder.erase(0)
+    decoder.release(0)
     return np.stack(logits)
 
 

@@ -10,8 +10,8 @@ import onnx
 from onnx import ModelProto
 
 from cosyserve.errors import WeightsError
-from cosyserve.runtimes.ladder import Profile
-from cosyserve.runtimes.plans import Plan, plan_precision, profile, save_plan
+from cosyserve.runtimes.buckets import Profile
+from cosyserve.runtimes.engine_files import EngineSpec, engine_precision, profile, save_engine
 from cosyserve.runtimes.tensorrt import load_tensorrt, this_gpu
 from cosyserve.weights import Weights
 from cosyserve_build import operators
@@ -38,14 +38,14 @@ def engines(
     checked: list[tuple[str, ModelProto, Profile]] = []
     for graph in graphs:
         shapes = profile(weights, graph)
-        model = typed(onnx.load(str(weights.graph(graph))), plan_precision(graph, precision))
+        model = typed(onnx.load(str(weights.graph(graph))), engine_precision(graph, precision))
         operators.check(graph, model)
         checked.append((graph, model, shapes))
         report(f"{graph}: every operator and type suits TensorRT; {len(shapes)} inputs vary along the ladder")
     trt, gpu = load_tensorrt(), this_gpu()
     for graph, model, shapes in checked:
-        plan = Plan.wanted(weights, graph, gpu, trt.__version__, precision)
-        path = save_plan(folder, plan, _build(trt, graph, model, shapes))
+        plan = EngineSpec.wanted(weights, graph, gpu, trt.__version__, precision)
+        path = save_engine(folder, plan, _build(trt, graph, model, shapes))
         report(f"{path}: built")
 
 

@@ -22,8 +22,8 @@ from cosyserve.flow.encoder import FlowEncoder
 from cosyserve.flow.encoders import ConformerGraph, Encoder, LookaheadGraph
 from cosyserve.flow.graphs import GraphFlow
 from cosyserve.flow.guided import Cache, Guided, Part
+from cosyserve.flow.kv_cache import FlowKVCache
 from cosyserve.flow.lookahead import LookaheadEncoder
-from cosyserve.flow.past import Past
 from cosyserve.flow.solver import time_grid
 from cosyserve.flow.stream import FlowStream, FlowVoice
 from cosyserve.flow.unet import GuidedFlow
@@ -32,11 +32,11 @@ from cosyserve.hift.noise import FixedNoise
 from cosyserve.hift.source import source_of
 from cosyserve.hift.stream import HiftNetworks, HiftStream
 from cosyserve.limits import MAX_TOKENS_PER_TEXT_TOKEN, MIN_TOKENS_PER_TEXT_TOKEN
-from cosyserve.llm.decoder import Numbering
+from cosyserve.llm.decoder import VocabLayout
 from cosyserve.llm.embeddings import Embeddings
 from cosyserve.llm.graph_decoder import LlmNetworks
+from cosyserve.llm.kv_cache import KVCache
 from cosyserve.llm.qwen2 import SpeechLM
-from cosyserve.llm.slots import SlotCache
 from cosyserve.runtimes.graph import Arrays, Graph, Outputs, flat
 from cosyserve_build.noise import flow_noise
 
@@ -121,13 +121,13 @@ class LlmProbe:
 
     def reset(self) -> None:
         """Forget the past."""
-        self._cache = SlotCache(self.config.layers, 1, self.config.kv_heads, self.config.head_dim)
+        self._cache = KVCache(self.config.layers, 1, self.config.kv_heads, self.config.head_dim)
         self._length = 0
 
     def prompt(self, text: Sequence[int], speech: Sequence[int]) -> Array:
         """Input embeddings [n, hidden]; `text` is prompt text and text."""
         none = np.zeros(0, np.int32)
-        ids = Numbering(self.config).prompt(none, np.asarray(text, np.int32), np.asarray(speech, np.int32))
+        ids = VocabLayout(self.config).prompt(none, np.asarray(text, np.int32), np.asarray(speech, np.int32))
         return self.embed(ids)
 
     def embed_speech(self, ids: Sequence[int]) -> Array:
@@ -300,7 +300,7 @@ class FlowProbe:
         """The bare estimator on two rows x, mu, cond [2, mels, T], t [2], spks [2, mels], `chunk` frames a call."""
         config, estimator = self.config, self._guided.decoder["estimator"]
         layers, heads, dim = config.attention
-        past = Past(layers, heads, dim)
+        past = FlowKVCache(layers, heads, dim)
         none = [torch.zeros(1, 2, heads, dim)] * layers
         tails = [torch.zeros(2, *tail) for tail in config.tails]
         pieces: list[Array] = []

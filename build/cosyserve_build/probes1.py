@@ -17,9 +17,9 @@ from cosyserve.flow.window_encoder import WindowEncoder
 from cosyserve.flow.window_stream import WindowNetworks, WindowStream
 from cosyserve.flow.window_unet import WindowFlow
 from cosyserve.limits import PREFILL_CHUNK
-from cosyserve.llm.engine import Sequence as Segment
 from cosyserve.llm.graph_decoder import LlmNetworks
-from cosyserve.llm.relative_decoder import Opening, RelativeDecoder, SpeechRows
+from cosyserve.llm.relative_decoder import PromptEncoder, RelativeDecoder, SpeechEmbeddings
+from cosyserve.llm.sequence import GenerationRequest
 from cosyserve.llm.transformer import Positions, RelativeLM, TextEncoder
 from cosyserve.runtimes.graph import Arrays, Outputs
 from cosyserve_build.probes import Array, TorchGraph, likeliest
@@ -32,14 +32,14 @@ class RelativeLlmProbe:
         self.config = config
         tables = {name: state[f"{name}_embedding.weight"].numpy() for name in ("text", "speech")}
         tables["special"] = state["llm_embedding.weight"].numpy()
-        self._opening = Opening(config, tables, TorchGraph(TextEncoder(config), state, "text", "speaker_out"))
+        self._opening = PromptEncoder(config, tables, TorchGraph(TextEncoder(config), state, "text", "speaker_out"))
         self._graph = TorchGraph(RelativeLM(config), state, "logits", "new_k*", "new_v*")
         self._positions = TorchGraph(Positions(config), state, "positions*")
-        self._networks = LlmNetworks(self._graph, SpeechRows(config, tables["speech"]))
+        self._networks = LlmNetworks(self._graph, SpeechEmbeddings(config, tables["speech"]))
 
     def opening(self, prompt_text: Sequence[int], text: Sequence[int], speech: Sequence[int], speaker: Array) -> Array:
         """Input embeddings [n, inputs] up to the first new token; `speaker` [192] or empty."""
-        segment = Segment(
+        segment = GenerationRequest(
             id=0,
             text=np.asarray(text, np.int32),
             prompt_text=np.asarray(prompt_text, np.int32),

@@ -20,7 +20,7 @@ import numpy as np
 from cosyserve.bundle import read
 from cosyserve.errors import BundleError, Unsupported
 from cosyserve_build.probes import Array
-from cosyserve_build.stages import PLANS
+from cosyserve_build.stages import VERIFY_SPECS
 
 TOLERANCES: tuple[tuple[str, float], ...] = (
     ("frontend/wav_*", 1e-6),  # the samples of the file
@@ -122,9 +122,9 @@ def verify(set_folder: Path | str) -> Report:
     if not folder.is_dir():
         raise BundleError(f"{folder} does not exist")
     bundle = read(folder / "bundle")
-    if bundle.version not in PLANS:
+    if bundle.version not in VERIFY_SPECS:
         raise Unsupported(f"verify: CosyVoice version {bundle.version} is not supported yet")
-    plan = PLANS[bundle.version]
+    plan = VERIFY_SPECS[bundle.version]
     data = plan.opens(folder, bundle)
     declarations = (*plan.declared, *((f"frontend/wav_{rate // 1000}k", RESAMPLED) for rate in data.resampled_rates))
     produced: dict[str, Array] = {}

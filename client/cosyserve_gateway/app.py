@@ -13,11 +13,11 @@ from starlette.routing import Route, Router, WebSocketRoute
 from starlette.types import ASGIApp
 
 from cosyserve_client import AsyncClient
+from cosyserve_gateway.auth import AuthMiddleware, StreamSlots
 from cosyserve_gateway.conversation import Conversation
-from cosyserve_gateway.exchange import VOICES, Attended, Observed
-from cosyserve_gateway.guard import Guard, Places
 from cosyserve_gateway.limits import RETRIES
 from cosyserve_gateway.metrics import Metrics
+from cosyserve_gateway.middleware import VOICES, AccessLogMiddleware, DisconnectMiddleware
 from cosyserve_gateway.page import page_routes
 from cosyserve_gateway.settings import Settings
 from cosyserve_gateway.speech import Speech
@@ -28,7 +28,7 @@ def create_app(settings: Settings) -> ASGIApp:
     """The gateway to the server that `settings` name, for any ASGI server."""
     server = AsyncClient(settings.url, retries=RETRIES)
     metrics = Metrics()
-    places = Places(settings, metrics)
+    places = StreamSlots(settings, metrics)
     voices = Voices(server, settings)
 
     @asynccontextmanager
@@ -55,7 +55,7 @@ def create_app(settings: Settings) -> ASGIApp:
         Route(VOICES + "/{name}", voices.remove, methods=["DELETE"]),
     ]
     app: ASGIApp = Router(routes, redirect_slashes=False, lifespan=connected)
-    app = Observed(Guard(Attended(app), settings), metrics)
+    app = AccessLogMiddleware(AuthMiddleware(DisconnectMiddleware(app), settings), metrics)
     if settings.origins:
         app = CORSMiddleware(
             app,

@@ -36,12 +36,12 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from cosyserve_client import AsyncClient, AsyncSession, AudioChunk, CosyServeClientError, SpeechOptions
+from cosyserve_gateway.auth import CALLER, StreamSlots
 from cosyserve_gateway.encode import SAMPLE_RATE
 from cosyserve_gateway.errors import ApiError, ClientLeft, api_error, invalid, refusal
-from cosyserve_gateway.exchange import NOTES, origin
-from cosyserve_gateway.guard import CALLER, Places
 from cosyserve_gateway.limits import SOCKET_IDLE_SECONDS
-from cosyserve_gateway.metrics import Metrics, Utterance
+from cosyserve_gateway.metrics import Metrics, SpeechTelemetry
+from cosyserve_gateway.middleware import NOTES, origin
 
 _POLICY_VIOLATION = 1008
 
@@ -107,7 +107,7 @@ _MESSAGES: TypeAdapter[Config | Text | Flush | End | Cancel] = TypeAdapter(
 class Conversation:
     """The endpoint: reads messages and has one utterance at a time spoken."""
 
-    def __init__(self, server: AsyncClient, places: Places, metrics: Metrics) -> None:
+    def __init__(self, server: AsyncClient, places: StreamSlots, metrics: Metrics) -> None:
         self._server = server
         self._places = places
         self._metrics = metrics
@@ -173,14 +173,14 @@ class Turn:
     """
 
     def __init__(
-        self, server: AsyncClient, places: Places, metrics: Metrics, socket: WebSocket, config: Config
+        self, server: AsyncClient, places: StreamSlots, metrics: Metrics, socket: WebSocket, config: Config
     ) -> None:
         self._server = server
         self._places = places
         self._metrics = metrics
         self._socket = socket
         self._config = config
-        self._utterance = Utterance(metrics)
+        self._utterance = SpeechTelemetry(metrics)
         self._task: asyncio.Task[None] | None = None
         self._session: AsyncSession
         self._opened = asyncio.Event()
@@ -206,7 +206,7 @@ class Turn:
         if self.ended:
             raise invalid(message.type, "the utterance has been ended: wait for done, or cancel it")
         if isinstance(message, Text) and self._task is None:
-            self._utterance = Utterance(self._metrics)
+            self._utterance = SpeechTelemetry(self._metrics)
             self._task = asyncio.create_task(self._speak())
         if self._task is None:  # there is nothing to flush, or to end
             if isinstance(message, End):
@@ -259,7 +259,7 @@ class Turn:
             self._opened.set()
 
     async def _send(self, chunk: AudioChunk) -> None:
-        self._utterance.heard(chunk)
+        self._utterance.chunk_sent(chunk)
         pcm = chunk.pcm.astype("<i2", copy=False).tobytes()
         if self._config.audio == "binary" and pcm:
             await self._socket.send_bytes(struct.pack("<q", chunk.sample_offset) + pcm)

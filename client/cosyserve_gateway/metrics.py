@@ -50,7 +50,7 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class Utterance:
+class SpeechTelemetry:
     """What is counted of one utterance.
 
     Attributes:
@@ -66,7 +66,7 @@ class Utterance:
         self.samples = 0
         self.tokens = 0
 
-    def heard(self, chunk: AudioChunk) -> None:
+    def chunk_sent(self, chunk: AudioChunk) -> None:
         """Counts a chunk that goes out now."""
         if len(chunk.pcm) and self._first_audio is None:
             self._first_audio = time.perf_counter() - self._started

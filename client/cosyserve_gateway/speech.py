@@ -13,11 +13,11 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from cosyserve_client import AsyncClient, AsyncSpeechStream, CosyServeClientError, SpeechRequest
+from cosyserve_gateway.auth import CALLER, StreamSlots
 from cosyserve_gateway.encode import FORMATS, SAMPLE_RATE, Encoder
 from cosyserve_gateway.errors import ApiError, api_error, parse
-from cosyserve_gateway.exchange import NOTES, origin
-from cosyserve_gateway.guard import CALLER, Places
-from cosyserve_gateway.metrics import Metrics, Utterance
+from cosyserve_gateway.metrics import Metrics, SpeechTelemetry
+from cosyserve_gateway.middleware import NOTES, origin
 
 MODELS = ("cosyvoice", "tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 """Names of the one model there is: its own, and those that programs written for OpenAI ask for."""
@@ -64,13 +64,13 @@ class Speech:
     connection without the end of the response, or is an event where there are events.
     """
 
-    def __init__(self, server: AsyncClient, places: Places, metrics: Metrics) -> None:
+    def __init__(self, server: AsyncClient, places: StreamSlots, metrics: Metrics) -> None:
         self._server = server
         self._places = places
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        utterance = Utterance(self._metrics)
+        utterance = SpeechTelemetry(self._metrics)
         request = Request(scope, receive)
         # A page elsewhere can post any other type without asking its browser's leave.
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -87,16 +87,16 @@ class Speech:
                     await _send(FORMATS[body.response_format].media_type, audio, send)
 
 
-async def _encoded(encoder: Encoder, stream: AsyncSpeechStream, utterance: Utterance) -> AsyncIterator[bytes]:
+async def _encoded(encoder: Encoder, stream: AsyncSpeechStream, utterance: SpeechTelemetry) -> AsyncIterator[bytes]:
     """The file, piece by piece; a piece is empty where an encoder waits for more."""
     async for chunk in stream:
         # In a thread: others are not held up while a second of audio is compressed.
         yield await asyncio.to_thread(encoder.encode, chunk.pcm)
-        utterance.heard(chunk)
+        utterance.chunk_sent(chunk)
     yield await asyncio.to_thread(encoder.end)
 
 
-async def _events(audio: AsyncIterator[bytes], characters: int, utterance: Utterance) -> AsyncIterator[bytes]:
+async def _events(audio: AsyncIterator[bytes], characters: int, utterance: SpeechTelemetry) -> AsyncIterator[bytes]:
     begun = False
     try:
         async for data in audio:

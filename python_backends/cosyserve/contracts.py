@@ -65,7 +65,7 @@ NUMPY_TYPES: dict[str, DTypeLike] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class EnsembleStep:
     """One step of an ensemble: model name, and (model tensor, ensemble tensor) pairs."""
 
     model: str
@@ -83,7 +83,7 @@ class Model:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     computes: bool = True  # gets a GPU in the GPU flavour
-    steps: tuple[Step, ...] = ()
+    steps: tuple[EnsembleStep, ...] = ()
 
     def input(self, name: str) -> Tensor:
         """The input called `name`; ``KeyError`` when there is none."""
@@ -184,7 +184,7 @@ def _upstream(version: int) -> Model:
     return Model(
         f"cosyvoice{version}",
         Scheduling.SINGLE,
-        f"tts under the contract of upstream's Triton model for CosyVoice {version}; see `cosyserve.upstream`.",
+        f"tts under the contract of upstream's Triton model for CosyVoice {version}; see `cosyserve.compat`.",
         inputs=(
             Tensor("reference_wav", "FP32", (-1,), "the voice to clone, 16 kHz mono, -1..1", optional=True),
             Tensor("reference_wav_len", "INT32", (1,), "samples of it, without padding", optional=True),
@@ -325,12 +325,12 @@ TOKEN2WAV = Model(
     inputs=(*_FLOW_INPUTS, *_HIFT_INPUTS),
     outputs=(_AUDIO,),
     steps=(
-        Step(
+        EnsembleStep(
             "flow",
             inputs=tuple((t.name, t.name) for t in _FLOW_INPUTS),
             outputs=(("mel", "mel"), ("mel_final", "mel_final")),
         ),
-        Step(
+        EnsembleStep(
             "hift",
             inputs=tuple((t.name, t.name) for t in HIFT.inputs),
             outputs=(("audio", "audio"),),

@@ -99,8 +99,8 @@ def _python() -> tuple[State, str]:
 
 
 def _system() -> tuple[State, str]:
-    told = f"{platform.platform()}, {' '.join(platform.libc_ver())}"
-    return (State.OK if sys.platform.startswith("linux") else State.PROBLEM), told
+    text = f"{platform.platform()}, {' '.join(platform.libc_ver())}"
+    return (State.OK if sys.platform.startswith("linux") else State.PROBLEM), text
 
 
 def _triton() -> tuple[State, str]:
@@ -134,19 +134,19 @@ def _memory() -> tuple[State, str]:
     lines = (line.split() for line in Path("/proc/meminfo").read_text("utf-8").splitlines())
     sizes = {words[0].rstrip(":"): int(words[1]) / 2**20 for words in lines}
     available, limit = sizes["MemAvailable"], _cgroup("memory.max")
-    told = f"{available:.1f} of {sizes['MemTotal']:.1f} GiB available"
+    text = f"{available:.1f} of {sizes['MemTotal']:.1f} GiB available"
     if limit.isdecimal():
         available = min(available, int(limit) / 2**30)
-        told += f", limited to {int(limit) / 2**30:.1f} GiB"
-    return (State.OK if available >= MEMORY_GIB else State.NOTE), told
+        text += f", limited to {int(limit) / 2**30:.1f} GiB"
+    return (State.OK if available >= MEMORY_GIB else State.NOTE), text
 
 
 def _shared_memory() -> tuple[State, str]:
     usage = shutil.disk_usage("/dev/shm")
-    told = f"{usage.free / 2**20:.0f} of {usage.total / 2**20:.0f} MiB free"
+    text = f"{usage.free / 2**20:.0f} of {usage.total / 2**20:.0f} MiB free"
     if usage.free < SHARED_MEMORY_MIB * 2**20:
-        return State.PROBLEM, f"{told}, {SHARED_MEMORY_MIB} are needed: in Docker, `--shm-size=1g`"
-    return State.OK, told
+        return State.PROBLEM, f"{text}, {SHARED_MEMORY_MIB} are needed: in Docker, `--shm-size=1g`"
+    return State.OK, text
 
 
 def _gpu() -> tuple[State, str]:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from cosyserve import limits
 from cosyserve.audio.features import fbank, log_mel_128, prompt_mel, resample, subtract_mean
-from cosyserve.audio.given import check_prompt, check_source, cut_at_pauses
-from cosyserve.audio.wanted import check_wanted
+from cosyserve.audio.output_format import check_output_format
+from cosyserve.audio.prompt_audio import check_prompt, check_source, cut_at_pauses
 from cosyserve.config import ModelConfig
 from cosyserve.contracts import MODES
 from cosyserve.errors import InvalidInput, Unsupported
-from cosyserve.text.arriving import ends_sentence, leading_stop, words
+from cosyserve.text.incremental import ends_sentence, leading_stop, words
 from cosyserve.text.normalize import Expand, contains_chinese, expand_numbers, is_silent, normalize
 from cosyserve.text.prompts import END_OF_INSTRUCTION, PROMPTS
 from cosyserve.text.split import SHORT, cut, segments
@@ -29,10 +29,10 @@ from cosyserve.voices import Voice
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 
-SpeakerSession = Callable[[Float32], NDArray[Any]]
+SpeakerModel = Callable[[Float32], NDArray[Any]]
 """CAMPPlus: mean-free energies [1, T, 80] -> speaker embedding [1, 192]."""
 
-TokenizerSession = Callable[[Float32, Int32], NDArray[Any]]
+SpeechTokenizer = Callable[[Float32, Int32], NDArray[Any]]
 """Speech tokenizer: log-mel [1, 128, T] and T as [1] -> speech tokens, any shape."""
 
 
@@ -65,7 +65,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Utterance:
+class UtteranceFeatures:
     """What the models take for one request.
 
     Attributes:
@@ -107,8 +107,8 @@ class Frontend:
         self,
         config: ModelConfig,
         tokenizer: Tokenizer,
-        speaker_session: SpeakerSession,
-        tokenizer_session: TokenizerSession,
+        speaker_session: SpeakerModel,
+        tokenizer_session: SpeechTokenizer,
         voices: Voices,
         normalizer: Expand = expand_numbers,
     ) -> None:
@@ -118,7 +118,7 @@ class Frontend:
         self._tokenizer_session = tokenizer_session
         self._voices = voices
         self._normalizer = normalizer
-        self._texts = PROMPTS[config.version](tokenizer, self._spoken)
+        self._texts = PROMPTS[config.version](tokenizer, self._normalized)
         self._prompts: OrderedDict[bytes, Voice] = OrderedDict()
         self._lock = Lock()
         self._first = config.version == 1  # its models take other parts of a prompt than those of later versions
@@ -128,7 +128,7 @@ class Frontend:
         fitting = int(speech_tokens) // limits.MAX_TOKENS_PER_TEXT_TOKEN
         self._longest_segment = min(fitting, limits.MAX_SEGMENT_TEXT_TOKENS)
 
-    def __call__(self, request: Request) -> Utterance:
+    def __call__(self, request: Request) -> UtteranceFeatures:
         """The model inputs of a request.
 
         Raises:
@@ -142,7 +142,7 @@ class Frontend:
             return self._piece(request.text, request.continues)
         if request.mode is not None and request.mode not in MODES:
             raise InvalidInput("mode", f"must be one of {', '.join(MODES)}")
-        check_wanted(request.speed, request.sample_rate, self._config.sample_rate)
+        check_output_format(request.speed, request.sample_rate, self._config.sample_rate)
         _check_source(request)
         if request.text is not None:
             _check_text("text", request.text, limits.MAX_TEXT_CHARS)
@@ -157,8 +157,8 @@ class Frontend:
         _check_mode(mode, request, voice)
         continues = mode == "zero_shot"
         prompted = mode not in (("sft", "instruct") if self._first else ("sft",))
-        introduced = self._first and mode != "instruct"
-        return Utterance(
+        speaker_given = self._first and mode != "instruct"
+        return UtteranceFeatures(
             segments=[np.array(self._tokenizer.encode_user(text), np.int32) for text in texts],
             texts=texts,
             speech=self._source(request),
@@ -167,10 +167,10 @@ class Frontend:
             flow_prompt_tokens=voice.flow_prompt_tokens if prompted else _NO_TOKENS,
             prompt_mel=voice.prompt_mel if prompted else np.zeros((0, self._config.mel.mels), np.float32),
             speaker_embedding=voice.speaker_embedding,
-            llm_speaker_embedding=voice.speaker_embedding if introduced else np.zeros(0, np.float32),
+            llm_speaker_embedding=voice.speaker_embedding if speaker_given else np.zeros(0, np.float32),
         )
 
-    def listen(self, request: Request) -> Utterance:
+    def voice_features(self, request: Request) -> UtteranceFeatures:
         """The voice of a request's prompt, and nothing to say: for registration.
 
         Raises:
@@ -180,7 +180,7 @@ class Frontend:
             raise InvalidInput("prompt_audio", "is required")
         _check_optional_text("prompt_text", request.prompt_text, limits.MAX_PROMPT_TEXT_CHARS)
         voice = self._voice(request)
-        return Utterance(
+        return UtteranceFeatures(
             segments=[],
             texts=[],
             speech=[],
@@ -204,14 +204,14 @@ class Frontend:
             InvalidInput: the audio cannot be used.
         """
         check_prompt(samples, rate)
-        heard = self._heard(np.ascontiguousarray(samples, np.float32), rate)
+        voice = self._cached_voice(np.ascontiguousarray(samples, np.float32), rate)
         return Voice(
             name=name,
             prompt_text=prompt_text,
-            speaker_embedding=heard.speaker_embedding,
-            llm_prompt_tokens=heard.llm_prompt_tokens,
-            flow_prompt_tokens=heard.flow_prompt_tokens,
-            prompt_mel=heard.prompt_mel,
+            speaker_embedding=voice.speaker_embedding,
+            llm_prompt_tokens=voice.llm_prompt_tokens,
+            flow_prompt_tokens=voice.flow_prompt_tokens,
+            prompt_mel=voice.prompt_mel,
         )
 
     def _source(self, request: Request) -> list[Int32]:
@@ -228,7 +228,7 @@ class Frontend:
         # A rest of less than a window of the log-mel has nothing to hear.
         return [self._speech_tokens(piece) for piece in pieces if len(piece) >= token]
 
-    def _piece(self, text: str, held: int) -> Utterance:
+    def _piece(self, text: str, held: int) -> UtteranceFeatures:
         """Complete words of a text of which more follows, in segments of which the first holds `held` ids already.
 
         A segment ends with the sentence in which it outgrows `SHORT`. Numbers are read word by word, because what
@@ -247,7 +247,7 @@ class Frontend:
             nonlocal held
             if is_silent(word) and not held:
                 return
-            spoken = self._spoken(word)
+            spoken = self._normalized(word)
             spaced = held > 0 and word.startswith(" ") and not contains_chinese(word)
             said = " " * spaced + spoken
             ids = self._tokenizer.encode_user(said)
@@ -274,7 +274,7 @@ class Frontend:
             take(word[len(stop) :])
             if held > SHORT and ends_sentence(word):
                 close()
-        return Utterance(
+        return UtteranceFeatures(
             segments=[np.array(part, np.int32) for part in parts],
             texts=texts,
             speech=[],
@@ -289,7 +289,7 @@ class Frontend:
         def count(part: str) -> int:
             return len(self._tokenizer.encode_user(part))
 
-        pieces = segments(self._spoken(text), count)
+        pieces = segments(self._normalized(text), count)
         parts = [part for piece in pieces for part in cut(piece, self._longest_segment, count) if not is_silent(part)]
         if not parts:
             raise InvalidInput("text", "holds nothing that can be spoken")
@@ -324,24 +324,24 @@ class Frontend:
             transcript = self._texts.transcript(voice.prompt_text) if voice.prompt_text else stored
         return self._texts.opened(transcript, instruction)
 
-    def _spoken(self, text: str) -> str:
+    def _normalized(self, text: str) -> str:
         return self._tokenizer.around_tags(text, lambda part: normalize(part, self._normalizer))
 
-    def _heard(self, samples: Float32, rate: int) -> Voice:
+    def _cached_voice(self, samples: Float32, rate: int) -> Voice:
         """Nameless voice of checked audio, from the cache if these very samples were heard lately."""
         key = hashlib.sha256(samples.data).digest() + rate.to_bytes(4, "little")
         with self._lock:
             if key in self._prompts:
                 self._prompts.move_to_end(key)
                 return self._prompts[key]
-        voice = self._listen(samples, rate)
+        voice = self._compute_voice(samples, rate)
         with self._lock:
             self._prompts[key] = voice
             if len(self._prompts) > limits.CACHED_PROMPTS:
                 self._prompts.popitem(last=False)
         return voice
 
-    def _listen(self, samples: Float32, rate: int) -> Voice:
+    def _compute_voice(self, samples: Float32, rate: int) -> Voice:
         """Nameless voice of checked audio.
 
         The mel is made at the rate that its extractor is for. (Upstream's cli/frontend.py gives CosyVoice 1 a wave at

@@ -12,8 +12,8 @@ from cosyserve.config import DitFlowConfig, TransformerConfig, UNetFlowConfig, W
 from cosyserve.errors import WeightsError
 from cosyserve.flow.encoders import ConformerGraph, Encoder, LookaheadGraph
 from cosyserve.flow.graphs import GraphFlow
-from cosyserve.flow.sessions import FlowSessions
-from cosyserve.flow.window_sessions import WindowSessions
+from cosyserve.flow.sequences import FlowFactory
+from cosyserve.flow.window_sequences import WindowFlowFactory
 from cosyserve.flow.window_stream import WindowNetworks
 from cosyserve.frontend import Frontend
 from cosyserve.hift.noise import FixedNoise
@@ -21,8 +21,8 @@ from cosyserve.hift.stream import HiftNetworks
 from cosyserve.llm.decoder import Decoder
 from cosyserve.llm.embeddings import Embeddings
 from cosyserve.llm.graph_decoder import GraphDecoder, LlmNetworks
-from cosyserve.llm.relative_decoder import Opening, RelativeDecoder, SpeechRows
-from cosyserve.pipeline.orchestrate import Grid
+from cosyserve.llm.relative_decoder import PromptEncoder, RelativeDecoder, SpeechEmbeddings
+from cosyserve.pipeline.synthesizer import ChunkGrid
 from cosyserve.runtimes.graph import Graph
 from cosyserve.runtimes.onnx import OnnxGraph
 from cosyserve.settings import Settings
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from cosyserve.traces import Traces
 
 
-def load_grid(settings: Settings) -> Grid:
+def load_chunk_grid(settings: Settings) -> ChunkGrid:
     """Chunk geometry and policy."""
     config = Weights(settings.folder).config
     if config.sample_rate != settings.sample_rate:
@@ -43,8 +43,8 @@ def load_grid(settings: Settings) -> Grid:
     flow, tokens = config.flow, config.sample_rate // config.token_rate
     if isinstance(flow, WindowFlowConfig):
         # Windows of one length, each with what it shares with the next; hops are not for the settings to choose.
-        return Grid(1, flow.overlap, tokens, config.sample_rate, first_hop=flow.hop, max_hop=flow.hop)
-    return Grid(flow.chunk, flow.lookahead, tokens, config.sample_rate, settings.first_hop, settings.max_hop)
+        return ChunkGrid(1, flow.overlap, tokens, config.sample_rate, first_hop=flow.hop, max_hop=flow.hop)
+    return ChunkGrid(flow.chunk, flow.lookahead, tokens, config.sample_rate, settings.first_hop, settings.max_hop)
 
 
 def load_frontend(settings: Settings) -> Frontend:
@@ -88,7 +88,7 @@ def load_llm_networks(settings: Settings) -> LlmNetworks:
     weights = Weights(settings.folder)
     graph, config = _graph(weights, "llm", settings), weights.config.llm
     if isinstance(config, TransformerConfig):
-        return LlmNetworks(graph, SpeechRows(config, map_tensors(weights.file("llm.safetensors"))["speech"]))
+        return LlmNetworks(graph, SpeechEmbeddings(config, map_tensors(weights.file("llm.safetensors"))["speech"]))
     return LlmNetworks(graph, Embeddings.load(weights))
 
 
@@ -114,19 +114,19 @@ def load_decoder(settings: Settings) -> tuple[Any, Decoder]:
     return networks.config, GraphDecoder(networks, settings.llm_rows)
 
 
-def load_opening(settings: Settings) -> Opening | None:
+def load_prompt_encoder(settings: Settings) -> PromptEncoder | None:
     """What makes the prompts of sequences, where the language model takes something else than ids."""
     weights = Weights(settings.folder)
     config = weights.config.llm
     if not isinstance(config, TransformerConfig):
         return None
     tables = map_tensors(weights.file("llm.safetensors"))
-    return Opening(config, tables, _graph(weights, "llm_text", settings))
+    return PromptEncoder(config, tables, _graph(weights, "llm_text", settings))
 
 
-def load_flow_sessions(settings: Settings, count_frames: Callable[[int], None]) -> FlowSessions:
+def load_flow_factory(settings: Settings, count_frames: Callable[[int], None]) -> FlowFactory:
     """Flow networks, and the memory that streams and voices share."""
-    sessions = WindowSessions if _windowed(settings) else FlowSessions
+    sessions = WindowFlowFactory if _windowed(settings) else FlowFactory
     return sessions(load_flow_networks(settings), settings.flow_cache_mib * 2**20, count_frames)
 
 

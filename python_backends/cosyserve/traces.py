@@ -23,7 +23,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from cosyserve.contracts import Tensors
 from cosyserve.errors import CosyServeError
 from cosyserve.limits import LAST_SPANS_SECONDS
-from cosyserve.pipeline.orchestrate import Stages
+from cosyserve.pipeline.synthesizer import Stages
 from cosyserve.pipeline.timeline import Pcm
 
 Values = Mapping[str, str | bool | int | float]
@@ -72,16 +72,16 @@ class UtteranceSpan:
         """What this task, and those that it starts, do from now on is part of the utterance."""
         context.attach(trace.set_span_in_context(self._span))
 
-    def end(self, told: Values, *, failed: bool) -> None:
+    def end(self, attributes: Values, *, failed: bool) -> None:
         """It is over."""
-        self._span.set_attributes(_named(told))
+        self._span.set_attributes(_named(attributes))
         if failed:
             self._span.set_status(StatusCode.ERROR)
         self._span.end()
 
 
 class TracedStages:
-    """Implements `cosyserve.pipeline.orchestrate.Stages` on others."""
+    """Implements `cosyserve.pipeline.synthesizer.Stages` on others."""
 
     def __init__(self, stages: Stages, tracer: Tracer) -> None:
         self._stages = stages
@@ -114,9 +114,9 @@ class TracedStages:
             return audio
 
     @contextmanager
-    def _span(self, stage: str, **told: bool | int) -> Iterator[Span]:
+    def _span(self, stage: str, **attributes: bool | int) -> Iterator[Span]:
         # Never the current span: a generator is entered and left in different contexts.
-        span = self._tracer.start_span(stage, attributes=_named(told))
+        span = self._tracer.start_span(stage, attributes=_named(attributes))
         try:
             yield span
         except Exception as error:
@@ -127,5 +127,5 @@ class TracedStages:
             span.end()
 
 
-def _named(told: Values) -> Values:
-    return {f"cosyserve.{name}": value for name, value in told.items()}
+def _named(attributes: Values) -> Values:
+    return {f"cosyserve.{name}": value for name, value in attributes.items()}

@@ -57,7 +57,7 @@ DEFECTS = (
         "3,968 were fine; where 40 % of the callers leave meanwhile, dead after 1,300",
         "the clients ask for errors as messages (`coded_errors`); an error is sent after something was awaited, and "
         "`STATUS_PAUSE_SECONDS` later to who asks for statuses all the same, whom the log warns",
-        "tests/triton/test_statuses.py::test_a_full_server_survives_callers_who_ask_for_statuses",
+        "tests/server/test_statuses.py::test_a_full_server_survives_callers_who_ask_for_statuses",
     ),
     Defect(
         "The server dies when responses are sent before the call awaits and callers leave",
@@ -89,42 +89,42 @@ DEFECTS = (
         "`llm` stopped for 2 s and continued: one caller told after 3 s, the others wait for the stage's timeout",
         "`Watchdog`: a stage that has answered nothing for long is asked for a sign of life; without one the "
         "process ends, and the launcher ends the server",
-        "tests/triton/test_still_stage.py::test_a_stage_that_stands_still_ends_the_server_and_callers_are_told",
+        "tests/server/test_still_stage.py::test_a_stage_that_stands_still_ends_the_server_and_callers_are_told",
     ),
     Defect(
         "A model process that stops for more than a second with a request under way ends the server",
         "2.51, 2.71",
         "SIGSTOP and SIGCONT of flow or hift: 0.9 s survived, 1.2 s not (`lock_exception`, SIGSEGV)",
         "none; the launcher ends what is left, and whoever runs it starts it again",
-        "tests/triton/test_chaos.py::test_all_is_well_after",
+        "tests/server/test_chaos.py::test_all_is_well_after",
     ),
     Defect(
         "The server stays ready when a model process has died, and useless",
         "2.51, 2.71",
         "kill -9 of a stub: `ready` stays true, requests fail or hang",
         "`watch` sees each process end and kills the server at once; the probe of containers speaks",
-        "tests/triton/test_chaos.py::test_all_is_well_after",
+        "tests/server/test_chaos.py::test_all_is_well_after",
     ),
     Defect(
         "A stop leaves callers waiting for the exit timeout",
         "2.71",
         "handlers of callers who left stay behind (8 of 3,000): SIGTERM tells the others after 4.6 s",
         "the launcher has `tts` end what runs before it sends SIGTERM (`STOP`)",
-        "tests/triton/test_chaos.py::test_all_is_well_after",
+        "tests/server/test_chaos.py::test_all_is_well_after",
     ),
     Defect(
         "The start hangs or aborts when models are loaded side by side",
         "2.51",
         "twice in thirty starts on busy cores: a fork inherits a lock that nobody opens",
         "`LOAD_ARGUMENT`",
-        "tests/triton/test_launcher.py::test_models_load_one_after_another",
+        "tests/server/test_launcher.py::test_models_load_one_after_another",
     ),
     Defect(
         "Asking whether a caller is still there blocks the event loop",
         "2.51, 2.71",
         "240 looks a second made one refusal in a hundred take 150 ms",
         "`LOOKS_PER_SECOND` bounds them",
-        "tests/triton/test_cancel.py::test_others_do_not_notice_a_cancellation",
+        "tests/server/test_cancel.py::test_others_do_not_notice_a_cancellation",
     ),
     Defect(
         "A stream that is cancelled as it ends is not counted as ended",
@@ -138,7 +138,7 @@ DEFECTS = (
         "2.51, 2.71",
         "the caller sees a message alone, after words of an ensemble's own",
         "code and reason travel in the message (`CODE_END`)",
-        "tests/triton/test_wrong_input.py::test_errors_of_inner_models_keep_their_code",
+        "tests/server/test_wrong_input.py::test_errors_of_inner_models_keep_their_code",
     ),
     Defect(
         "The Python backend does not know numpy 2",
@@ -146,7 +146,7 @@ DEFECTS = (
         "it reads the size of an element where numpy 2 has the flags of the type: texts and arrays arrive as their "
         "first byte over and over, or empty",
         "`tensors` gives the backend's arrays the strides that it means, and hands numbers over by DLPack",
-        "tests/triton/test_tensors.py::test_tensors_of_every_type_and_shape_arrive_as_they_were_sent",
+        "tests/server/test_tensors.py::test_tensors_of_every_type_and_shape_arrive_as_they_were_sent",
     ),
     Defect(
         "The Python backend needs a libpython that Debian's and Ubuntu's Python comes without",
@@ -167,7 +167,7 @@ DEFECTS = (
         "2.51, 2.71",
         "kill -9 of the launcher: regions of 1 to 64 MB a model",
         "regions have a name of the launcher's own, and the next start removes those whose server is gone",
-        "tests/triton/test_launcher.py::test_what_a_killed_server_left_is_removed_by_the_next",
+        "tests/server/test_launcher.py::test_what_a_killed_server_left_is_removed_by_the_next",
     ),
 )
 

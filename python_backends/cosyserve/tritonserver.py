@@ -121,12 +121,12 @@ class TritonServer:
 
     def _flags(self) -> set[str]:
         try:
-            told = subprocess.run([self.binary, "--help"], capture_output=True, text=True, timeout=60)
+            output = subprocess.run([self.binary, "--help"], capture_output=True, text=True, timeout=60)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise ServeError(f"{self.binary} does not run: {error}") from None
-        found = set(re.findall(r"^\s*--([\w-]+)", told.stdout + told.stderr, re.M))
+        found = set(re.findall(r"^\s*--([\w-]+)", output.stdout + output.stderr, re.M))
         if not found:
-            reason = (told.stderr.strip() or f"exit code {told.returncode}").splitlines()[-1]
+            reason = (output.stderr.strip() or f"exit code {output.returncode}").splitlines()[-1]
             raise ServeError(f"{self.binary} does not run: {reason}")
         return found
 
@@ -221,8 +221,8 @@ def _on_path(binary: Path) -> TritonServer:
     )
     if backends is None:
         raise ServeError(f"{binary} has no Python backend: neither {root}/backends nor /opt/tritonserver has one")
-    told = root / "TRITON_VERSION"
-    version = told.read_text("utf-8").strip() if told.is_file() else os.environ.get("TRITON_SERVER_VERSION", "")
+    output = root / "TRITON_VERSION"
+    version = output.read_text("utf-8").strip() if output.is_file() else os.environ.get("TRITON_SERVER_VERSION", "")
     return TritonServer(binary, backends, version, "PATH")
 
 

@@ -11,8 +11,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from cosyserve.contracts import MODELS, TTS, UPSTREAM, Model, Scheduling
 from cosyserve.limits import MAX_LLM_SLOTS, MAX_SEQUENCES, MAX_STREAMS, SEQUENCE_IDLE_SECONDS
-from cosyserve.load import load_grid
-from cosyserve.runtimes.ladder import BATCH
+from cosyserve.load import load_chunk_grid
+from cosyserve.runtimes.buckets import BATCH
 from cosyserve.settings import Settings
 from cosyserve_build import configs
 
@@ -135,7 +135,7 @@ def test_the_cpu_s_parameters_repeat_the_defaults(model: Model) -> None:
 def test_the_promised_sample_rate_is_the_weights(weights: Path) -> None:
     given = parameters(TTS, "cpu")
     assert given["sample_rate"] == "24000"
-    load_grid(Settings.read(given | {"weights": str(weights)}, {}))
+    load_chunk_grid(Settings.read(given | {"weights": str(weights)}, {}))
 
 
 @every_flavour

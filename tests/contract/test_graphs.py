@@ -17,11 +17,12 @@ from cosyserve.flow.graphs import GraphFlow
 from cosyserve.flow.networks import FlowNetworks
 from cosyserve.flow.stream import FlowStream, FlowVoice
 from cosyserve.hift.stream import HiftNetworks, HiftStream
-from cosyserve.jobs import Rounds, Task
-from cosyserve.llm.engine import Engine, Sequence
+from cosyserve.llm.engine import Engine
 from cosyserve.llm.graph_decoder import GraphDecoder, LlmNetworks
+from cosyserve.llm.sequence import GenerationRequest
 from cosyserve.runtimes.graph import Arrays, Graph, Outputs, flat
 from cosyserve.runtimes.onnx import OnnxGraph
+from cosyserve.scheduler import Scheduler, Task
 
 GRAPHS = ["llm", "flow_encoder", "flow_estimator", "hift_f0", "hift_source", "hift_decoder"]
 TYPES = {"FLOAT": "float32", "DOUBLE": "float64", "INT64": "int64"}
@@ -114,14 +115,14 @@ def test_flow_streams_feed_their_graphs(
     def failed(error: Exception) -> None:
         raise error
 
-    rounds = Rounds(4)
+    scheduler = Scheduler(4)
     for voice in (flow_voice, flow_voice, bare):
         for full in (False, True):
             steps = FlowStream(networks, voice, full=full).steps(flow_voice.tokens[:40], final=True)
-            rounds.add(Task(steps, 0, lambda mel: None, failed))
-    while call := rounds.call():
+            scheduler.add(Task(steps, 0, lambda mel: None, failed))
+    while call := scheduler.schedule():
         call.run()
-        rounds.finish(call)
+        scheduler.update(call)
     for graph in (encoder, estimator):
         assert {1, 2} <= graph.batches
     assert estimator.calls % 10 == 0
@@ -144,7 +145,9 @@ def test_the_engine_feeds_its_graph(llm_networks: LlmNetworks, manifest: dict[st
     engine = Engine(GraphDecoder(replace(llm_networks, graph=graph), 3), llm_networks.config, slots=3)
     for id in range(3):
         tokens = np.arange(4 + 30 * id, dtype=np.int32)
-        engine.admit(Sequence(id, tokens[:4], tokens[4:], tokens[4:], id, lambda token: None, lambda error: None))
+        engine.admit(
+            GenerationRequest(id, tokens[:4], tokens[4:], tokens[4:], id, lambda token: None, lambda error: None)
+        )
     for _ in range(12):
         engine.step()
     # The prompts have 6, 66 and 126 ids: 5 chunks. Every step decodes.

@@ -103,11 +103,11 @@ assert callable(handler.initialize) and callable(handler.execute)
 
 def test_weights_load_and_commands_start_without_torch(weights: Path) -> None:
     code = """
-from cosyserve.load import load_flow_networks, load_frontend, load_grid, load_hift_networks, load_llm_networks
+from cosyserve.load import load_flow_networks, load_frontend, load_chunk_grid, load_hift_networks, load_llm_networks
 from cosyserve.settings import Settings
 import cosyserve.cli, cosyserve_client
 settings = Settings(weights=sys.argv[1])
-for load in (load_grid, load_frontend, load_llm_networks, load_flow_networks, load_hift_networks):
+for load in (load_chunk_grid, load_frontend, load_llm_networks, load_flow_networks, load_hift_networks):
     load(settings)
 """
     serve_only(code, str(weights))

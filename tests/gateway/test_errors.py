@@ -156,7 +156,7 @@ def test_who_leaves_frees_the_stream(before_dummy: Gateway, dummy: DummyServer, 
 
 
 def test_who_does_not_read_is_left(dummy: DummyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cosyserve_gateway.exchange.STALLED_SECONDS", 0.5)
+    monkeypatch.setattr("cosyserve_gateway.middleware.STALLED_SECONDS", 0.5)
     body = json.dumps(OK | {"input": "flood", "response_format": "wav"})
     request = (
         f"POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
@@ -172,7 +172,7 @@ def test_who_does_not_read_is_left(dummy: DummyServer, monkeypatch: pytest.Monke
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(dummy: DummyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cosyserve_gateway.exchange.BODY_SECONDS", 0.2)
+    monkeypatch.setattr("cosyserve_gateway.middleware.BODY_SECONDS", 0.2)
     head = "POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
     with serving(Settings(url=dummy.url)) as gateway:
         address = urlsplit(gateway.url)

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from cosyserve_client import AsyncClient, SpeechRequest
 from cosyserve_client.bench.command import TEXTS, bench
-from cosyserve_client.bench.level import Utterance
-from cosyserve_client.bench.load import Budget, Open
+from cosyserve_client.bench.generator import Budget, Open
+from cosyserve_client.bench.results import Result
 from cosyserve_client.bench.speaker import Script, Speaker
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"
@@ -142,7 +142,7 @@ def test_late_chunks_are_heard(server: DummyServer) -> None:
 
 async def test_an_open_loop_counts_from_the_schedule_when_the_client_is_late(server: DummyServer) -> None:
     class Stalls(Speaker):
-        async def speak(self, number: int, due: float) -> Utterance:
+        async def speak(self, number: int, due: float) -> Result:
             if number == 0:
                 # Nothing else can run meanwhile, so what is due by then is late.
                 time.sleep(0.2)  # noqa: ASYNC251
@@ -170,7 +170,7 @@ def test_a_picture_without_matplotlib_is_refused_before_the_run(
     server: DummyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.delitem(sys.modules, "cosyserve_client.bench.picture", raising=False)
+    monkeypatch.delitem(sys.modules, "cosyserve_client.bench.plot", raising=False)
     code, _, err = run(server, "--png", "bench.png")
     assert code == 1
     assert err == "error: a picture needs: pip install 'cosyserve[loadtest]'\n"

@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 
 from cosyserve_client.bench import report
-from cosyserve_client.bench.level import INAUDIBLE, OK, REFUSED, Level, Percentiles, Utterance
-from cosyserve_client.bench.load import Budget, Closed, Open
+from cosyserve_client.bench.generator import Budget, Closed, Open
 from cosyserve_client.bench.playback import Playback
+from cosyserve_client.bench.results import INAUDIBLE, OK, REFUSED, Level, Percentiles, Result
 
 RATE = 1000
 
 
-def utterance(*arrivals: float, outcome: str = OK, late: float = 0.0) -> Utterance:
+def utterance(*arrivals: float, outcome: str = OK, late: float = 0.0) -> Result:
     """Chunks of 0.1 s of audio."""
     playback = Playback(RATE)
     for arrival in arrivals:
         playback.add(np.full(100, 1000, np.int16), arrival)
-    return Utterance(0.0, late, arrivals[-1] if arrivals else 0.01, outcome, playback)
+    return Result(0.0, late, arrivals[-1] if arrivals else 0.01, outcome, playback)
 
 
-def level(*utterances: Utterance, seconds: float = 2.0, cpu_seconds: float = 0.1) -> Level:
+def level(*utterances: Result, seconds: float = 2.0, cpu_seconds: float = 0.1) -> Level:
     return Level(("concurrency", 4), seconds, cpu_seconds, list(utterances))
 
 
@@ -90,14 +90,14 @@ class Clock:
     def now(self) -> float:
         return asyncio.get_running_loop().time() - self.began
 
-    async def speak(self, number: int, due: float) -> Utterance:
+    async def speak(self, number: int, due: float) -> Result:
         late = self.now() - due
         self.numbers.append(number)
         self.active += 1
         self.most = max(self.most, self.active)
         await asyncio.sleep(self.seconds)
         self.active -= 1
-        return Utterance(due, late, self.now() - due, self.outcome, Playback(RATE))
+        return Result(due, late, self.now() - due, self.outcome, Playback(RATE))
 
 
 async def test_a_closed_loop_keeps_its_number_of_clients_busy() -> None:

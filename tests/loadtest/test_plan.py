@@ -11,8 +11,8 @@ from test_bench_figures import utterance
 from typer.testing import CliRunner
 
 from cosyserve.cli import app
-from cosyserve_client.bench.level import REFUSED, Level, Utterance
 from cosyserve_client.bench.report import document
+from cosyserve_client.bench.results import REFUSED, Level, Result
 
 GOOD = utterance(0.2, 0.25)
 SLOW = utterance(1.5, 1.55)
@@ -21,7 +21,7 @@ FAILED = utterance(outcome="INTERNAL")
 FULL = utterance(outcome=REFUSED)
 
 
-def measured(concurrency: int, *utterances: Utterance) -> Level:
+def measured(concurrency: int, *utterances: Result) -> Level:
     return Level(("concurrency", concurrency), 2.0, 0.1, list(utterances))
 
 
@@ -40,7 +40,7 @@ def planned(tmp_path: Path, levels: list[Level], *options: str) -> Any:
         (FULL, "at 32: 1 of 2 utterances failed"),
     ],
 )
-def test_servers_are_planned_with_a_share_of_what_one_holds(tmp_path: Path, spoilt: Utterance, reason: str) -> None:
+def test_servers_are_planned_with_a_share_of_what_one_holds(tmp_path: Path, spoilt: Result, reason: str) -> None:
     levels = [measured(16, GOOD, GOOD), measured(4, GOOD), measured(32, GOOD, spoilt), measured(64, GOOD)]
     done = planned(tmp_path, levels, "--streams", "200")
     assert done.exit_code == 0

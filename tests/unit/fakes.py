@@ -9,21 +9,21 @@ from numpy.typing import NDArray
 
 from cosyserve.contracts import Tensors
 from cosyserve.errors import CosyServeError, StageFailed
-from cosyserve.jobs import Rounds
-from cosyserve.pipeline.orchestrate import Grid
-from cosyserve.sessions import Sessions
+from cosyserve.pipeline.synthesizer import ChunkGrid
+from cosyserve.scheduler import Scheduler
+from cosyserve.sequences import SequenceTable
 
-GRID = Grid(chunk=25, lookahead=3, samples_per_token=4, sample_rate=100, first_hop=25, max_hop=100)
+GRID = ChunkGrid(chunk=25, lookahead=3, samples_per_token=4, sample_rate=100, first_hop=25, max_hop=100)
 GROUP = 5
 
 
-def turn(rounds: Rounds | Sessions) -> bool:
+def turn(scheduler: Scheduler | SequenceTable) -> bool:
     """Run the next call in this thread; False when there is none."""
-    call = rounds.call()
+    call = scheduler.schedule()
     if call is None:
         return False
     call.run()
-    rounds.finish(call)
+    scheduler.update(call)
     return True
 
 
@@ -32,7 +32,7 @@ async def nothing(point: str) -> None:
 
 
 class FakeStages:
-    """Implements `cosyserve.pipeline.orchestrate.Stages` and keeps a record of what it was asked.
+    """Implements `cosyserve.pipeline.synthesizer.Stages` and keeps a record of what it was asked.
 
     Every wait of a stage has a name, and `hook` is called there: it may wait, or raise what the stage then raises.
     The names are ``frontend``, ``llm <segment>.<group>``, ``llm stop``, ``token2wav <sequence>.<step>``.

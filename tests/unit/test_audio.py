@@ -9,7 +9,7 @@ import pytest
 
 from cosyserve import limits
 from cosyserve.audio.features import Float32, fbank, log_mel_128, prompt_mel, resample, subtract_mean
-from cosyserve.audio.given import check_prompt, check_source, cut_at_pauses
+from cosyserve.audio.prompt_audio import check_prompt, check_source, cut_at_pauses
 from cosyserve.config import MelConfig
 from cosyserve.errors import InvalidInput
 

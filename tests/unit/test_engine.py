@@ -13,15 +13,16 @@ import pytest
 from cosyserve.config import LlmConfig
 from cosyserve.errors import InvalidInput, StageFailed
 from cosyserve.limits import MAX_CYCLE, MAX_REPEATED_TOKENS, PREFILL_CHUNK
-from cosyserve.llm.decoder import Ids, Numbering
-from cosyserve.llm.engine import Engine, Sequence
+from cosyserve.llm.decoder import Ids, VocabLayout
+from cosyserve.llm.engine import Engine
 from cosyserve.llm.graph_decoder import GraphDecoder, LlmNetworks
 from cosyserve.llm.scores import LogitScores
+from cosyserve.llm.sequence import GenerationRequest
 from cosyserve.runtimes.graph import Arrays, Outputs
 
 Emitted = list[int | None]
 CONFIG = LlmConfig(48, 128, 2, 3, 1, 16, 1e6, 1e-6, 440, 6561, (5, 15), 0.8, 25, 10, 0.1)
-NUMBERS = Numbering(CONFIG)
+NUMBERS = VocabLayout(CONFIG)
 
 
 def failed(error: Exception) -> None:
@@ -29,11 +30,11 @@ def failed(error: Exception) -> None:
     raise error
 
 
-def sequence(id: int, *, text: int = 4, prompt: int = 0, seed: int | None = None) -> tuple[Sequence, Emitted]:
+def sequence(id: int, *, text: int = 4, prompt: int = 0, seed: int | None = None) -> tuple[GenerationRequest, Emitted]:
     """A sequence of `text` text tokens behind `prompt` prompt tokens, and where its tokens go."""
     random = np.random.default_rng(id)
     emitted: Emitted = []
-    made = Sequence(
+    made = GenerationRequest(
         id=id,
         text=random.integers(0, 256, text).astype(np.int32),
         prompt_text=random.integers(0, 256, prompt).astype(np.int32),
@@ -57,14 +58,14 @@ class Scripted:
         calls: (rows, new ids) of each prefill and step.
         capacity: positions of a row; more is an error for everyone.
         speech_vocab: ids that it scores.
-        on_erase: called with the ids of a row that is emptied.
+        on_release: called with the ids of a row that is emptied.
     """
 
     rule: Callable[[int], int]
     rows: dict[int, list[int]] = field(default_factory=dict)
     calls: list[tuple[int, int]] = field(default_factory=list)
     speech_vocab: int = CONFIG.speech_vocab
-    on_erase: Callable[[list[int]], None] = lambda ids: None
+    on_release: Callable[[list[int]], None] = lambda ids: None
     capacity: int = 10_000
 
     def prefill(self, row: int, start: int, ids: Ids) -> LogitScores:
@@ -85,8 +86,8 @@ class Scripted:
         assert len(self.rows[source]) == length
         self.rows[target] = list(self.rows[source])
 
-    def erase(self, row: int) -> None:
-        self.on_erase(self.rows.pop(row, []))
+    def release(self, row: int) -> None:
+        self.on_release(self.rows.pop(row, []))
 
     def _scores(self, rows: list[int]) -> LogitScores:
         logits = np.full((len(rows), self.speech_vocab), -100, np.float32)
@@ -108,7 +109,7 @@ def finish(engine: Engine) -> None:
     raise AssertionError("the engine does not come to an end")
 
 
-def said(engine: Engine, made: Sequence) -> Emitted:
+def said(engine: Engine, made: GenerationRequest) -> Emitted:
     """What a sequence says in an engine that has nothing else to do."""
     emitted: Emitted = []
     engine.admit(replace(made, emit=emitted.append))
@@ -116,7 +117,7 @@ def said(engine: Engine, made: Sequence) -> Emitted:
     return emitted
 
 
-def alone(networks: LlmNetworks, made: Sequence) -> Emitted:
+def alone(networks: LlmNetworks, made: GenerationRequest) -> Emitted:
     """What the same sequence says with nobody beside it."""
     return said(engine_of(networks, slots=1), made)
 
@@ -147,7 +148,7 @@ def test_tokens_do_not_depend_on_company(llm_networks: LlmNetworks, shuffle: int
             next_id = joining.pop()
             engine.admit(watched if next_id == 0 else company[next_id - 1][0])
         if random.random() < 0.03:
-            engine.stop(int(random.integers(1, 9)))
+            engine.cancel(int(random.integers(1, 9)))
         engine.step()
     assert found == alone(llm_networks, watched)
     for other, emitted in company:
@@ -158,7 +159,7 @@ def test_tokens_do_not_depend_on_company(llm_networks: LlmNetworks, shuffle: int
 
 def test_scores_of_a_row_are_the_same_bits_in_any_company(llm_networks: LlmNetworks) -> None:
     random = np.random.default_rng(0)
-    numbers = Numbering(llm_networks.config)
+    numbers = VocabLayout(llm_networks.config)
     lengths = np.array([90, 5, 64, 130, 1])
     prompts = [random.integers(0, numbers.start, length) for length in lengths]
     fed = random.integers(numbers.speech, numbers.start, (3, 5))
@@ -175,7 +176,7 @@ def test_scores_of_a_row_are_the_same_bits_in_any_company(llm_networks: LlmNetwo
 
 
 def test_a_prompt_in_chunks_scores_as_in_one_piece(llm_networks: LlmNetworks) -> None:
-    prompt = np.random.default_rng(0).integers(0, Numbering(llm_networks.config).start, 150)
+    prompt = np.random.default_rng(0).integers(0, VocabLayout(llm_networks.config).start, 150)
     wanted = GraphDecoder(llm_networks, 1).prefill(0, 0, prompt).row(0)
     for chunk in (1, 16, PREFILL_CHUNK, 149):
         decoder = GraphDecoder(llm_networks, 1)
@@ -197,7 +198,7 @@ def test_a_newcomer_with_a_long_prompt_does_not_hold_up_the_others(leaver: int |
     chunks = -(-(4 + 2 + 4 * PREFILL_CHUNK) // PREFILL_CHUNK)
     for step in range(chunks):
         if step == 2 and leaver:
-            engine.stop(leaver)
+            engine.cancel(leaver)
         assert found == []
         before = [len(emitted) for _, emitted in speakers]
         engine.step()
@@ -224,7 +225,7 @@ def test_prompts_change_the_tokens(llm_networks: LlmNetworks) -> None:
 
 def test_prompt_embeddings_stand_in_the_order_of_the_model(llm_networks: LlmNetworks) -> None:
     n = llm_networks
-    embeds = n.embed(Numbering(n.config).prompt(np.array([1, 2]), np.array([3]), np.array([4, 5])))
+    embeds = n.embed(VocabLayout(n.config).prompt(np.array([1, 2]), np.array([3]), np.array([4, 5])))
     e = n.embed
     rows = [e.special[0], e.text[1], e.text[2], e.text[3], e.special[1], e.speech[4], e.speech[5]]
     np.testing.assert_array_equal(embeds, np.stack(rows))
@@ -308,13 +309,13 @@ def test_waiting_sequences_join_in_order_when_a_slot_is_free() -> None:
         engine.admit(one)
     engine.step()
     engine.step()
-    assert [run.sequence.id for run in engine.running] == [1, 2]
-    assert [run.sequence.id for run in engine.waiting] == [3]
+    assert [one.request.id for one in engine.scheduler.rows.running] == [1, 2]
+    assert [one.request.id for one in engine.scheduler.waiting] == [3]
     assert made[2][1] == []
     finish(engine)
     assert [len(emitted) - 1 for _, emitted in made] == [20, 40, 60]
-    assert not engine.running
-    assert not engine.waiting
+    assert not engine.scheduler.rows.running
+    assert not engine.scheduler.waiting
 
 
 def test_a_step_serves_all_running_sequences_in_one_call() -> None:
@@ -336,13 +337,17 @@ def test_stop_ends_a_sequence_once_wherever_it_is() -> None:
         engine.admit(one)
     for _ in range(3):
         engine.step()
-    assert (len(engine.running), engine.joining is not None, len(engine.waiting)) == (2, True, 1)
+    assert (len(engine.scheduler.rows.running), len(engine.scheduler.rows.parked), len(engine.scheduler.waiting)) == (
+        2,
+        1,
+        1,
+    )
     for _ in range(2):
         for id in (4, 3, 1, 99):
-            engine.stop(id)
+            engine.cancel(id)
     assert [made[id][1] for id in (4, 3)] == [[None], [None]]
     assert made[1][1] == [6, 7, 8, 9, None]
-    assert [run.sequence.id for run in engine.running] == [2]
+    assert [one.request.id for one in engine.scheduler.rows.running] == [2]
     assert list(decoder.rows) == [0]
     finish(engine)
     assert [made[id][1] for id in (4, 3)] == [[None], [None]]
@@ -395,7 +400,7 @@ def test_a_slot_can_be_used_again(llm_networks: LlmNetworks) -> None:
     assert said(engine, short) == alone(llm_networks, short)
 
 
-def opened(id: int, *, prompt: int = 0) -> tuple[Sequence, Emitted, list[int]]:
+def opened(id: int, *, prompt: int = 0) -> tuple[GenerationRequest, Emitted, list[int]]:
     """A sequence whose text is still to come, where its tokens go, and how many it had said at each pause."""
     made, emitted = sequence(id, text=0, prompt=prompt)
     pauses: list[int] = []
@@ -415,7 +420,7 @@ def text_of(length: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.int32]]:
     return np.random.default_rng(seed).integers(0, 256, length).astype(np.int32)
 
 
-def told_at_once(networks: LlmNetworks, made: Sequence, text: np.ndarray[Any, np.dtype[np.int32]]) -> Emitted:
+def told_at_once(networks: LlmNetworks, made: GenerationRequest, text: np.ndarray[Any, np.dtype[np.int32]]) -> Emitted:
     """What an open sequence says alone, when all its text is there from the start."""
     engine, emitted = engine_of(networks, slots=1), list[int | None]()
     engine.admit(replace(made, emit=emitted.append))
@@ -438,7 +443,7 @@ def test_blocks_of_speech_follow_their_text() -> None:
     assert list(decoder.rows.values()) == [fed]
     engine.add_text(1, np.array([7], np.int32), more=True)
     assert not engine.busy
-    engine.stop(1)
+    engine.cancel(1)
     assert emitted == [*speech, None]
     assert not decoder.rows
 
@@ -531,7 +536,7 @@ def test_a_sequence_that_has_not_begun_takes_no_slot() -> None:
     engine.admit(speaks)
     finish(engine)
     assert len(emitted) == 81
-    engine.stop(1)
+    engine.cancel(1)
     assert nothing == [None]
 
 

@@ -20,8 +20,8 @@ from cosyserve.flow.graphs import GraphCache
 from cosyserve.flow.networks import EncodeJob, FlowNetworks
 from cosyserve.flow.solver import solve, time_grid
 from cosyserve.flow.stream import FlowState, FlowStream, FlowVoice
-from cosyserve.jobs import Network, Rounds, Task, alone
 from cosyserve.load import load_flow_networks
+from cosyserve.scheduler import Network, Scheduler, Task, run_alone
 from cosyserve.settings import Settings
 
 Float = NDArray[np.float32]
@@ -41,7 +41,7 @@ def tokens(flow_vectors: Vectors) -> Ints:
 @pytest.fixture(scope="module")
 def primed(flow_networks: FlowNetworks, flow_voice: FlowVoice) -> FlowState:
     """The state after the recorded prompt."""
-    return alone(FlowStream.prime(flow_networks, flow_voice))
+    return run_alone(FlowStream.prime(flow_networks, flow_voice))
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ class Spy:
         self._network = network
         self.batches: list[Sequence] = []
 
-    def joins(self, batch: Sequence, job: object) -> bool:
-        return self._network.joins(batch, job)
+    def can_batch(self, batch: Sequence, job: object) -> bool:
+        return self._network.can_batch(batch, job)
 
     def __call__(self, batch: Sequence) -> list[Float]:
         self.batches.append(batch)
@@ -198,7 +198,7 @@ def state_of(cache: GraphCache) -> list[Float]:
 def test_forks_share_the_prompt_and_never_write_it(
     flow_networks: FlowNetworks, flow_voice: FlowVoice, tokens: Ints, whole: Float
 ) -> None:
-    primed = alone(FlowStream.prime(flow_networks, flow_voice))
+    primed = run_alone(FlowStream.prime(flow_networks, flow_voice))
     before = copy.deepcopy(state_of(primed.cache))
     one, other = primed.fork(), primed.fork()
     for fork in (one, other):
@@ -237,7 +237,7 @@ AT = {60: [53], 110: [30, 90], 33: [], 77: [10, 11, 40], 128: [100], 138: [53, 1
 
 def run_together(networks: FlowNetworks, streams: Sequence[FlowStream], tokens: Ints) -> list[Float]:
     """The mels of streams of different lengths, the later ones the more urgent."""
-    rounds = Rounds(8)
+    rounds = Scheduler(8)
     heard: list[list[Float]] = [[] for _ in streams]
 
     def failed(error: Exception) -> None:
@@ -270,7 +270,7 @@ def streams_alone(
 
 def forked(networks: FlowNetworks, voice: FlowVoice, bare: FlowVoice, primed: FlowState) -> list[FlowStream]:
     """A stream for each of `AT`; every third has no prompt."""
-    without = alone(FlowStream.prime(networks, bare))
+    without = run_alone(FlowStream.prime(networks, bare))
     return [
         FlowStream(networks, voice if index % 3 else bare, state=(primed if index % 3 else without).fork())
         for index in range(len(AT))
@@ -324,10 +324,10 @@ def test_chunks_of_different_lengths_or_distant_positions_do_not_share_an_encode
         return EncodeJob(cache, tokens[:new].astype(np.int64), np.zeros(3, np.int64), np.zeros(3, np.float32))
 
     first = [job(17, 25)]
-    assert flow_networks.encode.joins(first, job(30, 25))
-    assert not flow_networks.encode.joins(first, job(33, 25))
-    assert not flow_networks.encode.joins(first, job(0, 25))
-    assert not flow_networks.encode.joins(first, job(17, 24))
+    assert flow_networks.encode.can_batch(first, job(30, 25))
+    assert not flow_networks.encode.can_batch(first, job(33, 25))
+    assert not flow_networks.encode.can_batch(first, job(0, 25))
+    assert not flow_networks.encode.can_batch(first, job(17, 24))
 
 
 # --- a bounded window ---
@@ -338,7 +338,7 @@ def test_a_window_bounds_the_past_and_changes_nothing_while_it_is_longer(
     settings: Settings, flow_voice: FlowVoice, tokens: Ints, whole: Float, window: int
 ) -> None:
     networks = load_flow_networks(replace(settings, flow_window=window))
-    state = alone(FlowStream.prime(networks, flow_voice)).fork()
+    state = run_alone(FlowStream.prime(networks, flow_voice)).fork()
     stream = FlowStream(networks, flow_voice, state=state)
     mels = []
     for piece, final in pieces(tokens, range(10, SPEECH, 10)):

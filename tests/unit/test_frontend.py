@@ -13,7 +13,7 @@ import pytest
 from cosyserve import limits
 from cosyserve.bundle import read
 from cosyserve.errors import InvalidInput, Unsupported, VoiceNotFound
-from cosyserve.frontend import Frontend, Request, Utterance
+from cosyserve.frontend import Frontend, Request, UtteranceFeatures
 from cosyserve.load import load_frontend
 from cosyserve.settings import Settings
 from cosyserve.text.normalize import _inflect, _wetext
@@ -87,7 +87,7 @@ def source(**fields: Any) -> Request:
     return replace(Request(voice="b-full", source_audio=voiced(2.0), source_sample_rate=16000), **fields)
 
 
-def shapes(utterance: Utterance) -> tuple[int, int, tuple[int, ...]]:
+def shapes(utterance: UtteranceFeatures) -> tuple[int, int, tuple[int, ...]]:
     assert utterance.speaker_embedding.shape == (192,)
     return len(utterance.llm_prompt_tokens), len(utterance.flow_prompt_tokens), utterance.prompt_mel.shape
 

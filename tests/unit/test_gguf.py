@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from cosyserve.config import LlmConfig
 from cosyserve.errors import BundleError, InvalidInput, WeightsError
-from cosyserve.llm.decoder import Ids, Numbering
+from cosyserve.llm.decoder import Ids, VocabLayout
 from cosyserve.llm.embeddings import Embeddings
-from cosyserve.llm.engine import Engine, Sequence
+from cosyserve.llm.engine import Engine
 from cosyserve.llm.graph_decoder import GraphDecoder, LlmNetworks
+from cosyserve.llm.sequence import GenerationRequest
 from cosyserve.load import load_decoder
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights, sha256
@@ -53,7 +54,7 @@ def config(prepared: Weights) -> LlmConfig:
 
 def sequence(config: LlmConfig, length: int, seed: int = 0) -> Ids:
     """Start, some text, task, then speech."""
-    random, numbers = np.random.default_rng(seed), Numbering(config)
+    random, numbers = np.random.default_rng(seed), VocabLayout(config)
     speech = numbers.speech + random.integers(0, config.speech_tokens, length)
     ids = np.concatenate([[numbers.start], random.integers(0, config.vocab, 7), [numbers.task], speech])
     return ids[:length].astype(np.int64)
@@ -97,10 +98,10 @@ def test_a_moved_row_goes_on_and_an_erased_one_starts_afresh(
     ids = sequence(config, 30)
     decoder.prefill(3, 0, ids[:29])
     decoder.move(3, 0, 29)
-    decoder.erase(3)
+    decoder.release(3)
     decoder.prefill(3, 0, sequence(config, 40, 5))
     close(decoder.step(ids[29:], np.asarray([29])).row(0), expected(llm_networks, ids))
-    decoder.erase(3)
+    decoder.release(3)
     close(decoder.prefill(3, 0, ids).row(0), expected(llm_networks, ids))
 
 
@@ -113,7 +114,7 @@ def test_a_nan_does_not_outlive_its_row(
         assert np.isnan(decoder.prefill(2, 0, ids).row(0)).all()
     decoder.move(2, 1, len(ids))
     for row in (2, 1):
-        decoder.erase(row)
+        decoder.release(row)
         # Fewer positions than were broken, so that they do not all get new values.
         close(decoder.prefill(row, 0, ids[:10]).row(0), expected(llm_networks, ids[:10]))
 
@@ -147,7 +148,7 @@ def test_the_engine_speaks_the_same_tokens_as_with_the_graph(
         for id, spoken in tokens.items():
             text = np.random.default_rng(id).integers(0, config.vocab, 2 + id % 3).astype(np.int32)
             nothing = np.zeros(0, np.int32)
-            engine.admit(Sequence(id, text, nothing, nothing, id, spoken.append, pytest.fail))
+            engine.admit(GenerationRequest(id, text, nothing, nothing, id, spoken.append, pytest.fail))
         while engine.busy:
             engine.step()
         told.append(tokens)

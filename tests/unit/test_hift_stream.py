@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from cosyserve.audio.pcm import to_pcm16
 from cosyserve.contracts import Tensors
-from cosyserve.hift.sessions import HiftSession, HiftSessions
+from cosyserve.hift.sequences import HiftFactory, HiftSequence
 from cosyserve.hift.stream import HiftNetworks, HiftStream, decoder_reach
-from cosyserve.hift.stretch import Stretch
-from cosyserve.jobs import Rounds, Task, alone
+from cosyserve.hift.time_stretch import TimeStretch
 from cosyserve.runtimes.graph import Arrays, Graph, Outputs
+from cosyserve.scheduler import Scheduler, Task, run_alone
 
 Float = NDArray[np.float32]
 Pcm = NDArray[np.int16]
@@ -137,7 +137,7 @@ CUTS = {120: [50], 150: [60, 100], 220: range(50, 220, 50), 64: [10], 90: [89], 
 
 def run_together(networks: HiftNetworks, mel: Float) -> list[Float]:
     """The samples of all streams of `CUTS`, each with its own frames and seed."""
-    rounds = Rounds(8)
+    rounds = Scheduler(8)
     heard: list[list[Float]] = [[] for _ in CUTS]
 
     def failed(error: Exception) -> None:
@@ -175,27 +175,27 @@ def test_streams_in_shared_calls_give_the_same_bits_as_alone(hift_networks: Hift
     assert max(batches) >= 3
     for index, (length, at) in enumerate(CUTS.items()):
         stream, pieces = HiftStream(hift_networks, index), np.split(mel[:, -length:], at, axis=1)
-        alone = [stream.step(piece, final=piece is pieces[-1]) for piece in pieces]
+        run_alone = [stream.step(piece, final=piece is pieces[-1]) for piece in pieces]
         assert len(together[index]) == 480 * length
-        np.testing.assert_array_equal(together[index], np.concatenate(alone))
+        np.testing.assert_array_equal(together[index], np.concatenate(run_alone))
 
 
-# --- sessions ---
+# --- sequences ---
 
 
-def go_on(session: HiftSession, mel: Float, *, final: bool, seed: int | None = None) -> Pcm:
+def go_on(sequence: HiftSequence, mel: Float, *, final: bool, seed: int | None = None) -> Pcm:
     inputs: Tensors = {"mel": mel, "mel_final": np.array([final])}
     if seed is not None:
         inputs["seed"] = np.array([seed])
-    return alone(session.steps(inputs))["audio"].astype(np.int16)
+    return run_alone(sequence.steps(inputs))["audio"].astype(np.int16)
 
 
-def test_sessions_speak_pcm_with_the_seed_of_the_opening(hift_networks: HiftNetworks, mel: Float, whole: Pcm) -> None:
+def test_sequences_speak_pcm_with_the_seed_of_the_opening(hift_networks: HiftNetworks, mel: Float, whole: Pcm) -> None:
     def speak(seed: int | None) -> Pcm:
-        session = HiftSessions(hift_networks).open({})
-        opening = go_on(session, mel[:, :0], final=False, seed=seed)
-        head = go_on(session, mel[:, :150], final=False)
-        tail = go_on(session, mel[:, 150:], final=True)
+        sequence = HiftFactory(hift_networks).open({})
+        opening = go_on(sequence, mel[:, :0], final=False, seed=seed)
+        head = go_on(sequence, mel[:, :150], final=False)
+        tail = go_on(sequence, mel[:, 150:], final=True)
         return np.concatenate([opening, head, tail])
 
     assert_same_sound(speak(SEED), whole)
@@ -203,10 +203,10 @@ def test_sessions_speak_pcm_with_the_seed_of_the_opening(hift_networks: HiftNetw
 
 
 def shaped(networks: HiftNetworks, pieces: list[Float], **shape: Any) -> Pcm:
-    """One segment of a session that is opened with these inputs."""
+    """One segment of a sequence that is opened with these inputs."""
     opening: Tensors = {name: np.array([value]) for name, value in shape.items()}
-    session = HiftSessions(networks).open(opening)
-    return np.concatenate([go_on(session, p, final=p is pieces[-1], seed=SEED) for p in pieces])
+    sequence = HiftFactory(networks).open(opening)
+    return np.concatenate([go_on(sequence, p, final=p is pieces[-1], seed=SEED) for p in pieces])
 
 
 SHAPES: list[dict[str, Any]] = [
@@ -239,16 +239,16 @@ def test_a_speed_means_its_decimal(hift_networks: HiftNetworks, mel: Float) -> N
 
 
 def test_whole_segments_are_stretched_as_upstream_does(hift_networks: HiftNetworks, mel: Float) -> None:
-    stretched = Stretch(80, 1.7, whole=True)(mel, final=True)
+    stretched = TimeStretch(80, 1.7, whole=True)(mel, final=True)
     expected = to_pcm16(HiftStream(hift_networks, SEED).step(stretched, final=True))
     given = shaped(hift_networks, [mel[:, :0], mel], speed=np.float32(1.7), stream=False)
     np.testing.assert_array_equal(given, expected)
     assert np.abs(shaped(hift_networks, [mel], speed=np.float32(1.7)).astype(int) - expected).max() > 10
 
 
-def test_each_segment_of_a_session_begins_anew_with_its_seed(
+def test_each_segment_of_a_sequence_begins_anew_with_its_seed(
     hift_networks: HiftNetworks, mel: Float, whole: Pcm
 ) -> None:
-    session = HiftSessions(hift_networks).open({})
-    go_on(session, mel[:, :60], final=True, seed=SEED + 1)
-    np.testing.assert_array_equal(go_on(session, mel, final=True, seed=SEED), whole)
+    sequence = HiftFactory(hift_networks).open({})
+    go_on(sequence, mel[:, :60], final=True, seed=SEED + 1)
+    np.testing.assert_array_equal(go_on(sequence, mel, final=True, seed=SEED), whole)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cosyserve.hift.windows import GRANULE, Window, Windowed
+from cosyserve.hift.windows import ALIGNMENT, Window, Windowed
 from cosyserve.runtimes.graph import Arrays, Outputs
 
 FRAME = 3
@@ -64,17 +64,17 @@ def test_a_window_alone_is_given_as_it_is(graph: Summing, network: Windowed) -> 
 
 def test_windows_of_about_one_length_share_a_call(network: Windowed) -> None:
     batch = [window(40), window(45)]
-    assert network.joins(batch, window(45 - GRANULE + 1))
-    assert not network.joins(batch, window(45 - GRANULE))
-    assert network.joins(batch, window(40 + GRANULE - 1))
-    assert not network.joins(batch, window(40 + GRANULE))
+    assert network.can_batch(batch, window(45 - ALIGNMENT + 1))
+    assert not network.can_batch(batch, window(45 - ALIGNMENT))
+    assert network.can_batch(batch, window(40 + ALIGNMENT - 1))
+    assert not network.can_batch(batch, window(40 + ALIGNMENT))
 
 
 def test_the_end_of_an_utterance_is_never_made_longer(network: Windowed) -> None:
-    assert network.joins([window(40)], window(40, end=True))
-    assert network.joins([window(40)], window(41, end=True))
-    assert not network.joins([window(40)], window(39, end=True))
-    assert network.joins([window(40, end=True)], window(39))
-    assert not network.joins([window(40, end=True)], window(41))
-    assert network.joins([window(40, end=True), window(35)], window(40, end=True))
-    assert not network.joins([window(40, end=True), window(35)], window(35, end=True))
+    assert network.can_batch([window(40)], window(40, end=True))
+    assert network.can_batch([window(40)], window(41, end=True))
+    assert not network.can_batch([window(40)], window(39, end=True))
+    assert network.can_batch([window(40, end=True)], window(39))
+    assert not network.can_batch([window(40, end=True)], window(41))
+    assert network.can_batch([window(40, end=True), window(35)], window(40, end=True))
+    assert not network.can_batch([window(40, end=True), window(35)], window(35, end=True))

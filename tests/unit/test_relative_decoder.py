@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from cosyserve.errors import InvalidInput, Unsupported
-from cosyserve.llm.engine import Engine, Sequence
-from cosyserve.load import load_decoder, load_opening
+from cosyserve.llm.engine import Engine
+from cosyserve.llm.sequence import GenerationRequest
+from cosyserve.load import load_decoder, load_prompt_encoder
 from cosyserve.settings import Settings
 
 SPEAKER = np.random.default_rng(0).standard_normal(192).astype(np.float32)
@@ -21,14 +22,14 @@ NONE = np.zeros(0, np.float32)
 def engine(weights1: Path) -> Engine:
     settings = Settings(weights=str(weights1), llm_slots=4)
     config, decoder = load_decoder(settings)
-    return Engine(decoder, config, settings.llm_slots, opening=load_opening(settings))
+    return Engine(decoder, config, settings.llm_slots, prompt_encoder=load_prompt_encoder(settings))
 
 
-def sequence(id: int, *, text: int = 4, speech: int = 0, speaker: NDArray[np.float32] = SPEAKER) -> Sequence:
+def sequence(id: int, *, text: int = 4, speech: int = 0, speaker: NDArray[np.float32] = SPEAKER) -> GenerationRequest:
     """A sequence of so many text and prompt speech tokens; its tokens go to ``emitted``."""
     random = np.random.default_rng(id)
     emitted: list[int | None] = []
-    made = Sequence(
+    made = GenerationRequest(
         id=id,
         text=random.integers(0, 50257, text).astype(np.int32),
         prompt_text=random.integers(0, 50257, speech // 10).astype(np.int32),
@@ -42,7 +43,7 @@ def sequence(id: int, *, text: int = 4, speech: int = 0, speaker: NDArray[np.flo
     return made
 
 
-def spoken(engine: Engine, *sequences: Sequence) -> list[list[int | None]]:
+def spoken(engine: Engine, *sequences: GenerationRequest) -> list[list[int | None]]:
     """What sequences say that are in the engine together."""
     heard: list[list[int | None]] = [[] for _ in sequences]
     for one, tokens in zip(sequences, heard, strict=True):
@@ -71,20 +72,20 @@ def test_the_speaker_is_heard(engine: Engine) -> None:
 
 
 def test_without_a_speaker_there_is_no_position_for_it(weights1: Path) -> None:
-    opening = load_opening(Settings(weights=str(weights1)))
-    assert opening is not None
-    assert len(opening(sequence(1))) == 1 + 1 + 4 + 1
-    assert len(opening(sequence(1, speaker=NONE))) == 1 + 4 + 1
-    assert len(opening(sequence(1, speech=20))) == 1 + 1 + 2 + 4 + 1 + 20
+    prompt_encoder = load_prompt_encoder(Settings(weights=str(weights1)))
+    assert prompt_encoder is not None
+    assert len(prompt_encoder(sequence(1))) == 1 + 1 + 4 + 1
+    assert len(prompt_encoder(sequence(1, speaker=NONE))) == 1 + 4 + 1
+    assert len(prompt_encoder(sequence(1, speech=20))) == 1 + 1 + 2 + 4 + 1 + 20
 
 
 def test_text_is_encoded_without_a_look_ahead(weights1: Path) -> None:
-    opening = load_opening(Settings(weights=str(weights1)))
-    assert opening is not None
+    prompt_encoder = load_prompt_encoder(Settings(weights=str(weights1)))
+    assert prompt_encoder is not None
     whole = sequence(1, text=9)
     begun = sequence(1, text=9)
     begun.text = whole.text[:5]
-    np.testing.assert_allclose(opening(whole)[:7], opening(begun)[:7], atol=1e-5)
+    np.testing.assert_allclose(prompt_encoder(whole)[:7], prompt_encoder(begun)[:7], atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def drawn(sampler: RasSampler, logits: np.ndarray, *, hold: bool = False) -> int
     """The sampler's next token from these logits alone."""
     scores = LogitScores(logits[None], CONFIG.end)
     (ids,), (probs,) = scores.top(CONFIG.top_k, np.array([hold]))
-    return sampler(ids, probs, lambda: scores.row(0), hold=hold)
+    return sampler(ids, probs, lambda: scores.row(0), suppress_end=hold)
 
 
 @pytest.mark.parametrize(("distance", "repeated"), [(1, True), (10, True), (11, False)])

@@ -8,7 +8,7 @@ import pytest
 from test_engine import CONFIG, Scripted, finish, sequence
 
 from cosyserve.config import CosyVoice3LlmConfig
-from cosyserve.llm.decoder import Numbering
+from cosyserve.llm.decoder import VocabLayout
 from cosyserve.llm.engine import Engine
 from cosyserve.llm.silence import SilenceFilter
 
@@ -37,14 +37,14 @@ def test_version_2_keeps_every_token() -> None:
 
 
 def test_the_model_is_fed_the_silence_that_is_not_spoken() -> None:
-    numbers = Numbering(CONFIG3)
+    numbers = VocabLayout(CONFIG3)
     made, emitted = sequence(1, text=10)
     prompt = len(numbers.prompt(made.prompt_text, made.text, made.prompt_speech))
     silent = [1, 2, 28, 29, 55, 248, 494, 2241, 2242]  # no id twice, which the sampler would avoid
     drawn = [7, *silent, *range(100, 130)]
     decoder = Scripted(lambda length: [*drawn, CONFIG3.eos][length - prompt], speech_vocab=CONFIG3.speech_vocab)
     fed: list[int] = []
-    decoder.on_erase = fed.extend
+    decoder.on_release = fed.extend
     engine = Engine(decoder, CONFIG3, 1)
     engine.admit(made)
     finish(engine)

@@ -15,10 +15,10 @@ from cosyserve.flow.graphs import Solver
 from cosyserve.flow.networks import FlowNetworks
 from cosyserve.flow.stream import FlowStream, FlowVoice
 from cosyserve.hift.stream import HiftNetworks, HiftStream, decoder_reach
-from cosyserve.jobs import Rounds, Task, alone
 from cosyserve.load import load_flow_networks, load_hift_networks
 from cosyserve.runtimes.graph import Arrays, Outputs
 from cosyserve.runtimes.onnx import OnnxGraph
+from cosyserve.scheduler import Scheduler, Task, run_alone
 from cosyserve.settings import Settings
 
 Array = NDArray[np.generic]
@@ -86,7 +86,7 @@ def test_tokens_may_arrive_in_any_pieces(
 def test_a_primed_voice_speaks_alike(
     flow: FlowNetworks, voice: FlowVoice, tokens: NDArray[np.int32], mel: Float
 ) -> None:
-    primed = alone(FlowStream.prime(flow, voice))
+    primed = run_alone(FlowStream.prime(flow, voice))
     for _ in range(2):
         found = run(FlowStream(flow, voice, state=primed.fork()), np.split(tokens, [53]))
         np.testing.assert_allclose(found, mel, rtol=0, atol=1e-5)
@@ -99,15 +99,17 @@ def test_streams_share_calls_wherever_they_are(
     first = FlowStream(flow, voice)
     head = first.step(tokens[:60], final=False)
     second = FlowStream(flow, voice)
-    rounds = Rounds(2)
+    scheduler = Scheduler(2)
     mels: dict[int, Float] = {}
     for index, (stream, rest) in enumerate(((first, tokens[60:]), (second, tokens))):
-        rounds.add(Task(stream.steps(rest, True), 0, lambda found, index=index: mels.update({index: found}), _failed))
+        scheduler.add(
+            Task(stream.steps(rest, True), 0, lambda found, index=index: mels.update({index: found}), _failed)
+        )
     widest = 0
-    while call := rounds.call():
-        widest = max(widest, len(call.batch))
+    while call := scheduler.schedule():
+        widest = max(widest, len(call.inputs))
         call.run()
-        rounds.finish(call)
+        scheduler.update(call)
     assert widest == 2
     np.testing.assert_allclose(np.concatenate([head, mels[0]], axis=1), mel, rtol=0, atol=1e-5)
     np.testing.assert_allclose(mels[1], mel, rtol=0, atol=1e-5)
@@ -123,7 +125,7 @@ def test_positions_go_on_in_a_bounded_window(weights3: Path, voice: FlowVoice, t
 
     watched = copy.copy(windowed)
     watched.solve = Solver(recorded_call, windowed.config)
-    FlowStream(watched, voice, state=alone(FlowStream.prime(watched, voice)).fork()).step(tokens, final=True)
+    FlowStream(watched, voice, state=run_alone(FlowStream.prime(watched, voice)).fork()).step(tokens, final=True)
     assert sorted(positions) == list(range(0, 2 * (91 + 122), 50))
 
 

@@ -13,8 +13,9 @@ from cosyserve.bundle import Bundle, read
 from cosyserve.config import CosyVoice3LlmConfig
 from cosyserve.errors import Unsupported
 from cosyserve.flow.stream import FlowVoice
-from cosyserve.llm.engine import Engine, Sequence
+from cosyserve.llm.engine import Engine
 from cosyserve.llm.graph_decoder import GraphDecoder
+from cosyserve.llm.sequence import GenerationRequest
 from cosyserve.recipe import recipe_of
 from cosyserve.shapes import expected_shapes
 from cosyserve.text.tokenizer import Tokenizer
@@ -108,7 +109,7 @@ def test_utterances_end_and_vary(either: Bundle) -> None:
     for seed in range(10):
         emitted: list[int | None] = []
         text = np.arange(seed, seed + texts, dtype=np.int32)
-        engine.admit(Sequence(seed, text, none, none, seed, emitted.append, pytest.fail))
+        engine.admit(GenerationRequest(seed, text, none, none, seed, emitted.append, pytest.fail))
         spoken.append(emitted)
     while engine.busy:
         engine.step()

@@ -13,12 +13,12 @@ from cosyserve.errors import Overloaded, WeightsError
 from cosyserve.flow.networks import SolveJob
 from cosyserve.flow.stream import FlowState, FlowStream, FlowVoice
 from cosyserve.flow.unet import GuidedFlow
-from cosyserve.jobs import alone
 from cosyserve.load import load_flow_networks
 from cosyserve.runtimes.torch.flow import TorchFlow, load_flow
 from cosyserve.runtimes.torch.modules import load_module
-from cosyserve.runtimes.torch.pages import EMPTY, RESERVED
+from cosyserve.runtimes.torch.paged_kv_cache import EMPTY, RESERVED
 from cosyserve.runtimes.torch.solver import PagedSolver
+from cosyserve.scheduler import run_alone
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
 
@@ -48,7 +48,7 @@ def tokens(flow_vectors: Vectors) -> Ints:
 
 
 def primed(flow: TorchFlow, voice: FlowVoice) -> FlowState:
-    return alone(FlowStream.prime(flow, voice))
+    return run_alone(FlowStream.prime(flow, voice))
 
 
 def free(flow: TorchFlow) -> tuple[int, int]:
@@ -108,7 +108,7 @@ def test_streams_in_one_call_get_what_they_get_alone(flow: TorchFlow, flow_voice
         return found
 
     together, by_itself = jobs(), jobs()
-    assert flow.solve.joins(together[:2], together[2])
+    assert flow.solve.can_batch(together[:2], together[2])
     for _ in range(2):  # the second time they read what the first has left
         mels = flow.solve(together)
         for job, mel in zip(by_itself, mels, strict=True):
@@ -142,15 +142,15 @@ def test_chunks_of_different_length_run_apart(flow: TorchFlow) -> None:
         SolveJob(flow.open(), chunk, chunk, np.ones(192, np.float32), chunk)
         for chunk in (np.zeros((80, 50), np.float32), np.zeros((80, 12), np.float32))
     )
-    assert flow.solve.joins([whole], whole)
-    assert not flow.solve.joins([whole], rest)
+    assert flow.solve.can_batch([whole], whole)
+    assert not flow.solve.can_batch([whole], rest)
 
 
 def test_a_call_holds_no_more_streams_than_are_recorded(flow: TorchFlow) -> None:
     chunk = np.zeros((80, 50), np.float32)
     job = SolveJob(flow.open(), chunk, chunk, np.ones(192, np.float32), chunk)
-    assert flow.solve.joins([job] * 31, job)
-    assert not flow.solve.joins([job] * 32, job)
+    assert flow.solve.can_batch([job] * 31, job)
+    assert not flow.solve.can_batch([job] * 32, job)
 
 
 def test_forks_share_the_prompt_and_every_page_comes_back(flow: TorchFlow, flow_voice: FlowVoice, tokens: Ints) -> None:

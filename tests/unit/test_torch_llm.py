@@ -104,7 +104,7 @@ def test_a_moved_row_goes_on_and_an_erased_one_starts_afresh(
     ids = sequence(config, 30, 0)
     decoder.prefill(4, 0, ids[:29])
     decoder.move(4, 0, 29)
-    decoder.erase(4)
+    decoder.release(4)
     close(decoder.step(ids[29:], np.asarray([29])).row(0), one_pass(torch_weights, ids))
     close(decoder.prefill(4, 0, ids).row(0), one_pass(torch_weights, ids))
 

@@ -18,7 +18,7 @@ from cosyserve.contracts import Tensors
 from cosyserve.errors import StageFailed, WeightsError
 from cosyserve.load import load_traces
 from cosyserve.pipeline.admission import Admission
-from cosyserve.pipeline.orchestrate import Synthesizer
+from cosyserve.pipeline.synthesizer import Synthesizer
 from cosyserve.serve import free_port
 from cosyserve.settings import Settings
 from cosyserve.traces import TracedStages, Traces

@@ -61,7 +61,7 @@ async def test_nobody_is_asked_while_answers_come() -> None:
         for _ in range(20):
             with process.waiting():
                 assert not await llm.after(process, STILL_SECONDS / 2)
-                process.heard()
+                process.answered()
     assert llm.pings == 0
 
 

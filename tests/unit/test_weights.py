@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from cosyserve.errors import WeightsError
-from cosyserve.load import load_flow_networks, load_frontend, load_grid, load_hift_networks, load_llm_networks
+from cosyserve.load import load_chunk_grid, load_flow_networks, load_frontend, load_hift_networks, load_llm_networks
 from cosyserve.settings import Settings
 from cosyserve.weights import FORMAT, Weights, map_tensors, sha256
 
@@ -45,7 +45,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def load_everything(folder: Path) -> None:
     settings = Settings(weights=str(folder))
-    load_grid(settings)
+    load_chunk_grid(settings)
     load_frontend(settings)
     load_llm_networks(settings)
     load_flow_networks(settings)
@@ -57,14 +57,14 @@ def test_good_weights_load(weights: Path) -> None:
 
 
 def test_the_grid_is_the_model_s(weights: Path) -> None:
-    grid = load_grid(Settings(weights=str(weights), first_hop=30, max_hop=60))
+    grid = load_chunk_grid(Settings(weights=str(weights), first_hop=30, max_hop=60))
     assert (grid.chunk, grid.lookahead, grid.samples_per_token) == (25, 3, 960)
     assert (grid.first_hop, grid.max_hop) == (30, 60)
 
 
 def test_a_rate_other_than_promised_is_refused(weights: Path) -> None:
     with pytest.raises(WeightsError, match="24000 Hz.*22050 Hz"):
-        load_grid(Settings(weights=str(weights), sample_rate=22_050))
+        load_chunk_grid(Settings(weights=str(weights), sample_rate=22_050))
 
 
 def test_a_folder_without_manifest_is_refused(tmp_path: Path) -> None:

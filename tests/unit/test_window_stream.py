@@ -13,11 +13,11 @@ from cosyserve.config import WindowFlowConfig
 from cosyserve.contracts import Tensors
 from cosyserve.errors import InvalidInput
 from cosyserve.flow.stream import FlowVoice
-from cosyserve.flow.window_sessions import WindowSessions
+from cosyserve.flow.window_sequences import WindowFlowFactory
 from cosyserve.flow.window_stream import WindowNetworks, WindowStream, faded, seeded_noise, stretching
-from cosyserve.jobs import alone
 from cosyserve.limits import MAX_NOISE_FRAMES
 from cosyserve.runtimes.graph import Arrays, Outputs
+from cosyserve.scheduler import run_alone
 
 CONFIG = WindowFlowConfig(4096, 8, 8, 2, 16, 1, 4, 50, 22050 / 256, 4, 6, (8, 8), 2, 4, 1, 1, 0.7)
 PROMPT, PROMPT_FRAMES = 30, 50
@@ -139,21 +139,21 @@ def test_a_segment_longer_than_a_window_may_be_is_refused() -> None:
         stream(Recorder(), full=True).step(tokens, final=True)
 
 
-def test_a_session_draws_anew_for_each_segment() -> None:
+def test_a_sequence_draws_anew_for_each_segment() -> None:
     recorder = Recorder()
-    sessions = WindowSessions(recorder.networks, 2**20, lambda frames: None)
+    factory = WindowFlowFactory(recorder.networks, 2**20, lambda frames: None)
     voice: Tensors = {
         "flow_prompt_tokens": VOICE.tokens,
         "prompt_mel": VOICE.mel,
         "speaker_embedding": VOICE.embedding,
     }
-    session = sessions.open(voice)
+    sequence = factory.open(voice)
     for seed in (1, 1, 2):
         step: Tensors = {"speech_tokens": TOKENS[:50], "final": np.asarray([True]), "seed": np.asarray([seed])}
-        outputs = alone(session.steps(step))
+        outputs = run_alone(sequence.steps(step))
         assert outputs["mel"].shape == (4, CONFIG.frames(50))
     first, again, other = (started["x"] for started in recorder.started)
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
-    session.close()
-    assert sessions.nbytes == 0
+    sequence.release()
+    assert factory.nbytes == 0

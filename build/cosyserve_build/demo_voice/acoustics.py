@@ -21,7 +21,7 @@ from cosyserve.flow.encoder import FlowEncoder
 from cosyserve.flow.guided import Cache, Part
 from cosyserve.flow.unet import GuidedFlow
 from cosyserve_build.demo_voice.codebook import used_ids
-from cosyserve_build.demo_voice.source import Utterance
+from cosyserve_build.demo_voice.source import Recording
 from cosyserve_build.demo_voice.training import Run, device, train
 
 FLOW = Run("flow", steps=6_000, rate=1e-3, warmup=300, average=0.998, half=True)
@@ -119,13 +119,13 @@ class Talk:
     embedding: NDArray[np.float32]
 
     @classmethod
-    def of(cls, said: list[Utterance], embedding: NDArray[np.float32]) -> Talk:
+    def of(cls, said: list[Recording], embedding: NDArray[np.float32]) -> Talk:
         """What was said, one after the other."""
         tokens = np.concatenate([u.tokens for u in said]).astype(np.int64)
         return cls(tokens, np.concatenate([u.mel for u in said]).astype(np.float32), embedding)
 
 
-def in_a_row(said: list[Utterance]) -> list[list[Utterance]]:
+def in_a_row(said: list[Recording]) -> list[list[Recording]]:
     """Utterances of a voice as rows of some."""
     return [said[i : i + _TALK] for i in range(0, len(said), _TALK)]
 

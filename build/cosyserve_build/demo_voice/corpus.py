@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve_build.demo_voice.sentences import SEED, TAUGHT, sentences
-from cosyserve_build.demo_voice.source import SPEAKERS, Speaker, Utterance, speak
+from cosyserve_build.demo_voice.source import SPEAKERS, Recording, Speaker, speak
 
 SHARD = 250  # utterances of one file
 SAID = {"slt": TAUGHT, "rms": 5_000}
@@ -42,12 +42,12 @@ def build(folder: Path, report: Callable[[str], None]) -> None:
             report(f"{order.path.name}: said ({done} of {len(orders)} files)")
 
 
-def read(folder: Path, speaker: str, count: int) -> list[Utterance]:
+def read(folder: Path, speaker: str, count: int) -> list[Recording]:
     """The first `count` utterances of a speaker; a multiple of `SHARD`."""
-    found: list[Utterance] = []
+    found: list[Recording] = []
     for first in range(0, count, SHARD):
         with np.load(_shard(folder, speaker, first)) as arrays:
-            names = [field.name for field in fields(Utterance)]
+            names = [field.name for field in fields(Recording)]
             texts, parts = arrays["text"], {name: arrays[name] for name in names if name != "text"}
             stops = np.cumsum(arrays["lengths"])
             for text, length, stop in zip(texts, arrays["lengths"], stops, strict=True):
@@ -55,7 +55,7 @@ def read(folder: Path, speaker: str, count: int) -> list[Utterance]:
                 for name, whole in parts.items():
                     each = len(whole) // stops[-1]  # rows of a token
                     own[name] = whole[(stop - length) * each : stop * each]
-                found.append(Utterance(text=str(text), **own))
+                found.append(Recording(text=str(text), **own))
     return found
 
 

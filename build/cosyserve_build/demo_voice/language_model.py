@@ -125,7 +125,7 @@ class Sequences:
         self._codes = used_ids()
 
     def draw(self, rng: np.random.Generator, longest: int, *, alone: bool) -> tuple[Tensor, Tensor]:
-        """A batch of ids and targets [B, T], of sequences about as long; `alone` allows single utterances only."""
+        """A batch of ids and targets [B, T], of sequences about as long; `run_alone` allows single utterances only."""
         drawn = [self._sequence(rng, alone=alone) for _ in range(_POOL)]
         pool = sorted((row for row in drawn if len(row[0]) <= longest), key=lambda row: len(row[0]))
         if not pool:

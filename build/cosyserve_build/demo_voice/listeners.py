@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cosyserve.audio.features import fbank, log_mel_128, resample, subtract_mean
 from cosyserve_build.demo_voice.codebook import PHONES, token_ids
-from cosyserve_build.demo_voice.source import SAMPLE_RATE, Utterance
+from cosyserve_build.demo_voice.source import SAMPLE_RATE, Recording
 from cosyserve_build.demo_voice.training import Run, device, train
 
 TOKENIZER = Run("speech_tokenizer", steps=3_000, rate=2e-3, decay=0.05)
@@ -79,7 +79,7 @@ class SpeakerModel(nn.Module):
         return embedding
 
 
-def heard(utterance: Utterance, scale: float = 1.0) -> NDArray[np.float32]:
+def heard(utterance: Recording, scale: float = 1.0) -> NDArray[np.float32]:
     """The wave as both listeners get it, at 16 kHz; `scale` raises the pitch by that factor."""
     wave = utterance.wave.astype(np.float32) / np.float32(32767)
     return resample(wave, round(SAMPLE_RATE * scale), _RATE)
@@ -90,7 +90,7 @@ def energies(wave: NDArray[np.float32]) -> NDArray[np.float32]:
     return subtract_mean(fbank(wave))
 
 
-def train_tokenizer(folder: Path, corpus: list[Utterance], run: Run = TOKENIZER) -> SpeechTokenizer:
+def train_tokenizer(folder: Path, corpus: list[Recording], run: Run = TOKENIZER) -> SpeechTokenizer:
     """The speech tokenizer, taught the corpus's tokens."""
     torch.manual_seed(run.seed)
     module = SpeechTokenizer().to(device())
@@ -119,7 +119,7 @@ def train_tokenizer(folder: Path, corpus: list[Utterance], run: Run = TOKENIZER)
     return module
 
 
-def train_speaker(folder: Path, speakers: list[list[Utterance]], run: Run = SPEAKER) -> SpeakerModel:
+def train_speaker(folder: Path, speakers: list[list[Recording]], run: Run = SPEAKER) -> SpeakerModel:
     """The speaker model, taught to tell the source voices at several pitches apart."""
     torch.manual_seed(run.seed)
     module = SpeakerModel().to(device())

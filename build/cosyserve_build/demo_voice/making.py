@@ -17,7 +17,7 @@ from cosyserve.config import ModelConfig
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve_build.demo_voice import acoustics, bundle, corpus, language_model, listeners, vocoder
 from cosyserve_build.demo_voice.packing import pack
-from cosyserve_build.demo_voice.source import SPEAKERS, Utterance
+from cosyserve_build.demo_voice.source import SPEAKERS, Recording
 from cosyserve_build.folder import replaced
 from cosyserve_build.prepare import prepare
 
@@ -112,16 +112,16 @@ class Making:
             )
             bundle.write_voices(folder)
 
-    def _said(self, speaker: str, count: int) -> list[Utterance]:
+    def _said(self, speaker: str, count: int) -> list[Recording]:
         return corpus.read(self.work / "corpus", speaker, count)
 
     def _read(self, speaker: str) -> list[tuple[str, NDArray[np.int64]]]:
         return corpus.read_tokens(self.work / "corpus", speaker, corpus.SAID[speaker])
 
-    def _everybody(self, count: int) -> list[Utterance]:
+    def _everybody(self, count: int) -> list[Recording]:
         return [utterance for one in SPEAKERS for utterance in self._said(one.name, count)]
 
-    def _embedding(self, utterance: Utterance) -> NDArray[np.float32]:
+    def _embedding(self, utterance: Recording) -> NDArray[np.float32]:
         with torch.no_grad():
             energies = torch.from_numpy(listeners.energies(listeners.heard(utterance)))[None]
             embedding: NDArray[np.float32] = self.speaker(energies)[0].numpy()

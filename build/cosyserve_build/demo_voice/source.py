@@ -54,7 +54,7 @@ SPEAKERS = (Speaker("slt", 0.9, (166.0, 177.0)), Speaker("rms", 1.6, (95.0, 107.
 
 
 @dataclass(frozen=True)
-class Utterance:
+class Recording:
     """Speech and what it consists of; N tokens.
 
     Attributes:
@@ -72,7 +72,7 @@ class Utterance:
     tokens: NDArray[np.int16]
 
 
-def speak(text: str, speaker: Speaker) -> Utterance:
+def speak(text: str, speaker: Speaker) -> Recording:
     """Let flite say a text.
 
     Raises:
@@ -94,7 +94,7 @@ def speak(text: str, speaker: Speaker) -> Utterance:
     counts = spread([end - start for _, end in inner], count)
     tokens = _tokens([PHONES.index(phone) for phone, _ in inner], counts, f0, speaker)
     mel = prompt_mel(wave, MEL)
-    return Utterance(text, (wave * 32767).astype(np.int16), mel.astype(np.float16), f0, tokens.astype(np.int16))
+    return Recording(text, (wave * 32767).astype(np.int16), mel.astype(np.float16), f0, tokens.astype(np.int16))
 
 
 def _flite(text: str, voice: str) -> tuple[NDArray[np.float32], list[tuple[str, float]]]:

@@ -18,7 +18,7 @@ from cosyserve.audio.features import mel_filters
 from cosyserve.config import HiftConfig
 from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import HarmonicSource
-from cosyserve_build.demo_voice.source import Utterance
+from cosyserve_build.demo_voice.source import Recording
 from cosyserve_build.demo_voice.training import Run, device, train
 
 DECODER = Run("hift", steps=7_500, rate=1e-3, warmup=200, average=0.998)
@@ -85,7 +85,7 @@ def _magnitude(wave: Tensor, window: int, hann: Tensor) -> Tensor:
 class Crops:
     """Random crops of a corpus; each step draws from its own generator."""
 
-    def __init__(self, corpus: list[Utterance], frames: int) -> None:
+    def __init__(self, corpus: list[Recording], frames: int) -> None:
         self._corpus = [u for u in corpus if len(u.mel) >= frames]
         self.frames = frames
 
@@ -106,7 +106,7 @@ def _on_device(arrays: list[NDArray[np.float32]]) -> Tensor:
     return torch.from_numpy(np.stack(arrays)).to(device())
 
 
-def train_vocoder(folder: Path, config: HiftConfig, corpus: list[Utterance], run: Run = DECODER) -> Vocoder:
+def train_vocoder(folder: Path, config: HiftConfig, corpus: list[Recording], run: Run = DECODER) -> Vocoder:
     """The vocoder trained on the waves of the corpus."""
     torch.manual_seed(run.seed)
     vocoder, spectra = Vocoder(config).to(device()), SpectralLoss(config).to(device())
@@ -122,7 +122,7 @@ def train_vocoder(folder: Path, config: HiftConfig, corpus: list[Utterance], run
     return vocoder
 
 
-def train_pitch(folder: Path, config: HiftConfig, corpus: list[Utterance], run: Run = PITCH) -> F0Predictor:
+def train_pitch(folder: Path, config: HiftConfig, corpus: list[Recording], run: Run = PITCH) -> F0Predictor:
     """The pitch predictor; unvoiced frames are taught 0 Hz."""
     torch.manual_seed(run.seed)
     predictor = F0Predictor(config).to(device())

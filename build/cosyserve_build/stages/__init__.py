@@ -13,7 +13,7 @@ _PROMPT = "recorded input: only fed in; the frontend's own is compared"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class VerifySpec:
     """How the sets of one version are checked.
 
     Attributes:
@@ -49,8 +49,8 @@ _DECLARED = (
     ("hift/stream_mel", _FED),
 )
 
-PLANS: dict[int, Plan] = {
-    1: Plan(
+VERIFY_SPECS: dict[int, VerifySpec] = {
+    1: VerifySpec(
         stages={
             "frontend": cosyvoice1.frontend,
             "llm": cosyvoice1.llm,
@@ -65,7 +65,7 @@ PLANS: dict[int, Plan] = {
         ),
         opens=cosyvoice1.CosyVoice1Set,
     ),
-    2: Plan(
+    2: VerifySpec(
         stages={**_COMMON, "hift": windowed.hift, "e2e": windowed.e2e},
         declared=(
             *_DECLARED,
@@ -74,6 +74,6 @@ PLANS: dict[int, Plan] = {
             ("hift/stream*_source", "made with noise that was not recorded: only fed in"),
         ),
     ),
-    3: Plan(stages={**_COMMON, "hift": accumulated.hift, "e2e": accumulated.e2e}, declared=_DECLARED),
+    3: VerifySpec(stages={**_COMMON, "hift": accumulated.hift, "e2e": accumulated.e2e}, declared=_DECLARED),
 }
 """By CosyVoice version."""

@@ -15,8 +15,8 @@ import torch
 
 from cosyserve.audio.features import fbank, log_mel_128, prompt_mel, resample, subtract_mean
 from cosyserve.flow.solver import time_grid
-from cosyserve.hift.stretch import Stretch
-from cosyserve.llm.bistream import Interleaver
+from cosyserve.hift.time_stretch import TimeStretch
+from cosyserve.llm.interleave import Interleaver
 from cosyserve.llm.sampling import draw_inverse_cdf, draw_race, nucleus
 from cosyserve.llm.sampling import ras as draw_ras
 from cosyserve.llm.scores import top
@@ -259,5 +259,5 @@ def offline(data: RecordedSet) -> Produced:
     for name in cases:
         speed = re.fullmatch(r"offline_speed_([\d.]+)", name)
         if speed:
-            stretch = Stretch(mel.shape[1], float(speed[1]), whole=True)
+            stretch = TimeStretch(mel.shape[1], float(speed[1]), whole=True)
             yield f"offline_speed{speed[1].replace('.', '')}_pcm", hift.wave(stretch(mel[0], final=True)[None])

@@ -19,9 +19,9 @@ from rich.console import Console
 
 from cosyserve_client.aio import AsyncClient
 from cosyserve_client.audio import read_prompt
-from cosyserve_client.bench import facts, report
-from cosyserve_client.bench.level import Level
-from cosyserve_client.bench.load import Budget, Closed, Load, Open, run_level
+from cosyserve_client.bench import environment, report
+from cosyserve_client.bench.generator import Budget, Closed, Load, Open, run_level
+from cosyserve_client.bench.results import Level
 from cosyserve_client.bench.speaker import Script, Speaker
 from cosyserve_client.errors import CosyServeClientError, invalid
 from cosyserve_client.types import SpeechRequest
@@ -42,7 +42,7 @@ _SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LoadSchedule:
     """What a run measures, and how."""
 
     url: str
@@ -78,7 +78,7 @@ def bench(
     console = Console(stderr=as_json)
     try:
         loads = _loads(concurrency, rate, seed)
-        plan = Plan(
+        plan = LoadSchedule(
             url=url,
             loads=loads,
             budget=_budget(requests, duration, loads),
@@ -104,11 +104,11 @@ def bench(
         raise typer.Exit(1)
 
 
-async def _run(plan: Plan, console: Console) -> tuple[dict[str, Any], list[Level]]:
+async def _run(plan: LoadSchedule, console: Console) -> tuple[dict[str, Any], list[Level]]:
     """What the server says about itself, and each level of the plan."""
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(AsyncClient(plan.url)) for _ in range(CONNECTIONS)]
-        server = await facts.server(clients[0])
+        server = await environment.server(clients[0])
         await asyncio.gather(*(client.sample_rate() for client in clients))  # connects them
         levels = []
         for load in plan.loads:
@@ -123,7 +123,7 @@ def _facts(server: dict[str, Any]) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["cosyserve", *sys.argv[1:]]),
-        "client": facts.machine(),
+        "client": environment.machine(),
         "server": server,
     }
 
@@ -176,7 +176,7 @@ def _texts(text: str | None, texts: Path | None) -> Sequence[str]:
 def _drawing() -> Callable[[Sequence[Level], str], None]:
     """Looked for before the run, so that a missing package does not waste it."""
     try:
-        from cosyserve_client.bench.picture import draw
+        from cosyserve_client.bench.plot import draw
     except ModuleNotFoundError:
         raise CosyServeClientError("a picture needs: pip install 'cosyserve[loadtest]'") from None
     return draw

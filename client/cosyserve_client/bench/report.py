@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from cosyserve_client.bench.level import Figures, Level, Percentiles
+from cosyserve_client.bench.results import Figures, Level, Percentiles
 
 BUSY = 0.8
 """Share of a core from which on the client itself may have been the bottleneck."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cosyserve_client.aio import AsyncClient
-from cosyserve_client.bench.level import INAUDIBLE, OK, REFUSED, Utterance
 from cosyserve_client.bench.playback import Playback
+from cosyserve_client.bench.results import INAUDIBLE, OK, REFUSED, Result
 from cosyserve_client.errors import CosyServeClientError, ServerError, Unavailable
 from cosyserve_client.types import SpeechRequest
 
@@ -49,7 +49,7 @@ class Speaker:
         """Seconds since the start."""
         return time.perf_counter() - self._began
 
-    async def speak(self, number: int, due: float) -> Utterance:
+    async def speak(self, number: int, due: float) -> Result:
         """Speaks utterance `number`, which was due at `due`, and times it from then. Never raises a client's error."""
         client = self._clients[number % len(self._clients)]
         request = self._script.utterance(number)
@@ -61,7 +61,7 @@ class Speaker:
             outcome = INAUDIBLE if playback.first_audible is None else OK
         except CosyServeClientError as error:
             outcome = _outcome(error, playback)
-        return Utterance(due, late, self.now() - due, outcome, playback)
+        return Result(due, late, self.now() - due, outcome, playback)
 
 
 def _outcome(error: CosyServeClientError, playback: Playback) -> str:

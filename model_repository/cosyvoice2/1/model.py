@@ -1,7 +1,7 @@
 """Upstream's contract for CosyVoice 2."""
 
-from cosyserve.triton.upstream import CosyVoice2
+from cosyserve.triton.compat import CosyVoice2
 
 
 class TritonPythonModel(CosyVoice2):
-    """See `cosyserve.triton.upstream`."""
+    """See `cosyserve.triton.compat`."""

@@ -1,7 +1,7 @@
 """Upstream's contract for CosyVoice 3."""
 
-from cosyserve.triton.upstream import CosyVoice3
+from cosyserve.triton.compat import CosyVoice3
 
 
 class TritonPythonModel(CosyVoice3):
-    """See `cosyserve.triton.upstream`."""
+    """See `cosyserve.triton.compat`."""

@@ -1,7 +1,7 @@
 """Mel frames to PCM."""
 
-from cosyserve.triton.sequence import Hift
+from cosyserve.triton.sequence_model import Hift
 
 
 class TritonPythonModel(Hift):
-    """See `cosyserve.triton.sequence`."""
+    """See `cosyserve.triton.sequence_model`."""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from cosyserve.config import UNetFlowConfig
+from cosyserve.conformer import ConformerLayer, Embed, distance_rows
 from cosyserve.flow.lookahead import PreLookahead
-from cosyserve.relative import ConformerLayer, Embed, distance_rows
 
 
 class FlowEncoder(nn.Module):

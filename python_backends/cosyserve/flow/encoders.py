@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from cosyserve.config import DitFlowConfig, UNetFlowConfig
+from cosyserve.flow.kv_cache import ALIGNMENT
 from cosyserve.flow.networks import EncodeJob, Float
-from cosyserve.flow.past import GRANULE
 from cosyserve.runtimes.graph import Graph
 
 
@@ -35,8 +35,8 @@ class Encoder(Protocol):
         """The state before the first chunk."""
         ...
 
-    def joins(self, batch: Sequence[EncodeJob], job: EncodeJob, /) -> bool:
-        """See `Network.joins`."""
+    def can_batch(self, batch: Sequence[EncodeJob], job: EncodeJob, /) -> bool:
+        """See `Network.can_batch`."""
         ...
 
     def __call__(self, batch: Sequence[EncodeJob], /) -> list[Float]:
@@ -86,10 +86,12 @@ class ConformerGraph:
             layers=[none] * (2 * (config.blocks + config.up_blocks)),
         )
 
-    def joins(self, batch: Sequence[EncodeJob], job: EncodeJob) -> bool:
+    def can_batch(self, batch: Sequence[EncodeJob], job: EncodeJob) -> bool:
         """Chunks of one length at about one position: there the batch changes no rounding."""
         first = batch[0]
-        return len(job.tokens) == len(first.tokens) and _rooms(job.cache.encoder) == _rooms(first.cache.encoder)
+        return len(job.tokens) == len(first.tokens) and _padded_lengths(job.cache.encoder) == _padded_lengths(
+            first.cache.encoder
+        )
 
     def __call__(self, batch: Sequence[EncodeJob]) -> list[Float]:
         """Encode a chunk of each stream."""
@@ -139,7 +141,7 @@ class LookaheadGraph:
         """See `Encoder.open`."""
         return LookaheadCache(np.zeros((1, self._config.lookahead_channels, 2), np.float32))
 
-    def joins(self, batch: Sequence[EncodeJob], job: EncodeJob) -> bool:
+    def can_batch(self, batch: Sequence[EncodeJob], job: EncodeJob) -> bool:
         """Chunks of one length."""
         return len(job.tokens) == len(batch[0].tokens)
 
@@ -159,15 +161,15 @@ class LookaheadGraph:
         return list(out["mu"])
 
 
-def _rooms(cache: ConformerCache) -> list[int]:
-    return [-(-layer.shape[1] // GRANULE) for layer in cache.layers]
+def _padded_lengths(cache: ConformerCache) -> list[int]:
+    return [-(-layer.shape[1] // ALIGNMENT) for layer in cache.layers]
 
 
 def _right_aligned(arrays: Sequence[Float]) -> Float:
-    """``[heads, positions, dim]`` of each stream as ``[B, heads, room, dim]``, behind zeros."""
+    """``[heads, positions, dim]`` of each stream as ``[B, heads, padded, dim]``, behind zeros."""
     heads, _, dim = arrays[0].shape
-    room = GRANULE * -(-max(a.shape[1] for a in arrays) // GRANULE)
-    out = np.zeros((len(arrays), heads, room, dim), np.float32)
+    padded = ALIGNMENT * -(-max(a.shape[1] for a in arrays) // ALIGNMENT)
+    out = np.zeros((len(arrays), heads, padded, dim), np.float32)
     for row, array in zip(out, arrays, strict=True):
-        row[:, room - array.shape[1] :] = array
+        row[:, padded - array.shape[1] :] = array
     return out

@@ -11,8 +11,8 @@ import numpy as np
 
 from cosyserve.config import FlowConfig
 from cosyserve.flow.encoders import Encoder, EncoderCache
+from cosyserve.flow.kv_cache import FlowKVCache, collate
 from cosyserve.flow.networks import Float, SolveJob
-from cosyserve.flow.past import Past, gathered
 from cosyserve.flow.solver import solve
 from cosyserve.runtimes.graph import Array, Graph
 
@@ -35,9 +35,9 @@ class GraphCache:
 
     encoder: EncoderCache
     tails: list[list[Float]]
-    prompt: list[Past]
-    past: list[Past]
-    fresh: Callable[[], list[Past]] = field(repr=False)
+    prompt: list[FlowKVCache]
+    past: list[FlowKVCache]
+    fresh: Callable[[], list[FlowKVCache]] = field(repr=False)
 
     @property
     def nbytes(self) -> int:
@@ -60,11 +60,11 @@ class Solver:
         self._steps = config.steps
         self._positions = config.positions
 
-    def joins(self, batch: Sequence[SolveJob], job: SolveJob) -> bool:
+    def can_batch(self, batch: Sequence[SolveJob], job: SolveJob) -> bool:
         """Chunks of one length, while their pasts are small enough to be copied together."""
         jobs = [*batch, job]
-        room = sum(max(part(other.cache)[0].layers().nbytes for other in jobs) for part in (_prompt, _past))
-        return job.mu.shape[1] == batch[0].mu.shape[1] and len(jobs) * room <= GATHER_BYTES
+        padded_length = sum(max(part(other.cache)[0].layers().nbytes for other in jobs) for part in (_prompt, _past))
+        return job.mu.shape[1] == batch[0].mu.shape[1] and len(jobs) * padded_length <= GATHER_BYTES
 
     def __call__(self, batch: Sequence[SolveJob]) -> list[Float]:
         """Solve a chunk of each stream, all Euler steps."""
@@ -81,8 +81,8 @@ class Solver:
         memory: dict[str, Float | None] = {"prompt": None, "past": None}
 
         def velocity(step: int, x: Float, t: np.float32) -> Float:
-            prompt, memory["prompt"] = gathered([cache.prompt[step] for cache in caches], memory["prompt"])
-            past, memory["past"] = gathered([cache.past[step] for cache in caches], memory["past"])
+            prompt, memory["prompt"] = collate([cache.prompt[step] for cache in caches], memory["prompt"])
+            past, memory["past"] = collate([cache.past[step] for cache in caches], memory["past"])
             layers = len(past) // 2
             out = self._graph(
                 {
@@ -141,20 +141,20 @@ class GraphFlow:
         return GraphCache(
             encoder=self._encoder.open(),
             tails=[[np.zeros((2, *tail), np.float32) for tail in config.tails] for _ in range(config.steps)],
-            prompt=self._pasts(),
-            past=self._pasts(),
-            fresh=lambda: self._pasts(self._window),
+            prompt=self._empty_caches(),
+            past=self._empty_caches(),
+            fresh=lambda: self._empty_caches(self._window),
         )
 
-    def _pasts(self, window: int = 0) -> list[Past]:
-        return [Past(*self.config.attention, window) for _ in range(self.config.steps)]
+    def _empty_caches(self, window: int = 0) -> list[FlowKVCache]:
+        return [FlowKVCache(*self.config.attention, window) for _ in range(self.config.steps)]
 
 
-def _prompt(cache: GraphCache) -> list[Past]:
+def _prompt(cache: GraphCache) -> list[FlowKVCache]:
     return cache.prompt
 
 
-def _past(cache: GraphCache) -> list[Past]:
+def _past(cache: GraphCache) -> list[FlowKVCache]:
     return cache.past
 
 

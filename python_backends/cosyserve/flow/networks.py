@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve.config import FlowConfig
-from cosyserve.jobs import Network
+from cosyserve.scheduler import Network
 
 Float = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -52,7 +52,7 @@ class SolveJob:
     Attributes:
         cache: extended by the chunk's keys and values of every Euler step.
         mu: encoder output ``[mels, n]``.
-        cond: prompt mel where known, else zero ``[mels, n]``.
+        cond: prompt mel where public_error, else zero ``[mels, n]``.
         embedding: speaker vector ``[speaker]``.
         noise: starting state ``[mels, n]``.
     """

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cosyserve.errors import InvalidInput
 from cosyserve.flow.networks import EncodeJob, FlowCache, FlowNetworks, SolveJob
-from cosyserve.jobs import Job, Steps, alone
+from cosyserve.scheduler import Computation, Job, run_alone
 
 Float = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -63,7 +63,7 @@ class FlowStream:
         self._state = state or FlowState(networks.open().fork(), voice.tokens.tolist())
 
     @classmethod
-    def prime(cls, networks: FlowNetworks, voice: FlowVoice) -> Steps[FlowState]:
+    def prime(cls, networks: FlowNetworks, voice: FlowVoice) -> Computation[FlowState]:
         """The state after the prompt; the streams of a voice start from its forks."""
         stream = cls(networks, voice, state=FlowState(networks.open(), voice.tokens.tolist()))
         yield from stream.steps(np.zeros(0, np.int32), final=False)
@@ -81,9 +81,9 @@ class FlowStream:
 
     def step(self, tokens: Ints, final: bool) -> Float:
         """As `steps`, alone."""
-        return alone(self.steps(tokens, final))
+        return run_alone(self.steps(tokens, final))
 
-    def steps(self, tokens: Ints, final: bool) -> Steps[Float]:
+    def steps(self, tokens: Ints, final: bool) -> Computation[Float]:
         """Take the next speech tokens and return the mel frames that they settle.
 
         Args:
@@ -128,7 +128,7 @@ class FlowStream:
         chunk = self._net.config.frame_chunk
         return chunk if waiting >= chunk else (waiting if final else 0)
 
-    def _encode(self, size: int) -> Steps[None]:
+    def _encode(self, size: int) -> Computation[None]:
         state, lookahead = self._state, self._net.config.lookahead
         tokens, state.tokens = state.tokens[:size], state.tokens[size:]
         ahead = state.tokens[:lookahead]
@@ -138,7 +138,7 @@ class FlowStream:
         mu = yield Job(self._net.encode, EncodeJob(state.cache, np.asarray(tokens, np.int64), context, valid))
         state.mu = mu if state.mu is None else np.concatenate([state.mu, mu], axis=1)
 
-    def _solve(self, size: int) -> Steps[Float]:
+    def _solve(self, size: int) -> Computation[Float]:
         state = self._state
         assert state.mu is not None
         start, stop = state.frames, state.frames + size

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cosyserve.config import WindowFlowConfig
+from cosyserve.conformer import Conformer
 from cosyserve.flow.guided import mish
-from cosyserve.relative import Conformer
 
 
 class WindowEncoder(nn.Module):

@@ -22,9 +22,9 @@ from cosyserve.config import WindowFlowConfig
 from cosyserve.errors import InvalidInput
 from cosyserve.flow.solver import solve
 from cosyserve.flow.stream import FlowVoice
-from cosyserve.jobs import Job, Network, Steps, alone
 from cosyserve.limits import MAX_NOISE_FRAMES
 from cosyserve.runtimes.graph import Graph
+from cosyserve.scheduler import Computation, Job, Network, run_alone
 
 Float = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -66,7 +66,7 @@ class _Encoder:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
 
-    def joins(self, batch: Sequence[WindowEncodeJob], job: WindowEncodeJob) -> bool:
+    def can_batch(self, batch: Sequence[WindowEncodeJob], job: WindowEncodeJob) -> bool:
         """Equal lengths only: there is nothing that padding would leave alone."""
         return job.stretch.shape == batch[0].stretch.shape
 
@@ -83,7 +83,7 @@ class _Solver:
         self._graph = graph
         self._steps = steps
 
-    def joins(self, batch: Sequence[WindowSolveJob], job: WindowSolveJob) -> bool:
+    def can_batch(self, batch: Sequence[WindowSolveJob], job: WindowSolveJob) -> bool:
         """Equal lengths only, as above."""
         return job.mu.shape == batch[0].mu.shape
 
@@ -117,7 +117,7 @@ class WindowNetworks:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Kept:
+class _WindowState:
     """What the next window takes over: noise and mu of prompt and shared frames, and the mel of the latter."""
 
     noise: Float
@@ -141,7 +141,7 @@ class WindowStream:
         self._noise = noise
         self._full = full
         self._tokens: list[int] = []
-        self._kept: _Kept | None = None
+        self._kept: _WindowState | None = None
         self.frames = 0  # mel frames computed, prompt included each time
 
     @property
@@ -152,9 +152,9 @@ class WindowStream:
 
     def step(self, tokens: Ints, final: bool) -> Float:
         """As `steps`, alone."""
-        return alone(self.steps(tokens, final))
+        return run_alone(self.steps(tokens, final))
 
-    def steps(self, tokens: Ints, final: bool) -> Steps[Float]:
+    def steps(self, tokens: Ints, final: bool) -> Computation[Float]:
         """Take the next speech tokens and return the mel frames that they settle.
 
         Args:
@@ -177,7 +177,7 @@ class WindowStream:
             mels.append((yield from self._window(len(self._tokens), last=True)))
         return np.concatenate(mels, axis=1)
 
-    def _window(self, count: int, *, last: bool) -> Steps[Float]:
+    def _window(self, count: int, *, last: bool) -> Computation[Float]:
         """The mel of the first `count` tokens, joined to the window before; what the next one shares is held back."""
         config, voice, before = self._net.config, self._voice, self._kept
         prompt = len(voice.mel)
@@ -200,7 +200,7 @@ class WindowStream:
         if last:
             return mel
         shared = config.frames(config.overlap)
-        self._kept = _Kept(
+        self._kept = _WindowState(
             noise=np.concatenate([noise[:, :prompt], noise[:, -shared:]], axis=1),
             mu=np.concatenate([mu[:, :prompt], mu[:, -shared:]], axis=1),
             mel=mel[:, -shared:].copy(),

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from cosyserve.config import CausalHiftConfig, HiftConfig
 from cosyserve.hift.noise import GaussianNoise, Noise, first_phases
 from cosyserve.hift.windows import Window, Windowed
-from cosyserve.jobs import Job, Steps, alone
 from cosyserve.runtimes.graph import Graph
+from cosyserve.scheduler import Computation, Job, run_alone
 
 Float = NDArray[np.float32]
 
@@ -141,9 +141,9 @@ class HiftStream:
 
     def step(self, mel: Float, final: bool) -> Float:
         """As `steps`, alone."""
-        return alone(self.steps(mel, final))
+        return run_alone(self.steps(mel, final))
 
-    def steps(self, mel: Float, final: bool) -> Steps[Float]:
+    def steps(self, mel: Float, final: bool) -> Computation[Float]:
         """Take the next mel frames and return the samples that they settle.
 
         Args:
@@ -164,10 +164,10 @@ class HiftStream:
         while state.sent < settled:
             stop = min(state.sent + WINDOW_FRAMES, settled)
             pieces.append((yield from self._decode(stop, ready, final)))
-        self._forget()
+        self._trim()
         return np.concatenate(pieces)
 
-    def _predict_f0(self, end: int, final: bool) -> Steps[None]:
+    def _predict_f0(self, end: int, final: bool) -> Computation[None]:
         state = self._state
         known = self._source_end() + len(state.f0)
         left, right = self._net.config.f0_reach
@@ -182,7 +182,7 @@ class HiftStream:
         frame, harmonics = self._net.config.frame, self._net.config.harmonics + 1
         state.drawn = np.concatenate([state.drawn, state.noise(len(fresh) * frame, harmonics) * self._gain])
 
-    def _make_source(self, final: bool) -> Steps[None]:
+    def _make_source(self, final: bool) -> Computation[None]:
         # Where a frame's second half is interpolated towards the next frame's phase, the newest f0 waits.
         state, frame = self._state, self._net.config.frame
         done = len(state.f0) if final else len(state.f0) - self._net.config.phase_ahead
@@ -199,7 +199,7 @@ class HiftStream:
         state.phase = out["phases"][done - 1].astype(np.float64)
         state.f0, state.drawn = state.f0[done:], state.drawn[done * frame :]
 
-    def _decode(self, stop: int, ready: int, final: bool) -> Steps[Float]:
+    def _decode(self, stop: int, ready: int, final: bool) -> Computation[Float]:
         state, frame = self._state, self._net.config.frame
         left = max(state.base, state.sent - self._left) - state.base
         right = min(stop + self._right, ready) - state.base
@@ -218,7 +218,7 @@ class HiftStream:
     def _source_end(self) -> int:
         return self._state.base + len(self._state.source) // self._net.config.frame
 
-    def _forget(self) -> None:
+    def _trim(self) -> None:
         state = self._state
         base = max(state.base, state.sent - self._left)
         drop = base - state.base

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cosyserve.runtimes.graph import Graph
 
-GRANULE = 16
+ALIGNMENT = 16
 """Windows share a call if they differ by less than this many frames, so that little is computed in vain."""
 
 
@@ -45,12 +45,12 @@ class Windowed:
         self._time = time
         self._lengths = lengths
 
-    def joins(self, batch: Sequence[Window], window: Window) -> bool:
+    def can_batch(self, batch: Sequence[Window], window: Window) -> bool:
         """Windows of about one length; only those with more to come can be made longer."""
         windows = [*batch, window]
         frames = [w.frames for w in windows]
         ends = [w.frames for w in windows if w.end]
-        return max(frames) - min(frames) < GRANULE and all(end == max(frames) for end in ends)
+        return max(frames) - min(frames) < ALIGNMENT and all(end == max(frames) for end in ends)
 
     def __call__(self, batch: Sequence[Window]) -> list[dict[str, NDArray[Any]]]:
         """Run the windows together."""

@@ -18,7 +18,7 @@ input embeddings ``[n, width]``."""
 
 
 @dataclass(frozen=True, slots=True)
-class Numbering:
+class VocabLayout:
     """One numbering for all that a model can be fed: text ids, then the rows of the speech embedding, then those of a
     table of its own for special rows, where a version has one.
 
@@ -68,11 +68,11 @@ class Numbering:
 class Scores(Protocol):
     """Scores of the next speech token of n sequences."""
 
-    def top(self, k: int, held: NDArray[np.bool_]) -> tuple[Ids, NDArray[np.float64]]:
+    def top(self, k: int, suppress_end: NDArray[np.bool_]) -> tuple[Ids, NDArray[np.float64]]:
         """The k likeliest speech ids of each row and their probabilities, both [n, min(k, V)].
 
-        Descending, ties by lower id. Probabilities are a softmax over the ids that the row allows: where `held` [n]
-        is set, ids that end a sequence are not. A row without finite scores has NaN probabilities.
+        Descending, ties by lower id. Probabilities are a softmax over the ids that the row allows: where
+        `suppress_end` [n] is set, ids that end a sequence are not. A row without finite scores has NaN probabilities.
         """
         ...
 
@@ -84,7 +84,7 @@ class Scores(Protocol):
 class Decoder(Protocol):
     """A causal model with one sequence of positions in each of a fixed number of rows, all of them empty at first.
 
-    Ids are those of `Numbering`. The scores of a row depend on the ids at its positions only, never on other rows.
+    Ids are those of `VocabLayout`. The scores of a row depend on the ids at its positions only, never on other rows.
 
     Attributes:
         capacity: positions that a row holds at most.
@@ -105,6 +105,6 @@ class Decoder(Protocol):
         """Copy the first `length` positions of row `source`, which are all it holds, into the empty row `target`."""
         ...
 
-    def erase(self, row: int) -> None:
+    def release(self, row: int) -> None:
         """Empty a row; nothing of what it held may reach its next sequence, not even a NaN."""
         ...

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve.config import LlmConfig
-from cosyserve.llm.decoder import Ids, Numbering
+from cosyserve.llm.decoder import Ids, VocabLayout
 from cosyserve.weights import Weights, map_tensors
 
 Float = NDArray[np.float32]
@@ -37,7 +37,7 @@ class Embeddings:
 
     def __call__(self, ids: Ids) -> Float:
         """Input embeddings ``[n, hidden]``."""
-        speech = Numbering(self.config).speech
+        speech = VocabLayout(self.config).speech
         out = np.empty((len(ids), self.config.hidden), np.float32)
         for first, table in ((0, self.text), (speech, self.speech), (speech + len(self.speech), self.special)):
             mine = (ids >= first) & (ids < first + len(table))

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from cosyserve.config import AnyLlm
 from cosyserve.llm.decoder import Ids, Prompt
+from cosyserve.llm.kv_cache import KVCache
 from cosyserve.llm.scores import LogitScores
-from cosyserve.llm.slots import SlotCache
 from cosyserve.runtimes.graph import Graph, Outputs
 
 Float = NDArray[np.float32]
 
 
-class Rows(Protocol):
-    """Embedding tables, read by the ids of `Numbering`."""
+class EmbeddingTable(Protocol):
+    """Embedding tables, read by the ids of `VocabLayout`."""
 
     @property
     def config(self) -> AnyLlm:
@@ -37,7 +37,7 @@ class LlmNetworks:
     """The decoder graph ``llm`` and its embedding tables."""
 
     graph: Graph
-    embed: Rows
+    embed: EmbeddingTable
 
     @property
     def config(self) -> AnyLlm:
@@ -58,7 +58,7 @@ class GraphDecoder:
     def __init__(self, networks: LlmNetworks, rows: int) -> None:
         config = networks.config
         self._networks = networks
-        self._cache = SlotCache(config.layers, rows, config.kv_heads, config.head_dim)
+        self._cache = KVCache(config.layers, rows, config.kv_heads, config.head_dim)
 
     def prefill(self, row: int, start: int, prompt: Prompt) -> LogitScores:
         """See `Decoder`."""
@@ -75,9 +75,9 @@ class GraphDecoder:
         """See `Decoder`."""
         self._cache.move(source, target, length)
 
-    def erase(self, row: int) -> None:
+    def release(self, row: int) -> None:
         """See `Decoder`."""
-        self._cache.erase(row)
+        self._cache.release(row)
 
     def _append(self, row: int, start: int, embeds: Float) -> LogitScores:
         rows = slice(row, row + 1)

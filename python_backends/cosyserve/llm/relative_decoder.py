@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 from cosyserve.config import TransformerConfig
 from cosyserve.errors import InvalidInput
-from cosyserve.llm.decoder import Ids, Numbering
-from cosyserve.llm.engine import Sequence
+from cosyserve.llm.decoder import Ids, VocabLayout
 from cosyserve.llm.graph_decoder import GraphDecoder, LlmNetworks
 from cosyserve.llm.scores import LogitScores
+from cosyserve.llm.sequence import GenerationRequest
 from cosyserve.runtimes.graph import Array, Graph, Outputs
 
 Float = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class SpeechRows:
+class SpeechEmbeddings:
     """The speech embedding table ``[ids, inputs]``, read by the ids of `Numbering`: what is fed after the opening."""
 
     config: TransformerConfig
@@ -32,7 +32,7 @@ class SpeechRows:
         return rows
 
 
-class Opening:
+class PromptEncoder:
     """What a sequence is fed before its first token: start, speaker, encoded text, task, prompt speech.
 
     Args:
@@ -44,28 +44,28 @@ class Opening:
     def __init__(self, config: TransformerConfig, tables: Mapping[str, Float], encoder: Graph) -> None:
         self._config, self._tables, self._encoder = config, tables, encoder
 
-    def __call__(self, sequence: Sequence) -> Float:
+    def __call__(self, request: GenerationRequest) -> Float:
         """Input embeddings ``[n, inputs]``. Without a speaker embedding there is no position for it.
 
         Raises:
             InvalidInput: an id lies outside its vocabulary, there is no text, or the embedding has another size.
         """
-        config, tables, given = self._config, self._tables, sequence.speaker
-        Numbering(config).check(
-            prompt_text_tokens=sequence.prompt_text,
-            text_tokens=sequence.text,
-            llm_prompt_tokens=sequence.prompt_speech,
+        config, tables, given = self._config, self._tables, request.speaker
+        VocabLayout(config).check(
+            prompt_text_tokens=request.prompt_text,
+            text_tokens=request.text,
+            llm_prompt_tokens=request.prompt_speech,
         )
         if len(given) not in (0, config.speaker):
             raise InvalidInput("llm_speaker_embedding", f"has {len(given)} values, expected {config.speaker}")
-        text = np.concatenate([sequence.prompt_text, sequence.text])
+        text = np.concatenate([request.prompt_text, request.text])
         if len(text) == 0:
             raise InvalidInput("text_tokens", "is empty")
         speaker = given if len(given) else np.zeros(config.speaker, np.float32)
         encoded = self._encoder({"embeds": tables["text"][text][None], "speaker": speaker[None]})
         start, task = tables["special"][:1], tables["special"][1:2]
         who = encoded["speaker_out"] if len(given) else start[:0]
-        return np.concatenate([start, who, encoded["text"][0], task, tables["speech"][sequence.prompt_speech]])
+        return np.concatenate([start, who, encoded["text"][0], task, tables["speech"][request.prompt_speech]])
 
 
 class RelativeDecoder(GraphDecoder):

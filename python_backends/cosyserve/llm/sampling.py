@@ -86,7 +86,9 @@ class RasSampler:
         self._random = np.random.Generator(np.random.Philox(seed & (2**64 - 1)))
         self._recent: deque[int] = deque(maxlen=config.win_size)
 
-    def __call__(self, ids: NDArray[np.int64], probs: Floats, logits: Callable[[], Floats], *, hold: bool) -> int:
+    def __call__(
+        self, ids: NDArray[np.int64], probs: Floats, logits: Callable[[], Floats], *, suppress_end: bool
+    ) -> int:
         """The next token; it joins the history.
 
         Args:
@@ -103,7 +105,7 @@ class RasSampler:
 
         def allowed() -> Floats:
             row = logits().copy()
-            if hold:
+            if suppress_end:
                 row[self._config.end :] = -np.inf
             return row
 

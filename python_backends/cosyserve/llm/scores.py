@@ -75,12 +75,12 @@ class LogitScores:
         self._logits = logits
         self._end = end
 
-    def top(self, k: int, held: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def top(self, k: int, suppress_end: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """See `Scores`."""
         logits = self._logits
-        if held.any():
+        if suppress_end.any():
             logits = logits.copy()
-            logits[held, self._end :] = -np.inf
+            logits[suppress_end, self._end :] = -np.inf
         return top(logits, k)
 
     def row(self, index: int) -> NDArray[np.float32]:

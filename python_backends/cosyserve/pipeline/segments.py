@@ -34,7 +34,7 @@ class Segment:
     arriving: asyncio.Queue[Ids | None] | None = None
 
 
-class Source(Protocol):
+class SegmentSource(Protocol):
     """Gives the segments of one utterance."""
 
     async def read(self) -> None:
@@ -46,7 +46,7 @@ class Source(Protocol):
         ...
 
 
-class Features:
+class WholeTextSource:
     """The segments in the frontend's answer to a whole request (contract `FRONTEND`)."""
 
     def __init__(self, features: Tensors, seed: int) -> None:
@@ -67,10 +67,10 @@ class Features:
         self._segments = made
 
     async def read(self) -> None:
-        """See `Source`."""
+        """See `SegmentSource`."""
 
     async def segments(self) -> AsyncGenerator[Segment, None]:
-        """See `Source`."""
+        """See `SegmentSource`."""
         for segment in self._segments:
             yield segment
 

@@ -98,8 +98,8 @@ class GgufDecoder:
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
         self._broken[target] = self._broken[source]
 
-    def erase(self, row: int) -> None:
-        """See `Decoder.erase`."""
+    def release(self, row: int) -> None:
+        """See `Decoder.release`."""
         length = llama_cpp.llama_memory_seq_pos_max(self._memory, row) + 1
         llama_cpp.llama_memory_seq_rm(self._memory, row, -1, -1)
         if self._broken[row]:

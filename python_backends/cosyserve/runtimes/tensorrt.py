@@ -9,8 +9,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
 from cosyserve.errors import WeightsError
+from cosyserve.runtimes.engine_files import Gpu
 from cosyserve.runtimes.graph import flat
-from cosyserve.runtimes.plans import Gpu
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,7 @@ class TensorrtGraph:
     """One plan with one execution context: one call at a time.
 
     Args:
-        path: a plan that `find_plan` returned.
+        path: a plan that `find_engine` returned.
 
     Raises:
         WeightsError: TensorRT is missing or refuses the plan, or memory is short.

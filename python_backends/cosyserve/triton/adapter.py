@@ -66,7 +66,7 @@ def read_settings(args: Mapping[str, str]) -> Settings:
     return Settings.read({name: value["string_value"] for name, value in parameters.items()})
 
 
-def give_way() -> None:
+def lower_priority() -> None:
     """Let those who compute nothing go first on busy cores: Triton, and the models that take, refuse and send.
 
     They need a millisecond at a time, and every stream waits for it.
@@ -148,7 +148,7 @@ def ping_request(model: Model) -> Any:
     return inner_request(model, dummies, parameters={PING: True}, **options)
 
 
-def answered(answer: Any) -> bool:
+def from_model(answer: Any) -> bool:
     """Whether a BLS response comes from the model's process, if with an error, and not from Triton in its place."""
     return not answer.has_error() or CODE_END in answer.error().message()
 
@@ -168,18 +168,18 @@ def read_outputs(answer: Any, model: Model) -> Tensors:
     return {name: array[0] for name, array in arrays.items()} if _batched(model) else arrays
 
 
-def asked(requests: list[Any], model: Model) -> Iterator[tuple[Any, Asker]]:
-    """The requests of one call to an inner model, each with its `Asker`; pings are answered here."""
+def with_replies(requests: list[Any], model: Model) -> Iterator[tuple[Any, Reply]]:
+    """The requests of one call to an inner model, each with its `Reply`; pings are answered here."""
     for request in requests:
         parameters = read_parameters(request)
-        asker = Asker(request, model, pause=STATUS_PAUSE_SECONDS if asks_for_status(parameters) else 0.0)
+        reply = Reply(request, model, pause=STATUS_PAUSE_SECONDS if asks_for_status(parameters) else 0.0)
         if parameters.get(PING):
-            asker.answer({})
+            reply.answer({})
         else:
-            yield request, asker
+            yield request, reply
 
 
-class Asker:
+class Reply:
     """Reply handle for one request to an inner model. Send errors are ignored: the caller has disconnected.
 
     Args:
@@ -195,20 +195,20 @@ class Asker:
     def answer(self, outputs: Tensors) -> None:
         """Tell the outputs."""
         try:
-            self._tell(response(outputs, self._model))
+            self._send(response(outputs, self._model))
         except Exception as error:
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
         """Tell an error; code and reason travel in the message, because BLS drops Triton's code."""
-        told = known(error, self._id)
-        answer = _error(f"{told.code}/{told.reason}{CODE_END}{told}", told.code)
+        public = public_error(error, self._id)
+        answer = _error(f"{public.code}/{public.reason}{CODE_END}{public}", public.code)
         if self._pause:
-            threading.Timer(self._pause, self._tell, [answer]).start()
+            threading.Timer(self._pause, self._send, [answer]).start()
         else:
-            self._tell(answer)
+            self._send(answer)
 
-    def _tell(self, answer: Any) -> None:
+    def _send(self, answer: Any) -> None:
         with suppress(Exception):
             self._sender.send(answer, flags=FINAL)
 
@@ -252,7 +252,7 @@ def coded_error(error: CosyServeError) -> Any:
     return _error(f"{error.code}{CODE_END}{error}", error.code)
 
 
-def known(error: BaseException, id: str) -> CosyServeError:
+def public_error(error: BaseException, id: str) -> CosyServeError:
     """The error itself if it is ours; anything unexpected is logged under the request's id, and not told whole."""
     if isinstance(error, CosyServeError):
         return error
@@ -288,7 +288,7 @@ def _check_shape(tensor: Tensor, shape: tuple[int, ...]) -> None:
         raise InvalidInput(tensor.name, f"has a length of {longest}, at most {tensor.most} is allowed")
 
 
-class Instrument:
+class TritonMetric:
     """A metric of `cosyserve.metrics` on Triton's metrics port.
 
     Args:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cosyserve.contracts import FLOW, FRONTEND, HIFT, LLM, TOKEN2WAV, Model, Tensors
 from cosyserve.errors import StageFailed
-from cosyserve.pipeline.leaving import leave
+from cosyserve.pipeline.detached import run_detached
 from cosyserve.settings import Settings
 from cosyserve.triton import adapter
 from cosyserve.triton.watchdog import ModelProcess
@@ -24,7 +24,7 @@ PARTS = {FRONTEND.name: (FRONTEND,), LLM.name: (LLM,), TOKEN2WAV.name: (FLOW, HI
 
 
 class BlsStages:
-    """Implements `cosyserve.pipeline.orchestrate.Stages` on Triton.
+    """Implements `cosyserve.pipeline.synthesizer.Stages` on Triton.
 
     Args:
         settings: how long to wait for each stage.
@@ -71,7 +71,7 @@ class BlsStages:
         finally:
             if not ended:
                 stop = adapter.inner_request(LLM, {"utterance": id, "stop": np.asarray([True])})
-                await leave(self._call(stop, LLM))
+                await run_detached(self._call(stop, LLM))
 
     async def add_text(self, utterance: int, text: NDArray[np.int32], *, more: bool) -> None:
         """See `Stages.add_text`."""
@@ -91,13 +91,13 @@ class BlsStages:
                     for process in self._processes[model.name]:
                         stack.enter_context(process.waiting())
                     answer = await request.async_exec()
-                    if adapter.answered(answer):
+                    if adapter.from_model(answer):
                         for process in self._processes[model.name]:
-                            process.heard()
+                            process.answered()
         except TimeoutError:
             raise StageFailed(f"{model.name} did not answer in {seconds} s") from None
         return adapter.read_outputs(answer, model)
 
 
 async def _ping(model: Model) -> bool:
-    return adapter.answered(await adapter.ping_request(model).async_exec())
+    return adapter.from_model(await adapter.ping_request(model).async_exec())

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve.contracts import FRONTEND, Tensors
-from cosyserve.frontend import Request, Utterance
+from cosyserve.frontend import Request, UtteranceFeatures
 from cosyserve.limits import FRONTEND_THREADS
 from cosyserve.load import load_frontend
-from cosyserve.triton.adapter import Asker, asked, give_way, read_inputs, read_settings, values
+from cosyserve.triton.adapter import Reply, lower_priority, read_inputs, read_settings, values, with_replies
 
 
 class Frontend:
@@ -21,41 +21,41 @@ class Frontend:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by Triton once, before any request."""
-        give_way()
+        lower_priority()
         self._frontend = load_frontend(read_settings(args))
         self._pool = ThreadPoolExecutor(FRONTEND_THREADS, thread_name_prefix="frontend")
 
     def execute(self, requests: list[Any]) -> None:
         """Features of each request, answered when they are ready."""
-        for request, asker in asked(requests, FRONTEND):
-            self._pool.submit(self._answer, request, asker)
+        for request, reply in with_replies(requests, FRONTEND):
+            self._pool.submit(self._answer, request, reply)
 
     def finalize(self) -> None:
         """Called by Triton at shutdown."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _answer(self, request: Any, asker: Asker) -> None:
+    def _answer(self, request: Any, reply: Reply) -> None:
         try:
             given = values(read_inputs(request, FRONTEND), FRONTEND)
-            hears = self._frontend.listen if given.pop("listen", False) else self._frontend
-            asker.answer(_outputs(hears(Request(**given))))
+            compute = self._frontend.voice_features if given.pop("listen", False) else self._frontend
+            reply.answer(_outputs(compute(Request(**given))))
         except Exception as error:
-            asker.fail(error)
+            reply.fail(error)
 
 
-def _outputs(utterance: Utterance) -> Tensors:
-    parts = utterance.segments or utterance.speech
+def _outputs(features: UtteranceFeatures) -> Tensors:
+    parts = features.segments or features.speech
     return {
-        "text_tokens": _joined(utterance.segments),
-        "speech_tokens": _joined(utterance.speech),
+        "text_tokens": _joined(features.segments),
+        "speech_tokens": _joined(features.speech),
         "segment_lengths": np.asarray([len(part) for part in parts], np.int32),
-        "segment_texts": np.asarray([text.encode() for text in utterance.texts], np.object_),
-        "prompt_text_tokens": utterance.prompt_text_tokens,
-        "llm_prompt_tokens": utterance.llm_prompt_tokens,
-        "llm_speaker_embedding": utterance.llm_speaker_embedding,
-        "flow_prompt_tokens": utterance.flow_prompt_tokens,
-        "prompt_mel": utterance.prompt_mel,
-        "speaker_embedding": utterance.speaker_embedding,
+        "segment_texts": np.asarray([text.encode() for text in features.texts], np.object_),
+        "prompt_text_tokens": features.prompt_text_tokens,
+        "llm_prompt_tokens": features.llm_prompt_tokens,
+        "llm_speaker_embedding": features.llm_speaker_embedding,
+        "flow_prompt_tokens": features.flow_prompt_tokens,
+        "prompt_mel": features.prompt_mel,
+        "speaker_embedding": features.speaker_embedding,
     }
 
 

@@ -16,10 +16,11 @@ import numpy as np
 from cosyserve.contracts import LLM, Tensors
 from cosyserve.errors import Cancelled, InvalidInput, StageFailed
 from cosyserve.limits import REMEMBERED_IDS, SEQUENCE_IDLE_SECONDS
-from cosyserve.llm.engine import Engine, Sequence
-from cosyserve.load import load_decoder, load_opening
+from cosyserve.llm.engine import Engine
+from cosyserve.llm.sequence import GenerationRequest
+from cosyserve.load import load_decoder, load_prompt_encoder
 from cosyserve.metrics import COMPUTE, LLM_CUT, LLM_SEQUENCES, SPEECH_TOKENS
-from cosyserve.triton.adapter import Asker, Instrument, asked, give_way, read_inputs, read_settings
+from cosyserve.triton.adapter import Reply, TritonMetric, lower_priority, read_inputs, read_settings, with_replies
 
 GROUP = 5
 """Fewest speech tokens in an answer but the last: 0.2 s of audio, so that answers cost little and come soon."""
@@ -30,156 +31,158 @@ class Llm:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by Triton once, before any request."""
-        give_way()
+        lower_priority()
         settings = read_settings(args)
         config, decoder = load_decoder(settings)
-        cut = Instrument(LLM_CUT)
-        opening = load_opening(settings)
-        self._engine = Engine(decoder, config, settings.llm_slots, on_cut=lambda: cut.add(1), opening=opening)
+        cut = TritonMetric(LLM_CUT)
+        prompt_encoder = load_prompt_encoder(settings)
+        self._engine = Engine(
+            decoder, config, settings.llm_slots, on_cut=lambda: cut.add(1), prompt_encoder=prompt_encoder
+        )
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._live: dict[int, Utterance] = {}
+        self._live: dict[int, TokenBuffer] = {}
         # A stop may overtake the start it belongs to.
-        self._early_stops: deque[int] = deque(maxlen=REMEMBERED_IDS)
-        self._held = Instrument(LLM_SEQUENCES)
-        self._tokens = Instrument(SPEECH_TOKENS)
-        self._compute_seconds = Instrument(COMPUTE, model=LLM.name)
+        self._early_cancels: deque[int] = deque(maxlen=REMEMBERED_IDS)
+        self._sequences = TritonMetric(LLM_SEQUENCES)
+        self._tokens = TritonMetric(SPEECH_TOKENS)
+        self._compute_seconds = TritonMetric(COMPUTE, model=LLM.name)
         self._thread = threading.Thread(target=self._run, name="llm-engine", daemon=True)
         self._thread.start()
 
     def execute(self, requests: list[Any]) -> None:
         """Queue each request; its answers come from the engine thread."""
-        for request, asker in asked(requests, LLM):
+        for request, reply in with_replies(requests, LLM):
             try:
-                self._orders.put(self._order(read_inputs(request, LLM), asker))
+                self._orders.put(self._read_order(read_inputs(request, LLM), reply))
             except Exception as error:
-                asker.fail(error)
+                reply.fail(error)
 
     def finalize(self) -> None:
         """Called by Triton at shutdown."""
         self._orders.put(None)
         self._thread.join(timeout=5)
 
-    def _order(self, inputs: Tensors, asker: Asker) -> Callable[[], None]:
+    def _read_order(self, inputs: Tensors, reply: Reply) -> Callable[[], None]:
         """What the engine thread has to do for a request."""
         utterance = int(inputs["utterance"][0])
         if "stop" in inputs:
-            return lambda: self._stop(utterance, asker)
+            return lambda: self._cancel(utterance, reply)
         if "seed" in inputs:
-            return self._start(inputs, asker)
+            return self._start(inputs, reply)
         if "text_tokens" in inputs:
-            return lambda: self._add(utterance, inputs, asker)
-        return lambda: self._more(utterance, asker)
+            return lambda: self._add(utterance, inputs, reply)
+        return lambda: self._more(utterance, reply)
 
-    def _start(self, inputs: Tensors, asker: Asker) -> Callable[[], None]:
+    def _start(self, inputs: Tensors, reply: Reply) -> Callable[[], None]:
         if "text_tokens" not in inputs:
             raise InvalidInput("text_tokens", "is required")
-        spoken = Utterance(self._tokens)
+        buffer = TokenBuffer(self._tokens)
         none = np.zeros(0, np.int32)
-        sequence = Sequence(
+        request = GenerationRequest(
             id=int(inputs["utterance"][0]),
             text=inputs["text_tokens"].astype(np.int32),
             prompt_text=inputs.get("prompt_text_tokens", none).astype(np.int32),
             prompt_speech=inputs.get("llm_prompt_tokens", none).astype(np.int32),
             speaker=inputs.get("llm_speaker_embedding", np.zeros(0, np.float32)).astype(np.float32),
             seed=int(inputs["seed"][0]),
-            emit=spoken.emit,
-            fail=spoken.fail,
+            emit=buffer.emit,
+            fail=buffer.fail,
             more=_more_follows(inputs),
-            pause=spoken.hurry,
+            pause=buffer.flush,
         )
 
         def order() -> None:
-            spoken.ask(asker)
-            if sequence.id in self._early_stops:
-                self._early_stops.remove(sequence.id)
-                spoken.fail(Cancelled("the utterance was stopped"))
+            buffer.ask(reply)
+            if request.id in self._early_cancels:
+                self._early_cancels.remove(request.id)
+                buffer.fail(Cancelled("the utterance was stopped"))
                 return
             try:
-                self._engine.admit(sequence)
+                self._engine.admit(request)
             except Exception as error:  # nobody else is to suffer for it
-                spoken.fail(error)
+                buffer.fail(error)
                 return
-            self._live[sequence.id] = spoken
-            if sequence.more:
-                spoken.hurry()
+            self._live[request.id] = buffer
+            if request.more:
+                buffer.flush()
 
         return order
 
-    def _add(self, utterance: int, inputs: Tensors, asker: Asker) -> None:
+    def _add(self, utterance: int, inputs: Tensors, reply: Reply) -> None:
         try:
             self._engine.add_text(utterance, inputs["text_tokens"].astype(np.int32), more=_more_follows(inputs))
         except InvalidInput as error:
-            asker.fail(error)
+            reply.fail(error)
             return
-        asker.answer(_answer([], final=False))
+        reply.answer(_answer([], final=False))
         if utterance in self._live:
-            self._live[utterance].hurry()
+            self._live[utterance].flush()
 
-    def _more(self, utterance: int, asker: Asker) -> None:
+    def _more(self, utterance: int, reply: Reply) -> None:
         if utterance in self._live:
-            self._live[utterance].ask(asker)
+            self._live[utterance].ask(reply)
         else:
-            asker.fail(InvalidInput("text_tokens", "is required to open an utterance; one of this id has ended"))
+            reply.fail(InvalidInput("text_tokens", "is required to open an utterance; one of this id has ended"))
 
-    def _stop(self, utterance: int, asker: Asker) -> None:
-        spoken = self._live.pop(utterance, None)
-        if spoken is None:
-            self._early_stops.append(utterance)
+    def _cancel(self, utterance: int, reply: Reply) -> None:
+        buffer = self._live.pop(utterance, None)
+        if buffer is None:
+            self._early_cancels.append(utterance)
         else:
-            spoken.fail(Cancelled("the utterance was stopped"))
-        self._engine.stop(utterance)
-        asker.answer(_answer([], final=True))
+            buffer.fail(Cancelled("the utterance was stopped"))
+        self._engine.cancel(utterance)
+        reply.answer(_answer([], final=True))
 
     def _run(self) -> None:
         running = True
         while running:
             # Nothing that goes wrong with one step or one client may end this thread, which serves all of them.
             try:
-                running = self._obey()
+                running = self._run_orders()
                 began = time.perf_counter()
                 self._engine.step()
                 self._compute_seconds.add(time.perf_counter() - began)
-                self._forget_ended()
+                self._release_ended()
             except Exception as error:
                 self._fail_all(error)
 
-    def _obey(self) -> bool:
+    def _run_orders(self) -> bool:
         """Carry out waiting orders, or wait for one when there is nothing to do. False: the server shuts down."""
         while not self._engine.busy or not self._orders.empty():
             order = self._orders.get()
             if order is None:
                 return False
             order()
-            self._forget_ended()
+            self._release_ended()
         return True
 
-    def _forget_ended(self) -> None:
-        for utterance, spoken in list(self._live.items()):
-            if spoken.idle:
-                self._engine.stop(utterance)
-            if spoken.idle or spoken.told:
+    def _release_ended(self) -> None:
+        for utterance, buffer in list(self._live.items()):
+            if buffer.idle:
+                self._engine.cancel(utterance)
+            if buffer.idle or buffer.done:
                 del self._live[utterance]
-        self._held.set(len(self._live))
+        self._sequences.set(len(self._live))
 
     def _fail_all(self, error: Exception) -> None:
         """A step serves every sequence at once, so what breaks it ends them all; later ones start afresh."""
         with suppress(Exception):  # a decoder that cannot be emptied fails the next step too
             self._engine.clear()
-        for spoken in self._live.values():
-            spoken.fail(error)
+        for buffer in self._live.values():
+            buffer.fail(error)
 
 
 @dataclass
-class Utterance:
+class TokenBuffer:
     """What one utterance has to say, and who asks for it."""
 
-    counter: Instrument
-    told: bool = False  # its end, or what went wrong with it
+    counter: TritonMetric
+    done: bool = False  # its end, or what went wrong with it
     _tokens: list[int] = field(default_factory=list)
     _ended: bool = False
-    _hurried: bool = False
+    _flushed: bool = False
     _error: Exception | None = None
-    _asker: Asker | None = None
+    _reply: Reply | None = None
     _asked: float = 0.0
 
     @property
@@ -187,12 +190,12 @@ class Utterance:
         """Whether nobody has asked for long: whoever opened it is gone, or would have given up waiting."""
         return time.monotonic() - self._asked > SEQUENCE_IDLE_SECONDS
 
-    def ask(self, asker: Asker) -> None:
+    def ask(self, reply: Reply) -> None:
         """Answer when there are tokens, or an end."""
-        if self._asker is not None:
-            asker.fail(StageFailed("the utterance was asked twice at once"))
+        if self._reply is not None:
+            reply.fail(StageFailed("the utterance was asked twice at once"))
             return
-        self._asker, self._asked = asker, time.monotonic()
+        self._reply, self._asked = reply, time.monotonic()
         self._answer()
 
     def emit(self, token: int | None) -> None:
@@ -203,9 +206,9 @@ class Utterance:
             self._tokens.append(token)
         self._answer()
 
-    def hurry(self) -> None:
+    def flush(self) -> None:
         """Answer now, or whoever asks next, however little there is: more may take long, or is about to be said."""
-        self._hurried = True
+        self._flushed = True
         self._answer()
 
     def fail(self, error: Exception) -> None:
@@ -214,17 +217,17 @@ class Utterance:
         self._answer()
 
     def _answer(self) -> None:
-        ready = self._ended or self._error or self._hurried or len(self._tokens) >= GROUP
-        if self._asker is None or self.told or not ready:
+        ready = self._ended or self._error or self._flushed or len(self._tokens) >= GROUP
+        if self._reply is None or self.done or not ready:
             return
-        asker, self._asker = self._asker, None
-        self.told, self._hurried = self._ended or self._error is not None, False
+        reply, self._reply = self._reply, None
+        self.done, self._flushed = self._ended or self._error is not None, False
         self.counter.add(len(self._tokens))
         tokens, self._tokens = self._tokens, []
         if self._error:
-            asker.fail(self._error)
+            reply.fail(self._error)
         else:
-            asker.answer(_answer(tokens, final=self._ended))
+            reply.answer(_answer(tokens, final=self._ended))
 
 
 def _more_follows(inputs: Tensors) -> bool:

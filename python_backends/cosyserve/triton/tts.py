@@ -14,20 +14,20 @@ import numpy as np
 
 from cosyserve.contracts import TTS, Tensors
 from cosyserve.errors import Cancelled, CosyServeError, InvalidInput, LifetimeOver
-from cosyserve.load import load_grid, load_traces
+from cosyserve.load import load_chunk_grid, load_traces
 from cosyserve.metrics import ACTIVE_STREAMS
 from cosyserve.pipeline.admission import Admission
-from cosyserve.pipeline.orchestrate import Synthesizer
-from cosyserve.pipeline.session import Sessions, Written
+from cosyserve.pipeline.synthesizer import Synthesizer
+from cosyserve.pipeline.text_session import TextPiece, TextSessions
 from cosyserve.pipeline.timeline import Chunk
 from cosyserve.triton.adapter import (
     FINAL,
     SEQUENCE_END,
     SEQUENCE_START,
     ErrorReply,
-    Instrument,
+    TritonMetric,
     coded_error,
-    known,
+    public_error,
     read_inputs,
     read_parameter,
     read_settings,
@@ -35,7 +35,7 @@ from cosyserve.triton.adapter import (
     values,
 )
 from cosyserve.triton.bls import BlsStages
-from cosyserve.triton.utterance import Instruments, Utterance
+from cosyserve.triton.telemetry import UtteranceMetrics, UtteranceTelemetry
 from cosyserve.triton.watchdog import Watchdog
 from cosyserve.triton_defects import LOOKS_PER_SECOND, outlast
 
@@ -62,19 +62,19 @@ class Tts:
         """Called by Triton once, before any request."""
         settings = read_settings(args)
         sys.setswitchinterval(SWITCH_SECONDS)
-        active = Instrument(ACTIVE_STREAMS, model=self.model.name)
+        active = TritonMetric(ACTIVE_STREAMS, model=self.model.name)
         drain_file = Path(settings.drain_file) if settings.drain_file else None
         self._admission = Admission(settings.max_streams, drain_file, changed=active.set)
-        self._sessions = Sessions(settings.session_idle)
+        self._sessions = TextSessions(settings.session_idle)
         self._lifetime = settings.lifetime
         self._traces = load_traces(settings)
         stages = BlsStages(settings)
         self._watchdog = Watchdog(stages.processes, lambda: self._admission.stops)
         traced = self._traces.stages(stages) if self._traces else stages
-        self._synthesizer = Synthesizer(traced, load_grid(settings), self._admission)
+        self._synthesizer = Synthesizer(traced, load_chunk_grid(settings), self._admission)
         # BLS calls wait in asyncio's default pool, which is far too small for many streams.
         self._pool = ThreadPoolExecutor(4 * settings.max_streams, thread_name_prefix="bls")
-        self._instruments = Instruments(self.model)
+        self._instruments = UtteranceMetrics(self.model)
 
     def finalize(self) -> None:
         """Called by Triton at shutdown."""
@@ -88,9 +88,9 @@ class Tts:
         answers = filter(None, [self._begin(request) for request in requests])
         await outlast(list(answers))
 
-    def _utterance(self, request: Any) -> Utterance:
+    def _utterance(self, request: Any) -> UtteranceTelemetry:
         span = self._traces.utterance(str(read_parameter(request, TRACEPARENT))) if self._traces else None
-        return Utterance(request.request_id(), self.model, self._instruments, span)
+        return UtteranceTelemetry(request.request_id(), self.model, self._instruments, span)
 
     def _begin(self, request: Any) -> Coroutine[Any, Any, object] | None:
         """What speaks the answer of a request; None when it was only the next piece of a session."""
@@ -109,9 +109,11 @@ class Tts:
             utterance.session = self._sessions.open(id, piece)
             return self._answer_session(sender, others, utterance, reply, id)
         except Exception as error:
-            return self._refuse(sender, utterance, reply, known(error, utterance.id))
+            return self._refuse(sender, utterance, reply, public_error(error, utterance.id))
 
-    async def _refuse(self, sender: Any, utterance: Utterance, reply: ErrorReply, error: CosyServeError) -> None:
+    async def _refuse(
+        self, sender: Any, utterance: UtteranceTelemetry, reply: ErrorReply, error: CosyServeError
+    ) -> None:
         utterance.ended(error)
         await reply.send(sender, error)
 
@@ -135,12 +137,12 @@ class Tts:
         sender.send(flags=FINAL)
 
     async def _answer_session(
-        self, sender: Any, inputs: Tensors, utterance: Utterance, reply: ErrorReply, id: int | str
+        self, sender: Any, inputs: Tensors, utterance: UtteranceTelemetry, reply: ErrorReply, id: int | str
     ) -> None:
         failed = await self._answer(sender, inputs, utterance, reply)
         (self._sessions.close_failed if failed else self._sessions.close)(id)
 
-    async def _answer(self, sender: Any, inputs: Tensors, utterance: Utterance, reply: ErrorReply) -> bool:
+    async def _answer(self, sender: Any, inputs: Tensors, utterance: UtteranceTelemetry, reply: ErrorReply) -> bool:
         """Whether the answer ended with an error."""
         utterance.enter()
         session = utterance.session
@@ -159,9 +161,9 @@ class Tts:
             failed = LifetimeOver(f"the utterance took longer than {self._lifetime} s")
         except asyncio.CancelledError:
             cause = (session.error if session else None) or self._watchdog.stopped
-            failed = known(cause or Cancelled("the client closed the stream"), utterance.id)
+            failed = public_error(cause or Cancelled("the client closed the stream"), utterance.id)
         except Exception as error:
-            failed = known(error, utterance.id)
+            failed = public_error(error, utterance.id)
         finally:
             watch.cancel()
             # Counted first: whoever has the last response finds it counted.
@@ -172,15 +174,15 @@ class Tts:
                 sender.send(flags=FINAL)
         return failed is not None
 
-    async def _speak(self, sender: Any, inputs: Tensors, utterance: Utterance) -> None:
+    async def _speak(self, sender: Any, inputs: Tensors, utterance: UtteranceTelemetry) -> None:
         session, sample_rate = utterance.session, self._synthesizer.sample_rate(inputs)
         async with aclosing(self._synthesizer.speak(inputs, session)) as chunks:
             async for chunk in chunks:
-                utterance.heard(chunk, sample_rate)
+                utterance.chunk_sent(chunk, sample_rate)
                 if outputs := self._outputs(chunk):
                     sender.send(response(outputs, self.model))
                 if session is not None:
-                    session.heard()
+                    session.touch()
 
     async def _cancel_when_gone(self, sender: Any, speech: asyncio.Task[None]) -> None:
         while not sender.is_cancelled():  # noqa: ASYNC110 - there is nothing to wait on
@@ -208,8 +210,8 @@ class Tts:
         }
 
 
-def _split(inputs: Tensors, *, ends: bool) -> tuple[Written, Tensors]:
+def _split(inputs: Tensors, *, ends: bool) -> tuple[TextPiece, Tensors]:
     """The piece of text in a request of a session, and its other inputs."""
     own = values({name: inputs[name] for name in ("text", "flush") if name in inputs}, TTS)
-    piece = Written(own.get("text", ""), flush=own.get("flush", False), end=ends)
+    piece = TextPiece(own.get("text", ""), flush=own.get("flush", False), end=ends)
     return piece, {name: value for name, value in inputs.items() if name not in own}

@@ -15,7 +15,7 @@ from cosyserve.contracts import ACTIONS, FRONTEND, VOICES, Tensors
 from cosyserve.errors import InvalidInput
 from cosyserve.load import load_voices
 from cosyserve.logs import request_id
-from cosyserve.triton.adapter import REQUEST_ID, ErrorReply, known, read_inputs, read_settings, response, values
+from cosyserve.triton.adapter import REQUEST_ID, ErrorReply, public_error, read_inputs, read_settings, response, values
 from cosyserve.triton.bls import BlsStages
 from cosyserve.triton.watchdog import Watchdog
 from cosyserve.voices import Card, Voice
@@ -47,7 +47,7 @@ class Voices:
                 cards = await work
             return response({"voices": np.array([self._described(card) for card in cards], np.object_)}, VOICES)
         except Exception as error:
-            return await ErrorReply(request).response(known(error, id))
+            return await ErrorReply(request).response(public_error(error, id))
 
     async def _cards(self, inputs: Tensors) -> Sequence[Card]:
         given = values(inputs, VOICES)
@@ -68,14 +68,14 @@ class Voices:
         replace = given.get("replace", False)
         self._store.check_new(name, replace=replace)
         prompt = {t.name: inputs[t.name] for t in FRONTEND.inputs if t.name in inputs and t.name != "voice"}
-        heard: dict[str, Any] = await self._stages.frontend({**prompt, "listen": np.array([True])})
+        features: dict[str, Any] = await self._stages.frontend({**prompt, "listen": np.array([True])})
         voice = Voice(
             name=name,
             prompt_text=given.get("prompt_text", "").strip(),
-            speaker_embedding=heard["speaker_embedding"],
-            llm_prompt_tokens=heard["llm_prompt_tokens"],
-            flow_prompt_tokens=heard["flow_prompt_tokens"],
-            prompt_mel=heard["prompt_mel"],
+            speaker_embedding=features["speaker_embedding"],
+            llm_prompt_tokens=features["llm_prompt_tokens"],
+            flow_prompt_tokens=features["flow_prompt_tokens"],
+            prompt_mel=features["prompt_mel"],
         )
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return self._store.save(voice, consent=given.get("consent", "").strip(), created=now, replace=replace)

@@ -62,7 +62,7 @@ class ModelProcess:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """For the time of one call; say `heard` within it when the process has answered."""
+        """For the time of one call; say `answered` within it when the process has answered."""
         if self._silent_since is None:
             self._silent_since = self._clock()
         self._waiting += 1
@@ -71,7 +71,7 @@ class ModelProcess:
         finally:
             self._waiting -= 1
 
-    def heard(self) -> None:
+    def answered(self) -> None:
         """It has answered a call."""
         self._silent_since = self._clock() if self._waiting > 1 else None
         self._asked = None

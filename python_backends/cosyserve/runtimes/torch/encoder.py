@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cosyserve.config import UNetFlowConfig
 from cosyserve.flow.encoder import FlowEncoder
-from cosyserve.runtimes.torch.pages import EMPTY, RESERVED
+from cosyserve.runtimes.torch.paged_kv_cache import EMPTY, RESERVED
 
 
 class PagedEncoder:

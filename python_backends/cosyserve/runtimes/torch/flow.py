@@ -16,9 +16,9 @@ from cosyserve.flow.unet import GuidedFlow
 from cosyserve.runtimes.torch.encoder import PagedEncoder
 from cosyserve.runtimes.torch.modules import DTYPES, fitting, load_module, prepare_device
 from cosyserve.runtimes.torch.network import PagedNetwork
-from cosyserve.runtimes.torch.pages import Chain, Pages
-from cosyserve.runtimes.torch.planned import PlannedSolver, Run, load_plan
+from cosyserve.runtimes.torch.paged_kv_cache import PagePool, PageTable
 from cosyserve.runtimes.torch.solver import PagedSolver
+from cosyserve.runtimes.torch.tensorrt_networks import Run, TensorrtSolver, load_engine
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
 
@@ -33,8 +33,8 @@ class TorchCache:
 
     page_bytes: tuple[int, int]
     window: int = 0
-    tokens: Chain = field(default_factory=Chain)
-    frames: Chain = field(default_factory=Chain)
+    tokens: PageTable = field(default_factory=PageTable)
+    frames: PageTable = field(default_factory=PageTable)
 
     @property
     def nbytes(self) -> int:
@@ -83,16 +83,16 @@ class TorchFlow:
         self.encode = PagedNetwork[EncodeJob](
             PagedEncoder(encoder, config, count, device),
             device,
-            Pages(count),
+            PagePool(count),
             config.chunk,
             lambda job: job.cache.tokens,
             lambda job: (job.tokens, job.context, job.context_valid),
         )
         parts = estimator, config, count, dtype, device
         self.solve = PagedNetwork[SolveJob](
-            PlannedSolver(plan, *parts) if plan else PagedSolver(*parts),
+            TensorrtSolver(plan, *parts) if plan else PagedSolver(*parts),
             device,
-            Pages(count),
+            PagePool(count),
             config.unet_chunk,
             lambda job: job.cache.frames,
             lambda job: (job.mu, job.cond, job.noise, job.embedding),
@@ -132,7 +132,7 @@ def load_flow(weights: Weights, settings: Settings) -> TorchFlow:
         settings.flow_cache_mib * 2**20,
         DTYPES[settings.precision],
         device,
-        load_plan(weights, "flow_estimator", settings),
+        load_engine(weights, "flow_estimator", settings),
         settings.flow_window,
     )
     flow.record(settings.max_streams)

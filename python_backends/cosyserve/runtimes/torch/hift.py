@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import HarmonicSource
 from cosyserve.hift.stream import HiftNetworks
+from cosyserve.runtimes.buckets import BATCH, FRAMES
 from cosyserve.runtimes.graph import Arrays, Outputs, flat
-from cosyserve.runtimes.ladder import BATCH, FRAMES
-from cosyserve.runtimes.torch.capture import Captured, batches, rung
+from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs, batches, bucket
 from cosyserve.runtimes.torch.modules import fitting, load_module, prepare_device
-from cosyserve.runtimes.torch.planned import PlannedDecoder, load_plan
+from cosyserve.runtimes.torch.tensorrt_networks import TensorrtDecoder, load_engine
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
 
@@ -39,7 +39,7 @@ class TorchGraph:
             out = module(*inputs)
             return out if isinstance(out, tuple) else (out,)
 
-        self._run = Captured(run, device)
+        self._run = CudaGraphs(run, device)
         self._inputs = list(inspect.signature(module.forward).parameters)
         self._outputs = outputs
 
@@ -49,7 +49,7 @@ class TorchGraph:
         given = [torch.from_numpy(np.ascontiguousarray(named[name])) for name in self._inputs]
         batch = given[0].shape[0]
         if given[0].shape[-1] in FRAMES:
-            rows = rung(BATCH, batch)
+            rows = bucket(BATCH, batch)
             given = [torch.cat([part, part.new_zeros(rows - batch, *part.shape[1:])]) for part in given]
         out = self._run(*given)
         return Outputs(zip(self._outputs, (part[:batch].cpu().numpy() for part in out), strict=True))
@@ -71,8 +71,8 @@ def load_hift(weights: Weights, settings: Settings) -> HiftNetworks:
         load_module(lambda: HarmonicSource(config), weights, "hift", device), device, "source", "phases"
     )
     module = load_module(lambda: Decoder(config), weights, "hift", device)
-    if plan := load_plan(weights, "hift_decoder", settings):
-        decoder = TorchGraph(PlannedDecoder(plan, module), device, "audio")
+    if plan := load_engine(weights, "hift_decoder", settings):
+        decoder = TorchGraph(TensorrtDecoder(plan, module), device, "audio")
     else:
         decoder = TorchGraph(module, device, "audio")
         decoder.record(lambda b, n: (torch.zeros(b, mels, n), torch.zeros(b, 1, frame * n)), streams)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from cosyserve.config import LlmConfig
 from cosyserve.errors import InvalidInput
 from cosyserve.llm.qwen2 import SpeechLM
-from cosyserve.runtimes.ladder import BATCH
-from cosyserve.runtimes.torch.capture import Captured, rung
+from cosyserve.runtimes.buckets import BATCH
+from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs, bucket
 from cosyserve.runtimes.torch.modules import DTYPES, fitting, load_module, prepare_device
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
@@ -57,8 +57,8 @@ class TorchDecoder:
         shape = (rows + 2, config.kv_heads, CAPACITIES[-1], config.head_dim)
         self._k = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
         self._v = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
-        self._step = Captured(self.run_step, device)
-        self._prefill = Captured(self.run_prefill, device)
+        self._step = CudaGraphs(self.run_step, device)
+        self._prefill = CudaGraphs(self.run_prefill, device)
 
     def prefill(self, row: int, start: int, ids: Ints) -> TorchScores:
         """See `Decoder.prefill`.
@@ -66,7 +66,7 @@ class TorchDecoder:
         Raises:
             InvalidInput: the row is full.
         """
-        new = rung(PREFILLS, len(ids))
+        new = bucket(PREFILLS, len(ids))
         padded = np.zeros((1, new), np.int64)
         padded[0, : len(ids)] = ids
         inputs = _tensors(padded, [start], [row], [len(ids) - 1])
@@ -80,7 +80,7 @@ class TorchDecoder:
             InvalidInput: a row is full.
         """
         count = len(ids)
-        batch = rung(self._batches, count)
+        batch = bucket(self._batches, count)
         fed, places, rows = np.zeros((batch, 1), np.int64), np.zeros(batch, np.int64), np.full(batch, self._scratch)
         fed[:count, 0], places[:count], rows[:count] = ids, lengths, np.arange(count)
         (logits,) = self._step(*_tensors(fed, places, rows), capacity=_capacity(int(lengths.max()) + 1))
@@ -91,8 +91,8 @@ class TorchDecoder:
         for part in (*self._k, *self._v):
             part[target, :, :length] = part[source, :, :length]
 
-    def erase(self, row: int) -> None:
-        """See `Decoder.erase`."""
+    def release(self, row: int) -> None:
+        """See `Decoder.release`."""
         for part in (*self._k, *self._v):
             part[row] = 0
 
@@ -171,7 +171,7 @@ def load_decoder(weights: Weights, settings: Settings) -> TorchDecoder:
 def _capacity(positions: int) -> int:
     if positions > CAPACITIES[-1]:
         raise InvalidInput("text", f"with its prompt exceeds {CAPACITIES[-1]} positions")
-    return rung(CAPACITIES, positions)
+    return bucket(CAPACITIES, positions)
 
 
 def _tensors(*arrays: ArrayLike) -> list[Tensor]:

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cosyserve.runtimes.ladder import BATCH, BLOCKS
-from cosyserve.runtimes.torch.capture import Captured, Function, batches, rung
-from cosyserve.runtimes.torch.pages import EMPTY, SCRATCH, Chain, Pages
+from cosyserve.runtimes.buckets import BATCH, BLOCKS
+from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs, Function, batches, bucket
+from cosyserve.runtimes.torch.paged_kv_cache import EMPTY, SCRATCH, PagePool, PageTable
 
 Array = NDArray[Any]
 J = TypeVar("J", contravariant=True)
@@ -36,18 +36,18 @@ class PagedNetwork(Generic[J]):
         self,
         function: Function,
         device: torch.device,
-        pages: Pages,
+        pages: PagePool,
         chunk: int,
-        chain: Callable[[J], Chain],
+        chain: Callable[[J], PageTable],
         arrays: Callable[[J], Sequence[Array]],
     ) -> None:
-        self._run = Captured(function, device)
+        self._run = CudaGraphs(function, device)
         self.pages = pages
         self._chunk = chunk
         self._chain = chain
         self._arrays = arrays
 
-    def joins(self, batch: Sequence[J], job: J) -> bool:
+    def can_batch(self, batch: Sequence[J], job: J) -> bool:
         """Chunks of one length, while the pages read together stay within the largest recorded call."""
         streams = [*batch, job]
         room = max(len(self._chain(other).pages) for other in streams)
@@ -63,8 +63,8 @@ class PagedNetwork(Generic[J]):
         chains = [self._chain(job) for job in batch]
         whole = self._positions(batch[0]) == self._chunk
         fresh = self.pages.take(len(batch)) if whole else []
-        rows = rung(BATCH, len(batch)) if whole else len(batch)
-        room = rung(BLOCKS, max(len(chain.pages) for chain in chains))
+        rows = bucket(BATCH, len(batch)) if whole else len(batch)
+        room = bucket(BLOCKS, max(len(chain.pages) for chain in chains))
         places = _places(chains, rows, room)
         places["fresh"][: len(fresh)] = [page.number for page in fresh]
         stacked = [_stacked(arrays, rows) for arrays in zip(*map(self._arrays, batch), strict=True)]
@@ -86,7 +86,7 @@ class PagedNetwork(Generic[J]):
         return int(self._arrays(job)[0].shape[-1])
 
 
-def _places(chains: Sequence[Chain], rows: int, room: int) -> dict[str, NDArray[np.int64]]:
+def _places(chains: Sequence[PageTable], rows: int, room: int) -> dict[str, NDArray[np.int64]]:
     table = np.full((rows, room), EMPTY, np.int64)
     count, last = np.zeros(rows, np.int64), np.full(rows, EMPTY, np.int64)
     for row, chain in enumerate(chains):

@@ -14,7 +14,7 @@ from cosyserve.config import UNetFlowConfig
 from cosyserve.flow.guided import Cache
 from cosyserve.flow.solver import time_grid
 from cosyserve.flow.unet import GuidedFlow, UNet
-from cosyserve.runtimes.torch.pages import EMPTY, RESERVED
+from cosyserve.runtimes.torch.paged_kv_cache import EMPTY, RESERVED
 
 _ALIGNMENT = 16  # elements; fused attention copies a mask whose rows begin elsewhere, in every layer
 

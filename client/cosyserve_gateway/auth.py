@@ -1,0 +1,114 @@
+"""Who may call ``/v1``, and how often."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cosyserve_gateway.errors import ApiError
+from cosyserve_gateway.limits import REMEMBERED_CLIENTS, RETRY_SECONDS
+from cosyserve_gateway.metrics import Metrics
+from cosyserve_gateway.settings import Settings
+
+CALLER = "cosyserve.caller"
+"""In the scope of a request that was let in: who counts as one client."""
+
+
+class AuthMiddleware:
+    """Lets requests in to `app`, those to ``/v1`` only from a known origin, with a key, and not too many."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+        self._keys = [_digest(key) for key in settings.api_keys]
+        self._rate = RateLimit(settings.requests_per_minute)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan" and scope["path"].startswith("/v1/"):
+            headers = Headers(scope=scope)
+            self._check_origin(headers)
+            scope[CALLER] = caller = self._identify(headers, scope["client"])
+            self._rate.take(caller)
+        await self._app(scope, receive, send)
+
+    def _check_origin(self, headers: Headers) -> None:
+        # A page may post forms and open WebSockets anywhere, whatever CORS says; its browser only tells on it.
+        origin = headers.get("origin")
+        own = origin is not None and origin.partition("://")[2] == headers.get("host")
+        if origin is not None and not own and origin not in self._settings.origins:
+            raise ApiError(403, "pages of this origin may not call the gateway", "forbidden_origin")
+
+    def _identify(self, headers: Headers, address: tuple[str, int] | None) -> str:
+        if not self._keys:
+            return address[0] if address else "local"
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        shown = _digest(key) if scheme.lower() == "bearer" else b""
+        # Digests, all of them, in constant time: how long it takes tells nothing of a key.
+        if not sum(hmac.compare_digest(shown, known) for known in self._keys):
+            raise ApiError(401, "an API key of this gateway is needed, as a bearer token", "invalid_api_key")
+        return f"key-{shown.hex()[:8]}"
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+class RateLimit:
+    """Requests of each client: a bucket that holds a minute's worth and fills up evenly."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._per_minute = per_minute
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is left, and when that was
+
+    def take(self, caller: str) -> None:
+        """Counts a request; `ApiError` 429 when it is one too many."""
+        now = time.monotonic()
+        left, before = self._buckets.pop(caller, (self._per_minute, now))
+        left = min(self._per_minute, left + (now - before) * self._per_minute / 60)
+        enough = left >= 1
+        self._buckets[caller] = (left - enough, now)
+        if len(self._buckets) > REMEMBERED_CLIENTS:
+            self._buckets.popitem(last=False)
+        if not enough:
+            wait = math.ceil((1 - left) * 60 / self._per_minute)
+            raise ApiError(
+                429, f"more than {self._per_minute} requests a minute", "rate_limit_exceeded", retry_after=wait
+            )
+
+
+class StreamSlots:
+    """Utterances in progress, of everybody and of each client."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._most = settings.streams
+        self._most_each = settings.streams_per_client
+        self._gauge = metrics.active_streams
+        self._taken: dict[str, int] = {}
+
+    @contextmanager
+    def taken(self, caller: str) -> Iterator[None]:
+        """Holds a place; `ApiError` at once when there is none: 429 for the client's own, 503 for everybody's."""
+        own = self._taken.get(caller, 0)
+        if own >= self._most_each:
+            raise ApiError(
+                429, f"more than {self._most_each} utterances at once", "too_many_streams", retry_after=RETRY_SECONDS
+            )
+        if sum(self._taken.values()) >= self._most:
+            raise ApiError(503, f"all {self._most} streams are in use", "overloaded", retry_after=RETRY_SECONDS)
+        self._taken[caller] = own + 1
+        self._gauge.inc()
+        try:
+            yield
+        finally:
+            self._gauge.dec()
+            self._taken[caller] -= 1
+            if not self._taken[caller]:
+                del self._taken[caller]

@@ -1,0 +1,88 @@
+"""Functions of tensors as CUDA graphs. Not verified on a GPU yet."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cosyserve.runtimes.buckets import BATCH
+
+Function = Callable[..., tuple[Tensor, ...]]
+Shapes = tuple[Hashable, ...]
+
+
+def bucket(ladder: Sequence[int], size: int) -> int:
+    """The smallest step of the ladder that holds `size`; `size` itself above the last."""
+    return next((step for step in ladder if step >= size), size)
+
+
+def batches(streams: int) -> tuple[int, ...]:
+    """The batch sizes to record for this many streams."""
+    return tuple(step for step in BATCH if step < 2 * streams)
+
+
+@dataclass(frozen=True)
+class _CudaGraph:
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+class CudaGraphs:
+    """A function of tensors that is recorded for some shapes and then replayed: thousands of kernel launches as one.
+
+    Shapes that were not recorded, and everything on a CPU, run kernel by kernel.
+
+    Args:
+        function: takes tensors on `device` and sizes, returns tensors there, and never waits for the device. What it
+            writes besides its results must come out the same when it runs again with the same inputs, because
+            recording runs it several times.
+        device: where to run.
+    """
+
+    def __init__(self, function: Function, device: torch.device) -> None:
+        self._function = function
+        self._device = device
+        self._recordings: dict[Shapes, _CudaGraph] = {}
+
+    def __call__(self, *inputs: Tensor, **sizes: int) -> tuple[Tensor, ...]:
+        """Results on the device, from inputs anywhere. They hold until the next call with the same shapes and sizes."""
+        recording = self._recordings.get(_shapes(inputs, sizes))
+        if recording is None:
+            return self._function(*(given.to(self._device) for given in inputs), **sizes)
+        for held, given in zip(recording.inputs, inputs, strict=True):
+            held.copy_(given)
+        recording.graph.replay()
+        return recording.outputs
+
+    def record(self, *inputs: Tensor, **sizes: int) -> None:
+        """Make inputs of these shapes fast from now on. The largest come first: the others reuse their memory."""
+        if self._device.type != "cuda":
+            return
+        held = tuple(given.to(self._device, copy=True) for given in inputs)
+        # Libraries choose algorithms and take workspaces in their first calls, which a graph cannot hold.
+        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                self._function(*held, **sizes)
+        torch.cuda.current_stream(self._device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=_memory(), capture_error_mode="thread_local"):
+            outputs = self._function(*held, **sizes)
+        self._recordings[_shapes(inputs, sizes)] = _CudaGraph(graph, held, outputs)
+
+
+@functools.cache
+def _memory() -> Any:
+    """One pool for the temporaries of all graphs of the process: they run one after another in one CUDA stream."""
+    return torch.cuda.graph_pool_handle()
+
+
+def _shapes(tensors: Sequence[Tensor], sizes: Mapping[str, int]) -> Shapes:
+    return *(tensor.shape for tensor in tensors), *sizes.items()

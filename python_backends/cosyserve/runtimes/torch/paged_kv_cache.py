@@ -1,0 +1,86 @@
+"""Pages of device memory: one holds what one chunk of one stream leaves behind for the next ones."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+
+from cosyserve.errors import MemoryTaken
+
+EMPTY = 0
+"""The page that stands for the time before a stream's first chunk: always zero."""
+
+SCRATCH = 1
+"""The page for what nobody reads again: rows that only fill up a batch write there."""
+
+RESERVED = 2
+"""Pages that are never handed out."""
+
+
+class Page:
+    """A page in use; it is free again when nobody holds this object any more."""
+
+    __slots__ = ("__weakref__", "number")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class PagePool:
+    """The pages of one network.
+
+    Args:
+        count: pages to hand out; memory must hold `RESERVED` more.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = list(range(RESERVED, RESERVED + count))
+
+    @property
+    def free(self) -> int:
+        """Pages that nobody holds."""
+        return len(self._free)
+
+    def take(self, count: int) -> list[Page]:
+        """Hand out pages, all or none.
+
+        Raises:
+            MemoryTaken: fewer are free.
+        """
+        if count > len(self._free):
+            raise MemoryTaken("the flow's cache memory is in use; try again shortly")
+        return [self._page() for _ in range(count)]
+
+    def _page(self) -> Page:
+        page = Page(self._free.pop())
+        weakref.finalize(page, self._free.append, page.number).atexit = False
+        return page
+
+
+@dataclass(eq=False)
+class PageTable:
+    """What one stream has left in one network, oldest first.
+
+    Attributes:
+        shared: pages at the front that belong to another stream too.
+        window: most pages of its own that it keeps, the newest; 0 keeps all.
+    """
+
+    pages: list[Page] = field(default_factory=list)
+    shared: int = 0
+    window: int = 0
+
+    @property
+    def own(self) -> int:
+        """Pages of this stream alone."""
+        return len(self.pages) - self.shared
+
+    def append(self, page: Page) -> None:
+        """Add the newest page."""
+        self.pages.append(page)
+        if self.window and self.own > self.window:
+            del self.pages[self.shared]
+
+    def fork(self, window: int = 0) -> PageTable:
+        """A chain that goes on from here."""
+        return PageTable(list(self.pages), len(self.pages), window)

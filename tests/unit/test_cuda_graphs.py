@@ -1,0 +1,119 @@
+"""What a GPU records: calls that never look at their data, and that may run again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cosyserve.config import ModelConfig
+from cosyserve.errors import WeightsError
+from cosyserve.flow.encoder import FlowEncoder
+from cosyserve.flow.unet import GuidedFlow
+from cosyserve.hift.generator import Decoder, F0Predictor
+from cosyserve.hift.source import HarmonicSource
+from cosyserve.llm.qwen2 import SpeechLM
+from cosyserve.runtimes.buckets import BATCH
+from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs, batches, bucket
+from cosyserve.runtimes.torch.encoder import PagedEncoder
+from cosyserve.runtimes.torch.llm import TorchDecoder
+from cosyserve.runtimes.torch.modules import DTYPES, fitting
+from cosyserve.runtimes.torch.solver import PagedSolver
+from cosyserve.weights import Weights
+
+CPU = torch.device("cpu")
+NOWHERE = torch.device("meta")
+STREAMS, ROOM = 3, 4
+
+M = TypeVar("M", bound=nn.Module)
+every_precision = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+
+
+@pytest.fixture(scope="module")
+def config(torch_weights: Weights) -> ModelConfig:
+    return torch_weights.config
+
+
+def without_data(make: Callable[[], M]) -> M:
+    with NOWHERE:
+        module = make()
+    return module.to(NOWHERE).requires_grad_(False)
+
+
+def ids(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.int64, device=NOWHERE)
+
+
+def floats(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, device=NOWHERE)
+
+
+@every_precision
+@pytest.mark.parametrize("new", [50, 14])
+def test_the_solver_never_waits_for_the_device(config: ModelConfig, dtype: torch.dtype, new: int) -> None:
+    flow = config.flow
+    solver = PagedSolver(without_data(lambda: GuidedFlow(flow)), flow, 5, dtype, NOWHERE)
+    places = ids(STREAMS, ROOM), ids(STREAMS), ids(STREAMS), ids(STREAMS)
+    chunk = [floats(STREAMS, flow.mels, new) for _ in range(3)]
+    (mel,) = solver(*places, *chunk, floats(STREAMS, flow.speaker))
+    assert (mel.shape, mel.dtype) == ((STREAMS, flow.mels, new), torch.float32)
+
+
+@pytest.mark.parametrize("new", [25, 7])
+def test_the_encoder_never_waits_for_the_device(config: ModelConfig, new: int) -> None:
+    flow = config.flow
+    encoder = PagedEncoder(without_data(lambda: FlowEncoder(flow)), flow, 5, NOWHERE)
+    places = ids(STREAMS, ROOM), ids(STREAMS), ids(STREAMS), ids(STREAMS)
+    (mu,) = encoder(*places, ids(STREAMS, new), ids(STREAMS, flow.lookahead), floats(STREAMS, flow.lookahead))
+    assert mu.shape == (STREAMS, flow.mels, flow.ratio * new)
+
+
+@every_precision
+def test_the_language_model_never_waits_for_the_device(config: ModelConfig, dtype: torch.dtype) -> None:
+    llm = config.llm
+    table = floats(llm.vocab + llm.speech_vocab + 2, llm.hidden, dtype=dtype)
+    decoder = TorchDecoder(without_data(lambda: SpeechLM(llm)), table, llm, 5, dtype, NOWHERE)
+    (step,) = decoder.run_step(ids(STREAMS, 1), ids(STREAMS), ids(STREAMS), capacity=256)
+    assert (step.shape, step.dtype) == ((STREAMS, llm.speech_vocab), torch.float32)
+    (prefill,) = decoder.run_prefill(ids(1, 16), ids(1), ids(1), ids(1), capacity=512)
+    assert (prefill.shape, prefill.dtype) == ((1, llm.speech_vocab), torch.float32)
+
+
+def test_the_vocoder_never_waits_for_the_device(config: ModelConfig) -> None:
+    hift, frames = config.hift, 64
+    sines, samples = hift.harmonics + 1, frames * hift.frame
+    f0 = without_data(lambda: F0Predictor(hift))(floats(STREAMS, hift.mels, frames))
+    phase = floats(STREAMS, sines, dtype=torch.float64)
+    source, _ = without_data(lambda: HarmonicSource(hift))(f0, phase, floats(STREAMS), floats(STREAMS, samples, sines))
+    audio = without_data(lambda: Decoder(hift))(floats(STREAMS, hift.mels, frames), source)
+    assert audio.shape == (STREAMS, samples)
+
+
+def test_a_function_that_looks_at_its_data_would_be_noticed() -> None:
+    with pytest.raises(RuntimeError, match="meta"):
+        CudaGraphs(lambda x: (x if bool(x.sum() > 0) else -x,), NOWHERE)(floats(2))
+
+
+def test_results_are_those_of_the_function_and_sizes_reach_it() -> None:
+    captured = CudaGraphs(lambda a, b, times: (a * times + b, a - b), CPU)
+    captured.record(torch.zeros(2), torch.zeros(2), times=3)
+    total, difference = captured(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]), times=3)
+    assert (total.tolist(), difference.tolist()) == ([6.0, 10.0], [-2.0, -2.0])
+
+
+@pytest.mark.parametrize(("streams", "sizes"), [(1, (1,)), (3, (1, 2, 4)), (4, (1, 2, 4)), (64, BATCH)])
+def test_batches_are_recorded_up_to_the_first_that_holds_all_streams(streams: int, sizes: tuple[int, ...]) -> None:
+    assert batches(streams) == sizes
+
+
+@pytest.mark.parametrize(("size", "held_by"), [(1, 1), (2, 2), (3, 4), (32, 32), (33, 33)])
+def test_a_size_takes_the_next_step_of_the_ladder(size: int, held_by: int) -> None:
+    assert bucket(BATCH, size) == held_by
+
+
+def test_a_gpu_that_is_too_small_is_told_in_terms_of_the_settings() -> None:
+    with pytest.raises(WeightsError, match="^too little GPU memory: lower flow_cache_mib"), fitting():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 48.00 GiB")
