@@ -55,7 +55,7 @@ format: $(VENV)/.dev ## let ruff fix and format
 	$(BIN)/ruff format .
 
 .PHONY: configs
-configs: $(VENV)/.dev ## render config.pbtxt and configs/cpu.pbtxt from the contracts
+configs: $(VENV)/.dev ## render the model repository of the source from the contracts
 	$(BIN)/cosyserve-build configs
 
 .PHONY: manifests

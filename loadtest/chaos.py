@@ -54,7 +54,7 @@ from cosyserve_client import (
 )
 
 STAGES = ("frontend", "llm", "flow", "hift", "tts")
-MODELS = (*STAGES, "voices", "cosyvoice2", "cosyvoice3")
+MODELS = (*STAGES, "voices", "cosyvoice2")
 
 SHORT = "Good morning."
 LONG = " ".join(f"Sentence number {word} is to be spoken while others come and go." for word in ("one", "two", "three"))

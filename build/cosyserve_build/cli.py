@@ -233,14 +233,17 @@ def export_gguf(
 
 @app.command()
 def configs(
-    repository: Annotated[Path, typer.Argument(help="model repository")] = Path("model_repository"),
+    folder: Annotated[Path, typer.Argument(help="model repository")] = Path("model_repository"),
     check: Annotated[bool, typer.Option("--check", help="write nothing; exit 1 when a file is stale")] = False,
 ) -> None:
-    """Render the Triton configurations from the contracts."""
-    from cosyserve_build import configs as made
+    """Render the Triton configurations of the source from the contracts."""
+    from cosyserve.repository import paths
 
-    if not check:
-        made.write(repository)
-    elif stale := made.stale(repository):
+    texts = paths(folder)
+    stale = [path for path, text in texts.items() if not path.is_file() or path.read_text("utf-8") != text]
+    if check and stale:
         print("stale, run `make configs`: " + ", ".join(map(str, stale)), file=sys.stderr)
         raise typer.Exit(1)
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(texts[path], "utf-8")

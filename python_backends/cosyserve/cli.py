@@ -14,11 +14,12 @@ from typing import Annotated
 
 import typer
 
-from cosyserve import __version__
+from cosyserve import __version__, repository
 from cosyserve.command_line import one_line_errors
 from cosyserve.doctor import tell
 from cosyserve.packed import unpack as unpack_weights
-from cosyserve.serve import PROFILES, UNLOCKABLE, Server, free_port, watch
+from cosyserve.repository import PROFILES
+from cosyserve.serve import UNLOCKABLE, Server, free_port, watch
 from cosyserve.tritonserver import fetch
 from cosyserve.weights import Weights
 from cosyserve_client.bench.command import bench
@@ -77,7 +78,7 @@ def serve(
     with one_line_errors(), _server(replace(server, log=path)) as process:
         where = f", log in {path}" if path else ""
         print(f"ready: gRPC on {host}:{grpc_port}, metrics on http://{host}:{metrics_port}/metrics{where}", flush=True)
-        watch(process)
+        watch(process, server.processes)
 
 
 @app.command()
@@ -112,6 +113,20 @@ def _heard(wave: Path) -> str:
     from cosyserve_client.audio import read_source
 
     return f"a recogniser heard: {' '.join(Recogniser().hear(*read_source(wave)))}"
+
+
+@app.command()
+def render_repository(
+    out: Annotated[Path, typer.Argument(help="new folder, for `tritonserver --model-repository`")],
+    weights: Annotated[Path, typer.Option(help="folder written by cosyserve-build prepare")],
+    profile: Annotated[str, typer.Option(help="cpu or gpu")] = "gpu",
+) -> None:
+    """Write the model repository that `serve` would run, for those who start tritonserver themselves."""
+    if profile not in PROFILES:
+        raise typer.BadParameter(f"one of {', '.join(PROFILES)}", param_hint="--profile")
+    with one_line_errors():
+        repository.write(out, profile, Weights(weights).config)
+    print(f"{out}: ready; run it with COSYSERVE_WEIGHTS={weights.resolve()} in the environment of tritonserver")
 
 
 @app.command()

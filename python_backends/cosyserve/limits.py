@@ -119,17 +119,9 @@ MAX_LLM_SLOTS = MAX_STREAMS
 """Default for sequences in one LLM step: one for each stream of tts, so that none waits for another's
 segment to end."""
 
-FRONTEND_TIMEOUT_SECONDS = 120
-"""Default for the longest wait for the features of a request: 300 s of source at full size on two cores, behind
-others."""
-
-LLM_TIMEOUT_SECONDS = 120
-"""Default for the longest wait for further speech tokens, which other utterances' prompts may delay; a session waits in
-it for its text."""
-
-TOKEN2WAV_TIMEOUT_SECONDS = 240
-"""Default for the longest wait for a chunk's audio: 30 s in one piece at full size take two cores 111 s, and others
-may be before them."""
+STAGE_TIMEOUT_SECONDS = 240
+"""Default for the longest wait for one answer of a stage. The longest that were measured, at full size on two cores: a
+chunk's audio 111 s for 30 s in one piece, and others may be before it."""
 
 MAX_STAGE_TIMEOUT_SECONDS = 280
 """Longest such wait that can be set: the state behind it would be taken for lost."""

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 def load_chunk_grid(settings: Settings) -> ChunkGrid:
     """Chunk geometry and policy."""
     config = Weights(settings.folder).config
-    if config.sample_rate != settings.sample_rate:
-        raise WeightsError(f"weights speak at {config.sample_rate} Hz, but tts promises {settings.sample_rate} Hz")
     flow, tokens = config.flow, config.sample_rate // config.token_rate
     if isinstance(flow, WindowFlowConfig):
         # Windows of one length, each with what it shares with the next; hops are not for the settings to choose.

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import fcntl
 import os
-import re
 import secrets
 import select
 import shutil
@@ -20,7 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cosyserve.contracts import MODELS, TTS, Scheduling
+from cosyserve import repository
+from cosyserve.contracts import Scheduling
 from cosyserve.errors import ServeError
 from cosyserve.limits import (
     EXIT_SECONDS,
@@ -34,8 +34,6 @@ from cosyserve.pipeline.admission import STOP
 from cosyserve.triton_defects import FORWARDED_HEADERS, LOAD_ARGUMENT
 from cosyserve.tritonserver import fetch, locate
 from cosyserve.weights import Weights
-
-PROFILES = ("cpu", "gpu")
 
 HARDENING = (
     "--model-control-mode=none",
@@ -55,9 +53,6 @@ LOCKED = ("shared-memory", "model-repository", "statistics", "trace", "logging")
 """Triton's gRPC services that no caller needs: through them anyone could read another's tensors, have the log written
 elsewhere, or learn who speaks how much."""
 
-PROCESSES = sum(model.scheduling is not Scheduling.ENSEMBLE for model in MODELS)
-"""Model processes of a server."""
-
 UNLOCKABLE = ("statistics",)
 """Of these, what an operator may open: perf_analyzer and its kind ask for it. It tells how much is spoken."""
 
@@ -68,7 +63,7 @@ class Server:
 
     Attributes:
         weights: folder of prepared weights.
-        profile: ``cpu`` or ``gpu``.
+        profile: one of `repository.PROFILES`.
         host: address to bind; loopback unless asked otherwise.
         settings: values for `cosyserve.settings.Settings`, by field name.
         log: file for the log of Triton and its models; None leaves it on standard output.
@@ -84,6 +79,12 @@ class Server:
     log: Path | None = None
     unlock: tuple[str, ...] = ()
 
+    @property
+    def processes(self) -> int:
+        """Model processes that the server has."""
+        models = repository.served(Weights(self.weights).config)
+        return sum(model.scheduling is not Scheduling.ENSEMBLE for model in models)
+
     @contextlib.contextmanager
     def running(self) -> Iterator[subprocess.Popen[bytes]]:
         """A server that is ready; it is stopped on leaving, and dies with this process.
@@ -92,7 +93,7 @@ class Server:
             ServeError: no tritonserver, a port in use, or the server died or was not ready in time.
             WeightsError: the weights folder cannot be used.
         """
-        rate = Weights(self.weights).config.sample_rate
+        config = Weights(self.weights).config
         for port in (self.grpc_port, self.metrics_port):
             _check_free(self.host, port)
         triton = locate() or fetch(_tell)
@@ -103,7 +104,8 @@ class Server:
             fcntl.flock(lock, fcntl.LOCK_EX)
             shared_memory = f"{scratch.name}-"
             stack.callback(_remove_shared_memory, shared_memory)
-            arguments = [*self._arguments(_repository(scratch, rate)), *_python_backend(shared_memory)]
+            repository.write(scratch / "models", self.profile, config)
+            arguments = [*self._arguments(scratch / "models"), *_python_backend(shared_memory)]
             (scratch / "lib").mkdir()
             environ = {"COSYSERVE_DRAIN_FILE": str(scratch / "drain"), **triton.environ(scratch / "lib")}
             environ |= self._environ()
@@ -125,10 +127,9 @@ class Server:
             self._wait(process)
             yield process
 
-    def _arguments(self, repository: Path) -> list[str]:
-        flavour = ["--model-config-name=cpu"] if self.profile == "cpu" else []
+    def _arguments(self, models: Path) -> list[str]:
         return [
-            f"--model-repository={repository}",
+            f"--model-repository={models}",
             f"--grpc-address={self.host}",
             f"--grpc-port={self.grpc_port}",
             f"--metrics-address={self.host}",
@@ -138,7 +139,6 @@ class Server:
             # Nobody knows the key, not even this process a moment later.
             f"--grpc-restricted-protocol={','.join(each for each in LOCKED if each not in self.unlock)}"
             f":admin-key={secrets.token_hex(32)}",
-            *flavour,
         ]
 
     def _environ(self) -> dict[str, str]:
@@ -178,10 +178,13 @@ class Server:
             return False
 
 
-def watch(process: subprocess.Popen[bytes]) -> None:
+def watch(process: subprocess.Popen[bytes], models: int) -> None:
     """Wait until the server ends, or one of its model processes: Triton stays ready without it, and useless.
 
     What is under way waits for it in vain, so Triton is not asked to end then, which would wait with it, but killed.
+
+    Args:
+        models: model processes of the server.
 
     Raises:
         ServeError: always; it says which of the two happened.
@@ -193,7 +196,7 @@ def watch(process: subprocess.Popen[bytes]) -> None:
                 living.append(os.pidfd_open(pid))
                 stack.callback(os.close, living[-1])
         # One that has ended before it was looked for is missed.
-        if len(living) > PROCESSES:
+        if len(living) > models:
             select.select(living, [], [])
     if process.poll() is None:
         process.kill()
@@ -210,29 +213,6 @@ def _children(pid: int) -> list[int]:
             if int(parent) == pid and state != "Z":
                 found.append(int(status.parent.name))
     return found
-
-
-def model_repository() -> Path:
-    """The model repository: beside the source in a checkout, inside the package when installed."""
-    here = Path(__file__).resolve().parent
-    for folder in (here / "model_repository", here.parents[1] / "model_repository"):
-        if folder.is_dir():
-            return folder
-    raise ServeError("the model repository is missing from this installation")
-
-
-def _repository(scratch: Path, rate: int) -> Path:
-    """The model repository; for weights of another rate than it promises to clients, a copy that promises theirs."""
-    repository, name = model_repository(), f"{TTS.name}/configs/cpu.pbtxt"
-    if _RATE.sub(rf"\g<1>{rate}", promised := (repository / name).read_text("utf-8")) == promised:
-        return repository
-    shutil.copytree(repository, scratch / "models")
-    for config in (scratch / "models" / TTS.name).rglob("*.pbtxt"):
-        config.write_text(_RATE.sub(rf"\g<1>{rate}", config.read_text("utf-8")), "utf-8")
-    return scratch / "models"
-
-
-_RATE = re.compile(r'(key: "sample_rate"\s+value \{\s+string_value: ")\d+')
 
 
 def free_port() -> int:

@@ -40,17 +40,15 @@ class Settings:
             ``tracing``). Empty: none are made.
         session_idle: seconds after which a session is closed in which nothing was written or heard.
         lifetime: seconds after which an utterance is ended, however much of it is left.
-        frontend_timeout: seconds after which an utterance fails whose request has not been looked at.
-        llm_timeout: the same, of an answer with further speech tokens; above `session_idle`.
-        token2wav_timeout: the same, of the audio of a chunk.
+        stage_timeout: longest wait for one answer of a stage, in seconds: the features of a request, further speech
+            tokens, the audio of a chunk; above `session_idle`.
         first_hop: fewest speech tokens in a segment's first audio chunk.
         max_hop: most speech tokens in one audio chunk.
-        max_batch: streams in one call of flow or hift.
-        lanes: calls of flow or hift at once, each with `threads` cores; more than one only with onnx.
+        concurrency: streams of flow or hift computed at once: with onnx in calls side by side, each with `threads`
+            cores; with the other runtimes in one batch.
         flow_cache_mib: bound on the flow's states of streams and recent voices, in MiB.
         flow_window: mel frames of its own that a stream attends to besides the prompt, for bounded memory and step
             time; 0 is all of them, which alone is exact.
-        sample_rate: Hz that clients read from the configuration of `tts`; must be the bundle's.
     """
 
     weights: str = ""
@@ -65,16 +63,12 @@ class Settings:
     otlp_endpoint: str = ""
     session_idle: int = limits.SESSION_IDLE_SECONDS
     lifetime: int = limits.LIFETIME_SECONDS
-    frontend_timeout: int = limits.FRONTEND_TIMEOUT_SECONDS
-    llm_timeout: int = limits.LLM_TIMEOUT_SECONDS
-    token2wav_timeout: int = limits.TOKEN2WAV_TIMEOUT_SECONDS
+    stage_timeout: int = limits.STAGE_TIMEOUT_SECONDS
     first_hop: int = 25
     max_hop: int = 100
-    max_batch: int = 1
-    lanes: int = 1
+    concurrency: int = 1
     flow_cache_mib: int = 8192
     flow_window: int = 0
-    sample_rate: int = 24_000
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -95,11 +89,10 @@ class Settings:
             raise WeightsError(f"setting max_streams: at most {limits.MAX_STREAMS}")
         if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
             raise WeightsError("setting otlp_endpoint: must begin with http:// or https://")
-        for name in ("frontend_timeout", "llm_timeout", "token2wav_timeout"):
-            if getattr(self, name) > limits.MAX_STAGE_TIMEOUT_SECONDS:
-                raise WeightsError(f"setting {name}: at most {limits.MAX_STAGE_TIMEOUT_SECONDS}")
-        if self.session_idle >= self.llm_timeout:
-            raise WeightsError(f"setting session_idle: must be below llm_timeout, which is {self.llm_timeout}")
+        if self.stage_timeout > limits.MAX_STAGE_TIMEOUT_SECONDS:
+            raise WeightsError(f"setting stage_timeout: at most {limits.MAX_STAGE_TIMEOUT_SECONDS}")
+        if self.session_idle >= self.stage_timeout:
+            raise WeightsError(f"setting session_idle: must be below stage_timeout, which is {self.stage_timeout}")
 
     @property
     def llm_rows(self) -> int:

@@ -9,53 +9,77 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from cosyserve import repository
 from cosyserve.contracts import MODELS, TTS, UPSTREAM, Model, Scheduling
+from cosyserve.errors import ServeError
 from cosyserve.limits import MAX_LLM_SLOTS, MAX_SEQUENCES, MAX_STREAMS, SEQUENCE_IDLE_SECONDS
-from cosyserve.load import load_chunk_grid
 from cosyserve.runtimes.buckets import BATCH
 from cosyserve.settings import Settings
-from cosyserve_build import configs
+from cosyserve.weights import Weights
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
-FILES = {"gpu": "config.pbtxt", "cpu": "configs/cpu.pbtxt"}
 BY_NAME = {model.name: model for model in MODELS}
 every_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
-every_flavour = pytest.mark.parametrize("flavour", FILES)
+every_profile = pytest.mark.parametrize("profile", repository.PROFILES)
 
 
-def committed(model: Model, flavour: str) -> Any:
-    text = (REPOSITORY / model.name / FILES[flavour]).read_text("utf-8")
+def rendered(model: Model, profile: str) -> Any:
+    text = repository.render(model, profile, repository.SAMPLE_RATE)
     return text_format.Parse(text, pb.ModelConfig())
 
 
-def parameters(model: Model, flavour: str) -> dict[str, str]:
-    return {name: value.string_value for name, value in committed(model, flavour).parameters.items()}
+def parameters(model: Model, profile: str) -> dict[str, str]:
+    """Those that are settings."""
+    found = {name: value.string_value for name, value in rendered(model, profile).parameters.items()}
+    return {name: value for name, value in found.items() if name != "sample_rate"}
 
 
 def test_no_configuration_is_stale() -> None:
-    assert configs.stale(REPOSITORY) == []
+    for path, text in repository.paths(REPOSITORY).items():
+        assert path.read_text("utf-8") == text, f"{path}: run `make configs`"
 
 
-def test_stale_names_changed_and_missing_files(tmp_path: Path) -> None:
-    configs.write(tmp_path)
-    assert configs.stale(tmp_path) == []
-    changed, missing = tmp_path / "tts" / "config.pbtxt", tmp_path / "hift" / "configs" / "cpu.pbtxt"
-    changed.write_text(changed.read_text().replace("decoupled: true", "decoupled: false"))
-    missing.unlink()
-    assert sorted(configs.stale(tmp_path)) == sorted([changed, missing])
+def test_the_source_holds_no_other_configuration() -> None:
+    assert set(REPOSITORY.rglob("*.pbtxt")) == set(repository.paths(REPOSITORY))
 
 
-@every_flavour
-def test_no_inner_model_is_decoupled(flavour: str) -> None:
+@every_profile
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_repository_is_rendered_for_weights_and_profile(
+    version: int, profile: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    config = Weights(request.getfixturevalue({1: "weights1", 2: "weights", 3: "weights3"}[version])).config
+    folder = tmp_path / "models"
+    repository.write(folder, profile, config)
+    alias = [f"cosyvoice{version}"] if version > 1 else []
+    expected = {"tts", "voices", "frontend", "llm", "flow", "hift", "token2wav", *alias}
+    assert {path.name for path in folder.iterdir()} == expected
+    for model in repository.served(config):
+        text = (folder / model.name / "config.pbtxt").read_text("utf-8")
+        assert text == repository.render(model, profile, config.sample_rate)
+        assert (folder / model.name / "1" / "model.py").is_file() is (model.scheduling is not Scheduling.ENSEMBLE)
+    told = text_format.Parse((folder / "tts" / "config.pbtxt").read_text("utf-8"), pb.ModelConfig())
+    assert told.parameters["sample_rate"].string_value == str(config.sample_rate)
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, weights: Path) -> None:
+    (tmp_path / "mine").write_text("kept")
+    with pytest.raises(ServeError, match="is not an empty folder$"):
+        repository.write(tmp_path, "cpu", Weights(weights).config)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@every_profile
+def test_no_inner_model_is_decoupled(profile: str) -> None:
     """Reading a decoupled model from inside another corrupts memory: see `cosyserve.triton_defects`."""
-    decoupled = {model.name for model in MODELS if committed(model, flavour).model_transaction_policy.decoupled}
+    decoupled = {model.name for model in MODELS if rendered(model, profile).model_transaction_policy.decoupled}
     assert decoupled == {TTS.name, *(model.name for model in UPSTREAM)}
 
 
-@every_flavour
+@every_profile
 @every_model
-def test_tensors_are_the_contract_s(model: Model, flavour: str) -> None:
-    config = committed(model, flavour)
+def test_tensors_are_the_contract_s(model: Model, profile: str) -> None:
+    config = rendered(model, profile)
     assert config.name == model.name
 
     def triton(dtype: str) -> int:
@@ -68,10 +92,10 @@ def test_tensors_are_the_contract_s(model: Model, flavour: str) -> None:
     ]
 
 
-@every_flavour
+@every_profile
 @every_model
-def test_scheduling_is_the_contract_s(model: Model, flavour: str) -> None:
-    config = committed(model, flavour)
+def test_scheduling_is_the_contract_s(model: Model, profile: str) -> None:
+    config = rendered(model, profile)
     sequence = model.scheduling is Scheduling.SEQUENCE
     ensemble = model.scheduling is Scheduling.ENSEMBLE
     single = model.scheduling is Scheduling.SINGLE
@@ -89,19 +113,19 @@ def test_scheduling_is_the_contract_s(model: Model, flavour: str) -> None:
 
 
 @every_model
-def test_flavours_differ_in_where_and_how_networks_run(model: Model) -> None:
-    gpu, cpu = committed(model, "gpu"), committed(model, "cpu")
+def test_profiles_differ_in_where_and_how_networks_run(model: Model) -> None:
+    gpu, cpu = rendered(model, "gpu"), rendered(model, "cpu")
     if model.scheduling is not Scheduling.ENSEMBLE:
         kinds = pb.ModelInstanceGroup.Kind
         assert [(g.kind, g.count) for g in cpu.instance_group] == [(kinds.KIND_CPU, 1)]
         on_gpu = kinds.KIND_GPU if model.computes else kinds.KIND_CPU
         assert [(g.kind, g.count) for g in gpu.instance_group] == [(on_gpu, 1)]
-    devices = [parameters(model, flavour).get("device") for flavour in ("gpu", "cpu")]
+    devices = [parameters(model, profile).get("device") for profile in ("gpu", "cpu")]
     networks = model.computes and model.scheduling is not Scheduling.ENSEMBLE
     assert devices == (["cuda", "cpu"] if networks else [None, None])
     for config in (gpu, cpu):
         config.ClearField("instance_group")
-        for name in ("device", "runtime", "precision", "max_batch", "lanes", "flow_cache_mib", "first_hop"):
+        for name in ("device", "runtime", "precision", "concurrency", "flow_cache_mib", "first_hop"):
             config.parameters.pop(name, None)
     assert gpu == cpu
 
@@ -110,17 +134,17 @@ def test_flavours_differ_in_where_and_how_networks_run(model: Model) -> None:
 def test_a_gpu_runs_torch_and_batches_that_its_ladder_holds(name: str, precision: str) -> None:
     settings = Settings.read(parameters(BY_NAME[name], "gpu"), {})
     assert (settings.device, settings.runtime, settings.precision) == ("cuda", "torch", precision)
-    assert settings.max_batch == BATCH[-1] or name == "llm"
+    assert settings.concurrency == BATCH[-1] or name == "llm"
 
 
 def test_a_gpu_speaks_sooner() -> None:
     assert int(parameters(TTS, "gpu")["first_hop"]) < int(parameters(TTS, "cpu")["first_hop"])
 
 
-@every_flavour
+@every_profile
 @every_model
-def test_parameters_are_settings_within_the_limits(model: Model, flavour: str) -> None:
-    read = Settings.read(parameters(model, flavour), {})
+def test_parameters_are_settings_within_the_limits(model: Model, profile: str) -> None:
+    read = Settings.read(parameters(model, profile), {})
     assert (read.max_streams, read.llm_slots) == (MAX_STREAMS, MAX_LLM_SLOTS)
 
 
@@ -128,22 +152,16 @@ def test_parameters_are_settings_within_the_limits(model: Model, flavour: str) -
 def test_the_cpu_s_parameters_repeat_the_defaults(model: Model) -> None:
     given = parameters(model, "cpu")
     read, default = Settings.read(given, {}), Settings()
-    for name in set(given) - {"threads", "lanes"}:
+    for name in set(given) - {"threads", "concurrency"}:
         assert getattr(read, name) == getattr(default, name)
 
 
-def test_the_promised_sample_rate_is_the_weights(weights: Path) -> None:
-    given = parameters(TTS, "cpu")
-    assert given["sample_rate"] == "24000"
-    load_chunk_grid(Settings.read(given | {"weights": str(weights)}, {}))
-
-
-@every_flavour
+@every_profile
 @pytest.mark.parametrize("model", [m for m in MODELS if m.scheduling is Scheduling.ENSEMBLE], ids=lambda m: m.name)
-def test_the_wiring_of_ensembles_closes(model: Model, flavour: str) -> None:
+def test_the_wiring_of_ensembles_closes(model: Model, profile: str) -> None:
     known = {tensor.name: tensor for tensor in model.inputs}
     used: set[str] = set()
-    for step in committed(model, flavour).ensemble_scheduling.step:
+    for step in rendered(model, profile).ensemble_scheduling.step:
         inner = BY_NAME[step.model_name]
         assert step.model_version == -1
         for inside, outside in step.input_map.items():

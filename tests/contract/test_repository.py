@@ -165,3 +165,20 @@ def test_tools_do_not_skip_build(pytestconfig: pytest.Config) -> None:
 def test_git_does_not_ignore_build() -> None:
     done = subprocess.run(["git", "check-ignore", "-q", "build/cosyserve_build/new_module.py"], cwd=ROOT)
     assert done.returncode == 1
+
+
+def test_weights_of_another_rate_than_clients_are_promised_are_refused() -> None:
+    code = """
+from cosyserve.errors import WeightsError
+from cosyserve.triton.adapter import check_sample_rate
+args = {"model_config": '{"parameters": {"sample_rate": {"string_value": "24000"}}}'}
+check_sample_rate(args, 24_000)
+check_sample_rate({"model_config": "{}"}, 22_050)
+try:
+    check_sample_rate(args, 22_050)
+except WeightsError as error:
+    assert "22050 Hz" in str(error) and "24000 Hz" in str(error), error
+else:
+    raise AssertionError("not refused")
+"""
+    serve_only(code)

@@ -359,7 +359,7 @@ def upstreams(right: str | Right, *inputs: Input) -> Case:
 
 
 UPSTREAM = {
-    "another version": upstream("cosyvoice3 cannot serve", *TARGET, model="cosyvoice3"),
+    "another version": upstream("unknown model", *TARGET, model="cosyvoice3"),
     "nothing": upstream("target_text"),
     "empty": upstream("target_text: holds nothing", *batched(words("target_text", ""))),
     "too long": upstream("target_text: has 5000 characters", *batched(words("target_text", "a" * 5000))),

@@ -15,7 +15,7 @@ from live import Live, running, wait_until
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from raw import Input, call, words
 
-from cosyserve import serve
+from cosyserve import repository
 from cosyserve.metrics import (
     CANCELLED,
     CHUNK_GAP,
@@ -122,7 +122,7 @@ SAID = "Quokkas rarely yodel."
 
 BREAKING = f"""
 from cosyserve.contracts import {{contract}}
-from cosyserve.triton.adapter import Asker
+from cosyserve.triton.adapter import Reply
 from cosyserve.triton.{{module}} import {{handler}}
 
 SAID = "{SAID}"  # a traceback shows the lines below
@@ -135,7 +135,7 @@ class TritonPythonModel({{handler}}):
                 try:
                     raise ValueError(SAID) from KeyError(SAID)
                 except ValueError as error:
-                    Asker(request, {{contract}}).fail(error)
+                    Reply(request, {{contract}}).fail(error)
             else:
                 super().execute([request])
 """
@@ -152,12 +152,12 @@ def collector() -> Iterator[Collector]:
 def breaking(demo_weights: Path, collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A server that sends spans, whose inner models can be made to fail, and whose memory is enough for one stream."""
     folder = tmp_path_factory.mktemp("breaking")
-    repository = shutil.copytree(serve.model_repository(), folder / "models")
-    for name, module, handler in (("frontend", "frontend", "Frontend"), ("flow", "sequence", "Flow")):
+    models = shutil.copytree(repository.source(), folder / "models")
+    for name, module, handler in (("frontend", "frontend", "Frontend"), ("flow", "sequence_model", "Flow")):
         code = BREAKING.format(name=name, module=module, handler=handler, contract=name.upper())
-        (repository / name / "1" / "model.py").write_text(code, "utf-8")
+        (models / name / "1" / "model.py").write_text(code, "utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serve, "model_repository", lambda: repository)
+        patch.setattr(repository, "source", lambda: models)
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
         settings = {"flow_cache_mib": "30", "otlp_endpoint": collector.url}
         with running(demo_weights, folder / "triton.log", **settings) as live:

@@ -42,7 +42,7 @@ def test_a_stage_that_stands_still_ends_the_server_and_callers_are_told(
         began = time.monotonic()
         callers = [pool.submit(speak, client) for _ in range(3)]
         with pytest.raises(ServeError):
-            watch(process)
+            watch(process, server.processes)
         told = [caller.result(timeout=PATIENCE) for caller in callers]
         assert time.monotonic() - began < LATE
         assert all(told)

@@ -32,7 +32,7 @@ def test_the_environment_overrides_every_parameter(name: str) -> None:
         "runtime": ("onnx", "tensorrt"),
         "llm_runtime": ("", "gguf"),
         "precision": ("bf16", "fp16"),
-        "llm_timeout": ("70", "80"),
+        "stage_timeout": ("70", "80"),
         "otlp_endpoint": ("http://one", "https://other"),
     }
     parameter, override = words.get(name, ("7", "8"))
@@ -59,7 +59,7 @@ def test_a_number_that_is_none_is_named(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["threads", "max_streams", "llm_slots", "first_hop", "max_hop", "max_batch", "flow_cache_mib"]
+    "name", ["threads", "max_streams", "llm_slots", "first_hop", "max_hop", "concurrency", "flow_cache_mib"]
 )
 @pytest.mark.parametrize("value", ["0", "-1"])
 def test_a_count_below_one_is_refused(name: str, value: str) -> None:
@@ -79,15 +79,14 @@ def test_more_streams_than_sequences_are_refused() -> None:
 
 
 def test_a_session_may_not_be_idle_for_longer_than_the_stages_wait() -> None:
-    for given in ({"session_idle": "120"}, {"llm_timeout": "30"}):
-        with pytest.raises(WeightsError, match="^setting session_idle: must be below llm_timeout, which is "):
+    for given in ({"session_idle": "240"}, {"stage_timeout": "30"}):
+        with pytest.raises(WeightsError, match="^setting session_idle: must be below stage_timeout, which is "):
             Settings.read(given, {})
 
 
-@pytest.mark.parametrize("name", ["frontend_timeout", "llm_timeout", "token2wav_timeout"])
-def test_no_stage_is_waited_for_until_its_state_is_taken_for_lost(name: str) -> None:
-    with pytest.raises(WeightsError, match=f"^setting {name}: at most {limits.MAX_STAGE_TIMEOUT_SECONDS}$"):
-        Settings.read({name: str(limits.MAX_STAGE_TIMEOUT_SECONDS + 1)}, {})
+def test_no_stage_is_waited_for_until_its_state_is_taken_for_lost() -> None:
+    with pytest.raises(WeightsError, match=f"^setting stage_timeout: at most {limits.MAX_STAGE_TIMEOUT_SECONDS}$"):
+        Settings.read({"stage_timeout": str(limits.MAX_STAGE_TIMEOUT_SECONDS + 1)}, {})
     assert limits.MAX_STAGE_TIMEOUT_SECONDS < limits.SEQUENCE_IDLE_SECONDS
 
 

@@ -22,7 +22,15 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from cosyserve.contracts import Model, Scheduling, Tensor, Tensors
-from cosyserve.errors import CODE_END, CODED_ERRORS, CosyServeError, InvalidInput, StageFailed, passed_on
+from cosyserve.errors import (
+    CODE_END,
+    CODED_ERRORS,
+    CosyServeError,
+    InvalidInput,
+    StageFailed,
+    WeightsError,
+    passed_on,
+)
 from cosyserve.logs import log_json_lines, request_id
 from cosyserve.metrics import Metric
 from cosyserve.settings import Settings
@@ -41,6 +49,9 @@ REQUEST_ID = ContextVar("request_id", default="")
 
 PING = "ping"
 """Parameter of a request that the process of an inner model answers at once, without any work."""
+
+SAMPLE_RATE = "sample_rate"
+"""Parameter of the model `tts` that tells clients the rate of its audio in Hz. It is no setting."""
 
 _LOG = logging.getLogger("cosyserve")
 log_json_lines()  # each model has a process of its own, which begins here
@@ -62,8 +73,24 @@ def _codes() -> dict[str, Any]:
 
 def read_settings(args: Mapping[str, str]) -> Settings:
     """Settings of the model that Triton is initialising, from its parameters and the environment."""
+    return Settings.read({name: text for name, text in _parameters(args).items() if name != SAMPLE_RATE})
+
+
+def check_sample_rate(args: Mapping[str, str], rate: int) -> None:
+    """Refuse weights that speak at another rate than clients read from the model's configuration.
+
+    Raises:
+        WeightsError: naming both rates in Hz.
+    """
+    promised = _parameters(args).get(SAMPLE_RATE, str(rate))
+    if promised != str(rate):
+        problem = f"the weights speak at {rate} Hz, but the configuration promises {promised} Hz"
+        raise WeightsError(f"{problem}: render it with `cosyserve render-repository`")
+
+
+def _parameters(args: Mapping[str, str]) -> dict[str, str]:
     parameters = json.loads(args["model_config"]).get("parameters", {})
-    return Settings.read({name: value["string_value"] for name, value in parameters.items()})
+    return {name: value["string_value"] for name, value in parameters.items()}
 
 
 def lower_priority() -> None:

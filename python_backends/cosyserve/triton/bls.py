@@ -31,11 +31,7 @@ class BlsStages:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._seconds = {
-            FRONTEND.name: settings.frontend_timeout,
-            LLM.name: settings.llm_timeout,
-            TOKEN2WAV.name: settings.token2wav_timeout,
-        }
+        self._timeout = settings.stage_timeout
         self._processes = {
             stage: [ModelProcess(model.name, partial(_ping, model)) for model in models]
             for stage, models in PARTS.items()
@@ -83,10 +79,9 @@ class BlsStages:
         await self._call(adapter.inner_request(LLM, inputs), LLM)
 
     async def _call(self, request: Any, model: Model) -> Tensors:
-        seconds = self._seconds[model.name]
         try:
             # Not wait_for: Python 3.11's loses a cancellation that arrives together with the result.
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(self._timeout):
                 with ExitStack() as stack:
                     for process in self._processes[model.name]:
                         stack.enter_context(process.waiting())
@@ -95,7 +90,7 @@ class BlsStages:
                         for process in self._processes[model.name]:
                             process.answered()
         except TimeoutError:
-            raise StageFailed(f"{model.name} did not answer in {seconds} s") from None
+            raise StageFailed(f"{model.name} did not answer in {self._timeout} s") from None
         return adapter.read_outputs(answer, model)
 
 

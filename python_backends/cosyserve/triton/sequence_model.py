@@ -49,10 +49,13 @@ class SequenceModel:
         """Called by Triton once, before any request."""
         lower_priority()
         settings = read_settings(args)
-        self._sequences = SequenceTable(self.load(settings), SEQUENCE_IDLE_SECONDS, settings.max_batch)
+        # A CPU gains nothing from a batch: it computes streams side by side instead.
+        batches = settings.runtime != "onnx"
+        lanes, batch = (1, settings.concurrency) if batches else (settings.concurrency, 1)
+        self._sequences = SequenceTable(self.load(settings), SEQUENCE_IDLE_SECONDS, batch)
         self._live_sequences = TritonMetric(self.live)
         self._compute_seconds = TritonMetric(COMPUTE, model=self.model.name)
-        self._lanes = settings.lanes if settings.runtime == "onnx" else 1
+        self._lanes = lanes
         self._running = 0
         self._pool = ThreadPoolExecutor(self._lanes, thread_name_prefix=f"{self.model.name}-call")
         self._events: queue.SimpleQueue[SequenceRequest | Batch | None] = queue.SimpleQueue()

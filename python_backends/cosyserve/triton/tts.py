@@ -26,6 +26,7 @@ from cosyserve.triton.adapter import (
     SEQUENCE_START,
     ErrorReply,
     TritonMetric,
+    check_sample_rate,
     coded_error,
     public_error,
     read_inputs,
@@ -71,7 +72,9 @@ class Tts:
         stages = BlsStages(settings)
         self._watchdog = Watchdog(stages.processes, lambda: self._admission.stops)
         traced = self._traces.stages(stages) if self._traces else stages
-        self._synthesizer = Synthesizer(traced, load_chunk_grid(settings), self._admission)
+        grid = load_chunk_grid(settings)
+        check_sample_rate(args, grid.sample_rate)
+        self._synthesizer = Synthesizer(traced, grid, self._admission)
         # BLS calls wait in asyncio's default pool, which is far too small for many streams.
         self._pool = ThreadPoolExecutor(4 * settings.max_streams, thread_name_prefix="bls")
         self._instruments = UtteranceMetrics(self.model)

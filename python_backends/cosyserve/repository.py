@@ -1,0 +1,141 @@
+"""The model repository: for each model its ``model.py`` and a ``config.pbtxt`` rendered from the contracts.
+
+`cosyserve serve` renders one for its profile and its weights at each start. The one in the source is the profile
+``gpu`` at 24 kHz, for whoever starts tritonserver without the launcher.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from cosyserve.config import ModelConfig
+from cosyserve.contracts import MODELS, TTS, UPSTREAM, Model, Scheduling, Tensor
+from cosyserve.errors import ServeError
+from cosyserve.limits import MAX_LLM_SLOTS, MAX_SEQUENCES, MAX_STREAMS, SEQUENCE_IDLE_SECONDS
+
+HEADER = "# Rendered by cosyserve/repository.py from cosyserve/contracts.py; edit those.\n"
+
+SAMPLE_RATE = 24_000
+"""Hz that the repository in the source promises to clients."""
+
+PARAMETERS: dict[str, dict[str, str]] = {
+    **{
+        model.name: {"max_streams": str(MAX_STREAMS), "first_hop": "25", "max_hop": "100"} for model in (TTS, *UPSTREAM)
+    },
+    "voices": {},
+    "frontend": {"threads": "1"},
+    "llm": {"threads": "1", "llm_slots": str(MAX_LLM_SLOTS)},
+    "flow": {"threads": "1", "flow_cache_mib": "8192"},
+    "hift": {"threads": "1"},
+}
+"""Settings of each model, whatever the profile."""
+
+PROFILES: dict[str, dict[str, dict[str, str]]] = {
+    "cpu": {
+        # Measured with `cosyserve bench` on two cores: at 16 streams, two calls of one thread each give about twice
+        # the audio of one call of two threads; and a call for several streams takes as long as a call for each.
+        "flow": {"concurrency": "2"},
+    },
+    "gpu": {
+        # What a second chunk takes is far less than the shorter first one lasts.
+        **{model.name: {"first_hop": "16"} for model in (TTS, *UPSTREAM)},
+        "llm": {"runtime": "torch", "precision": "bf16"},
+        "flow": {"runtime": "torch", "precision": "bf16", "concurrency": "32", "flow_cache_mib": "16384"},
+        # The vocoder is always float32.
+        "hift": {"runtime": "torch", "concurrency": "32"},
+    },
+}
+"""Settings of each model that a profile adds or replaces."""
+
+
+def source() -> Path:
+    """The model repository of this installation: beside the source in a checkout, inside the package when installed."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "model_repository", here.parents[1] / "model_repository"):
+        if folder.is_dir():
+            return folder
+    raise ServeError("the model repository is missing from this installation")
+
+
+def served(config: ModelConfig) -> tuple[Model, ...]:
+    """The models for weights of this configuration: of upstream's contracts, only that of their version."""
+    return tuple(model for model in MODELS if model not in UPSTREAM or model.name == f"cosyvoice{config.version}")
+
+
+def write(folder: Path, profile: str, config: ModelConfig) -> None:
+    """Write the model repository for a profile and weights of this configuration into a new or empty folder.
+
+    Raises:
+        ServeError: the folder holds something already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ServeError(f"{folder} is not an empty folder")
+    for model in served(config):
+        shutil.copytree(source() / model.name, folder / model.name, ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / model.name / "config.pbtxt").write_text(render(model, profile, config.sample_rate), "utf-8")
+
+
+def paths(repository: Path) -> dict[Path, str]:
+    """Every configuration file of the repository in the source, with the text that it should have."""
+    return {repository / model.name / "config.pbtxt": render(model, "gpu", SAMPLE_RATE) for model in MODELS}
+
+
+def render(model: Model, profile: str, sample_rate: int) -> str:
+    """The text of one configuration file.
+
+    Args:
+        sample_rate: of the weights, in Hz; clients read it from the configuration of `tts`.
+    """
+    config = pb.ModelConfig(name=model.name)
+    config.input.extend(_input(tensor, model) for tensor in model.inputs)
+    config.output.extend(_output(tensor) for tensor in model.outputs)
+    if model.scheduling is Scheduling.ENSEMBLE:
+        config.platform = "ensemble"
+        config.max_batch_size = MAX_SEQUENCES
+        for step in model.steps:
+            made = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
+            made.input_map.update(dict(step.inputs))
+            made.output_map.update(dict(step.outputs))
+        return HEADER + str(text_format.MessageToString(config))
+    config.backend = "python"
+    on_gpu = profile == "gpu" and model.computes
+    kind = pb.ModelInstanceGroup.KIND_GPU if on_gpu else pb.ModelInstanceGroup.KIND_CPU
+    # One instance whatever the number of GPUs: all streams of a server share one engine and one set of states.
+    config.instance_group.add(kind=kind, count=1, gpus=[0] if on_gpu else [])
+    if model.scheduling is Scheduling.SEQUENCE:
+        config.max_batch_size = MAX_SEQUENCES
+        config.sequence_batching.max_sequence_idle_microseconds = SEQUENCE_IDLE_SECONDS * 1_000_000
+        config.sequence_batching.oldest.max_candidate_sequences = MAX_SEQUENCES
+    if model.scheduling is Scheduling.SINGLE:
+        config.max_batch_size = 1
+    config.model_transaction_policy.decoupled = model.scheduling in (Scheduling.DECOUPLED, Scheduling.SINGLE)
+    for name, value in (PARAMETERS[model.name] | PROFILES[profile].get(model.name, {})).items():
+        config.parameters[name].string_value = value
+    if model is TTS:
+        config.parameters["sample_rate"].string_value = str(sample_rate)
+    if model.computes:
+        config.parameters["device"].string_value = "cuda" if on_gpu else "cpu"
+    return HEADER + str(text_format.MessageToString(config))
+
+
+def _input(tensor: Tensor, model: Model) -> pb.ModelInput:
+    ragged = model.scheduling is Scheduling.SEQUENCE and -1 in tensor.dims
+    return pb.ModelInput(
+        name=tensor.name,
+        data_type=pb.DataType.Value(_type(tensor)),
+        dims=tensor.dims,
+        optional=tensor.optional,
+        allow_ragged_batch=ragged,
+    )
+
+
+def _output(tensor: Tensor) -> pb.ModelOutput:
+    return pb.ModelOutput(name=tensor.name, data_type=pb.DataType.Value(_type(tensor)), dims=tensor.dims)
+
+
+def _type(tensor: Tensor) -> str:
+    return "TYPE_STRING" if tensor.dtype == "BYTES" else f"TYPE_{tensor.dtype}"
