@@ -1,4 +1,4 @@
-"""Which utterances may begin. Refusing early and clearly beats queueing unseen."""
+"""Admission: whether an utterance may begin. A full server refuses at once; it does not queue."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Admission:
     Attributes:
         limit: most at once.
         drain_file: while this file exists, none begins; while it says `STOP`, none goes on.
-        changed: told `active` whenever it changes, before anything else happens.
+        changed: called with `active` whenever it changes, before anything else happens.
         active: in progress now.
     """
 
@@ -39,7 +39,7 @@ class Admission:
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Hold one place; `StreamsTaken` at once when there is none, `Draining` when the server is about to stop."""
+        """Hold one slot; `StreamsTaken` at once when there is none, `Draining` when the server is about to stop."""
         # Nothing is awaited between this look and the count: whoever made the file sees every utterance that began.
         if self.drain_file is not None and self.drain_file.exists():
             raise Draining("this server is about to stop; try another")

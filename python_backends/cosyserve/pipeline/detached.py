@@ -1,4 +1,4 @@
-"""Giving up what a stage holds for an utterance."""
+"""Calls to a stage that outlive their caller."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _running: set[asyncio.Task[object]] = set()
 
 
 async def run_detached(call: Coroutine[Any, Any, object]) -> None:
-    """Make the last call to a stage, and wait for it, but not for long; it goes on when the waiting ends.
+    """Run a last call to a stage in a task of its own, and wait up to `LEAVE_SECONDS` for it; then it goes on alone.
 
-    What it fails with is dropped: whoever gives up has a reason of his own to report.
+    Its errors are dropped: the caller ends for a reason of its own.
     """
     task = asyncio.create_task(call)
     _running.add(task)

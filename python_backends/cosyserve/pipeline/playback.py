@@ -1,4 +1,4 @@
-"""What a listener hears of an utterance who plays it as it comes, from its first audio on."""
+"""Playback of an utterance by a listener who starts with the first audio."""
 
 from __future__ import annotations
 

@@ -35,14 +35,14 @@ class Segment:
 
 
 class SegmentSource(Protocol):
-    """Gives the segments of one utterance."""
+    """Source of the segments of one utterance."""
 
     async def read(self) -> None:
-        """Does what it takes to get them, until the last is there; runs while they are spoken."""
+        """Produce the segments; runs beside their synthesis until the last is there."""
         ...
 
     def segments(self) -> AsyncGenerator[Segment, None]:
-        """Each as soon as it begins."""
+        """Yield each segment as soon as it begins."""
         ...
 
 

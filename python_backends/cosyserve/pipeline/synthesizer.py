@@ -1,4 +1,4 @@
-"""The road of one request, from tensors to audio chunks. Knows nothing of Triton: stages are passed in."""
+"""One request, from tensors to audio chunks. It does not depend on Triton: the stages are passed in."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Synthesizer:
         self._stages = stages
         self._grid = grid
         self._admission = admission
-        # From a random start: whoever else uses the inner models must not meet these sequences.
+        # From a random start: other callers of the inner models must not meet these ids.
         self._ids = itertools.count(secrets.randbits(62))
 
     def sample_rate(self, request: Tensors) -> int:
@@ -123,8 +123,8 @@ class Synthesizer:
                     index += 1
                 yield timeline.end()
             finally:
-                await speech.close()
-                await wave.close()
+                await speech.cancel()
+                await wave.cancel()
 
     async def _speak_segment(
         self, speech: _Generation, wave: _AudioSequence, segment: Segment, stream: bool
@@ -145,7 +145,7 @@ class _AudioSequence:
     """The token2wav sequence of an utterance.
 
     Its steps carry the time at which a listener who began with the first chunk runs out of audio, so that the inner
-    models serve first whoever waits most.
+    models serve the most urgent stream first.
     """
 
     def __init__(self, stages: Stages, sequence: int, sample_rate: int) -> None:
@@ -157,7 +157,7 @@ class _AudioSequence:
         self.prompt = 0  # tokens
 
     async def open(self, features: Tensors, options: Tensors) -> None:
-        """Begin with the voice, the first segment's seed and what the audio shall be like."""
+        """Start with the voice, the first segment's seed and the audio format."""
         voice = {name: features[name] for name in ("flow_prompt_tokens", "prompt_mel", "speaker_embedding")}
         self.prompt = len(features["flow_prompt_tokens"])
         self._live = True
@@ -168,12 +168,12 @@ class _AudioSequence:
         audio = await self._call({"seed": seed, **_step(tokens, final)}, end=end)
         self._live = not end
         if len(audio):
-            # Who fell behind, or had no text to speak, is not ahead of all others until that is made good.
+            # A stream that fell behind, or had no text, does not overtake all others until it has caught up.
             began = max(self._deadline, time.monotonic_ns())
             self._deadline = began + round(len(audio) * self._sample_ns)
         return audio
 
-    async def close(self) -> None:
+    async def cancel(self) -> None:
         """End the sequence if it has not ended."""
         if self._live:
             await run_detached(self._call(_step([], False), end=True))
@@ -219,7 +219,7 @@ class _Generation:
         self._taken.set()
         return piece
 
-    async def close(self) -> None:
+    async def cancel(self) -> None:
         """Stop generating."""
         self._task.cancel()
         with suppress(asyncio.CancelledError, Exception):

@@ -1,4 +1,4 @@
-"""An utterance whose text arrives in pieces: what has been written to it and not been taken up."""
+"""Text sessions: text that a client writes in pieces, queued until it is spoken."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TextSession:
     """One writer, one reader, both in one event loop.
 
     Args:
-        idle_seconds: longest time in which nothing to speak is written and nothing is heard.
+        idle_seconds: longest time without text to speak and without audio.
 
     Attributes:
         error: what was wrong with a piece; it ends the session.
@@ -67,7 +67,7 @@ class TextSession:
         self._pieces.put_nowait(piece)
 
     def touch(self) -> None:
-        """What was written is being spoken."""
+        """Count the session as active: audio was sent."""
         self._active = time.monotonic()
 
     def fail(self, error: Exception) -> None:
@@ -89,7 +89,7 @@ class TextSession:
 
 
 class TextSessions:
-    """The open sessions by id. Ids are chosen by clients, who keep apart by making them hard to guess.
+    """The open sessions by id. Clients choose the ids; random ones keep them apart.
 
     Args:
         idle_seconds: see `TextSession`.
@@ -118,7 +118,7 @@ class TextSessions:
     def find(self, id: int | str) -> TextSession:
         """The session that is open under this id.
 
-        One that has failed said why to whoever opened it; further pieces, sent before that was heard, go nowhere.
+        A session that has failed told its opening request why; pieces that were sent before that arrived are dropped.
 
         Raises:
             InvalidInput: there is none.
@@ -134,6 +134,6 @@ class TextSessions:
         del self._open[id]
 
     def close_failed(self, id: int | str) -> None:
-        """Forget a session whose writer may not know yet that it has failed."""
+        """Forget a failed session; pieces that are still on their way to it are dropped."""
         self.close(id)
         self._failed.append(id)

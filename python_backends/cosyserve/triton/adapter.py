@@ -45,7 +45,7 @@ NICENESS = 5
 """Of the models that compute: a refusal, with 12 streams on two cores, takes 2.8 ms instead of 5.0 (medians)."""
 
 REQUEST_ID = ContextVar("request_id", default="")
-"""Of the utterance in progress: what inner models call their part of it."""
+"""Id of the utterance in progress; inner models log their part of it under this id."""
 
 PING = "ping"
 """Parameter of a request that the process of an inner model answers at once, without any work."""
@@ -94,7 +94,7 @@ def _parameters(args: Mapping[str, str]) -> dict[str, str]:
 
 
 def lower_priority() -> None:
-    """Let those who compute nothing go first on busy cores: Triton, and the models that take, refuse and send.
+    """Lower the priority of this process below that of Triton and the entry models, which compute nothing.
 
     They need a millisecond at a time, and every stream waits for it.
     """
@@ -176,7 +176,7 @@ def ping_request(model: Model) -> Any:
 
 
 def from_model(answer: Any) -> bool:
-    """Whether a BLS response comes from the model's process, if with an error, and not from Triton in its place."""
+    """Whether a BLS response, an error or not, comes from the model's process; else Triton made it."""
     return not answer.has_error() or CODE_END in answer.error().message()
 
 
@@ -220,14 +220,14 @@ class Reply:
         self._pause = pause
 
     def answer(self, outputs: Tensors) -> None:
-        """Tell the outputs."""
+        """Send the outputs."""
         try:
             self._send(response(outputs, self._model))
         except Exception as error:
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
-        """Tell an error; code and reason travel in the message, because BLS drops Triton's code."""
+        """Send an error; code and reason travel in the message, because BLS drops Triton's code."""
         public = public_error(error, self._id)
         answer = _error(f"{public.code}/{public.reason}{CODE_END}{public}", public.code)
         if self._pause:
@@ -241,7 +241,7 @@ class Reply:
 
 
 class ErrorReply:
-    """How the errors of one request to an entry model are told.
+    """Sends the error of one request to an entry model.
 
     Sessions, and callers who ask for it, get the code in the message. A caller who asks for statuses gets them, after a
     pause: see `cosyserve.triton_defects`.
@@ -257,7 +257,7 @@ class ErrorReply:
         sender.send(await self.response(error), flags=FINAL)
 
     async def response(self, error: CosyServeError) -> Any:
-        """The response that tells it, once it may be sent."""
+        """The error response, once it may be sent."""
         if self._status:
             _warn_of_statuses()
         await asyncio.sleep(STATUS_PAUSE_SECONDS if self._status else 0)
@@ -275,12 +275,12 @@ def _warn_of_statuses() -> None:
 
 
 def coded_error(error: CosyServeError) -> Any:
-    """The response that tells an error with its code in the message."""
+    """An error response with the code in the message."""
     return _error(f"{error.code}{CODE_END}{error}", error.code)
 
 
 def public_error(error: BaseException, id: str) -> CosyServeError:
-    """The error itself if it is ours; anything unexpected is logged under the request's id, and not told whole."""
+    """The error that a caller may see: ours as it is; anything else is logged under the request's id and replaced."""
     if isinstance(error, CosyServeError):
         return error
     _LOG.error("unexpected error", exc_info=error, extra={"fields": {"request_id": id}})
@@ -319,7 +319,7 @@ class TritonMetric:
     """A metric of `cosyserve.metrics` on Triton's metrics port.
 
     Args:
-        labels: those that have one value here; the others are named with each call.
+        labels: those with one fixed value; the others are given with each call.
     """
 
     def __init__(self, metric: Metric, **labels: str) -> None:
@@ -334,13 +334,13 @@ class TritonMetric:
         }
 
     def set(self, value: float) -> None:
-        """Show this value from now on (gauges)."""
+        """Set a gauge."""
         self._metrics[()].set(value)
 
     def add(self, value: float, *others: str) -> None:
-        """Count this much more (counters), under these values of the other labels."""
+        """Increment a counter, under these values of the other labels."""
         self._metrics[others].increment(value)
 
     def observe(self, value: float) -> None:
-        """Take one value (histograms)."""
+        """Add one value to a histogram."""
         self._metrics[()].observe(value)

@@ -27,7 +27,7 @@ GROUP = 5
 
 
 class Llm:
-    """Hands requests to the engine thread, which answers each when there are tokens for it."""
+    """Passes requests to the engine thread, which answers each when it has tokens for it."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Called by Triton once, before any request."""
@@ -63,7 +63,7 @@ class Llm:
         self._thread.join(timeout=5)
 
     def _read_order(self, inputs: Tensors, reply: Reply) -> Callable[[], None]:
-        """What the engine thread has to do for a request."""
+        """The work of the engine thread for a request."""
         utterance = int(inputs["utterance"][0])
         if "stop" in inputs:
             return lambda: self._cancel(utterance, reply)
@@ -147,7 +147,7 @@ class Llm:
                 self._fail_all(error)
 
     def _run_orders(self) -> bool:
-        """Carry out waiting orders, or wait for one when there is nothing to do. False: the server shuts down."""
+        """Run queued orders; wait for one while the engine is idle. False: the server shuts down."""
         while not self._engine.busy or not self._orders.empty():
             order = self._orders.get()
             if order is None:
@@ -174,10 +174,10 @@ class Llm:
 
 @dataclass
 class TokenBuffer:
-    """What one utterance has to say, and who asks for it."""
+    """Speech tokens of one segment that no answer has taken, and the request that waits for them."""
 
     counter: TritonMetric
-    done: bool = False  # its end, or what went wrong with it
+    done: bool = False  # the end, or the error, has been sent
     _tokens: list[int] = field(default_factory=list)
     _ended: bool = False
     _flushed: bool = False
@@ -187,11 +187,11 @@ class TokenBuffer:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody has asked for long: whoever opened it is gone, or would have given up waiting."""
+        """Whether no request has come for `SEQUENCE_IDLE_SECONDS`: the caller is gone."""
         return time.monotonic() - self._asked > SEQUENCE_IDLE_SECONDS
 
     def ask(self, reply: Reply) -> None:
-        """Answer when there are tokens, or an end."""
+        """Take a request; it is answered when there are tokens, or the end."""
         if self._reply is not None:
             reply.fail(StageFailed("the utterance was asked twice at once"))
             return
@@ -207,7 +207,7 @@ class TokenBuffer:
         self._answer()
 
     def flush(self) -> None:
-        """Answer now, or whoever asks next, however little there is: more may take long, or is about to be said."""
+        """Answer the waiting or next request with whatever there is: more tokens may take long."""
         self._flushed = True
         self._answer()
 

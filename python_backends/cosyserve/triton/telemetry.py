@@ -32,7 +32,7 @@ _LOG = logging.getLogger("cosyserve")
 
 
 class UtteranceMetrics:
-    """The metrics of one entry model that tell of utterances."""
+    """The metrics of one entry model that count utterances."""
 
     def __init__(self, model: Model) -> None:
         name = model.name
@@ -47,15 +47,15 @@ class UtteranceMetrics:
 
 
 class UtteranceTelemetry:
-    """One utterance as it is told of.
+    """Counts, logs and traces one utterance.
 
     Args:
-        given_id: what its client calls the request.
-        span: it in a trace, where there are traces.
+        given_id: request id of the client; may be empty.
+        span: span of the utterance, if traces are on.
 
     Attributes:
-        id: what the logs call it.
-        session: where its text comes from, if it comes in pieces; set before the first audio.
+        id: request id in the logs.
+        session: source of text in pieces; set before the first audio.
     """
 
     def __init__(self, given_id: str, model: Model, instruments: UtteranceMetrics, span: UtteranceSpan | None) -> None:
@@ -70,13 +70,13 @@ class UtteranceTelemetry:
         self._segments = 0
 
     def enter(self) -> None:
-        """What this task, and those that it starts, do from now on is done for it."""
+        """Attribute the work of this task, and of those that it starts, to this utterance."""
         REQUEST_ID.set(self.id)
         if self._span is not None:
             self._span.enter()
 
     def chunk_sent(self, chunk: Chunk, sample_rate: int) -> None:
-        """A chunk is being sent."""
+        """Count a chunk that is sent now."""
         counts, playback, session = self._instruments, self._playback, self.session
         samples = len(chunk.audio)
         counts.samples.add(samples)
@@ -95,7 +95,7 @@ class UtteranceTelemetry:
             counts.underruns.add(1)
 
     def ended(self, error: CosyServeError | None = None) -> None:
-        """It is over, with all its audio or with an error."""
+        """Count and log the end, with an error or without."""
         counts, outcome_name = self._instruments, outcome(error)
         counts.utterances.add(1, outcome_name)
         if error is not None and outcome_name == "refused":
@@ -117,7 +117,7 @@ class UtteranceTelemetry:
 
     @property
     def _real_time_factor(self) -> float | None:
-        # Of a session it would tell how fast its writer is.
+        # Of a session it would measure how fast its writer is.
         return None if self.session else self._playback.real_time_factor
 
     @property
@@ -136,7 +136,7 @@ class UtteranceTelemetry:
 
 
 def _error_fields(error: CosyServeError | None) -> dict[str, str]:
-    """What went wrong. The message stays out where it quotes the request."""
+    """Log fields of an error. Its message is left out where it may quote the request."""
     if error is None:
         return {}
     fields = {"code": error.code, "reason": error.reason, "detail": str(error) if outcome(error) == "failed" else ""}

@@ -96,7 +96,7 @@ class Tts:
         return UtteranceTelemetry(request.request_id(), self.model, self._instruments, span)
 
     def _begin(self, request: Any) -> Coroutine[Any, Any, object] | None:
-        """What speaks the answer of a request; None when it was only the next piece of a session."""
+        """The coroutine that answers a request; None for further text of a session, which is handled here."""
         sender, id = request.get_response_sender(), request.correlation_id()
         if id and not request.flags() & SEQUENCE_START:
             self._write(request, sender, id)
@@ -121,10 +121,7 @@ class Tts:
         await reply.send(sender, error)
 
     def _write(self, request: Any, sender: Any, id: int | str) -> None:
-        """Append text to a session. Its errors go to the request that opened the session, and end it.
-
-        An error of its own could end the stream that they share.
-        """
+        """Append text to a session. Errors go to the opening request: an error here would end the stream that both share."""
         try:
             session = self._sessions.find(id)
         except InvalidInput as error:
@@ -146,7 +143,7 @@ class Tts:
         (self._sessions.close_failed if failed else self._sessions.close)(id)
 
     async def _answer(self, sender: Any, inputs: Tensors, utterance: UtteranceTelemetry, reply: ErrorReply) -> bool:
-        """Whether the answer ended with an error."""
+        """Speak, and send the end or the error. Returns whether it ended with an error."""
         utterance.enter()
         session = utterance.session
         speech = asyncio.create_task(self._speak(sender, inputs, utterance))
@@ -169,7 +166,7 @@ class Tts:
             failed = public_error(error, utterance.id)
         finally:
             watch.cancel()
-            # Counted first: whoever has the last response finds it counted.
+            # Counted first, so that a client with the last response finds it counted.
             utterance.ended(failed)
             if failed is not None:
                 await reply.send(sender, failed)
@@ -193,11 +190,11 @@ class Tts:
         speech.cancel()
 
     def _inputs(self, request: Any) -> Tensors:
-        """What a request gives, as contract `TTS` has it."""
+        """The inputs of a request, by contract `TTS`."""
         return read_inputs(request, TTS)
 
     def _outputs(self, chunk: Chunk) -> Tensors:
-        """What a chunk is answered with; nothing for no response."""
+        """The outputs of a chunk; empty for no response."""
         words: Tensors = {}
         if chunk.words:
             words["words"] = np.asarray([word.text.encode() for word in chunk.words], np.object_)

@@ -1,4 +1,4 @@
-"""The model `voices`: registers, lists, describes and deletes. It keeps files; the frontend listens to the audio."""
+"""The model `voices`: registers, lists, describes and deletes. It stores files; the frontend computes the features."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Voices:
         self._watchdog = Watchdog(self._stages.processes, lambda: False)  # a registration takes seconds
 
     async def execute(self, requests: list[Any]) -> list[Any]:
-        """What is known of the voices that each request is about."""
+        """The cards of the voices that each request names."""
         return [await self._answer(request) for request in requests]
 
     async def _answer(self, request: Any) -> Any:

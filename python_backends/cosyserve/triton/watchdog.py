@@ -1,6 +1,6 @@
-"""What ends utterances from outside: a server that is told to stop, and a stage that stands still.
+"""Ends utterances when the server stops and when a model process hangs.
 
-Triton tells callers neither at once; see `cosyserve.triton_defects`.
+Triton reports neither to callers at once; see `cosyserve.triton_defects`.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class ModelProcess:
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing is expected of it."""
+        """Whether no call to it is unanswered."""
         return self._silent_since is None
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """For the time of one call; say `answered` within it when the process has answered."""
+        """Count one call as in progress; call `answered` within when the process has answered."""
         if self._silent_since is None:
             self._silent_since = self._clock()
         self._waiting += 1
@@ -77,7 +77,7 @@ class ModelProcess:
         self._asked = None
 
     def stands_still(self) -> bool:
-        """Whether it neither answers nor computes; asks it for a sign of life where it takes that to know."""
+        """Whether it neither answers nor computes; pings it when it is suspect."""
         if not self.suspect:
             return False
         if self._asking is None or self._asking.done():
@@ -101,11 +101,11 @@ class ModelProcess:
 
 
 class Watchdog:
-    """Looks after the utterances of one entry model while there are any.
+    """Watches the utterances of one entry model while there are any.
 
     Args:
-        processes: that they wait for.
-        stops: whether the server is told to stop.
+        processes: the model processes that they call.
+        stops: whether the server is about to stop.
         end: ends this process.
     """
 
@@ -121,7 +121,7 @@ class Watchdog:
 
     @contextmanager
     def watching(self, utterance: asyncio.Task[Any]) -> Iterator[None]:
-        """While `utterance` runs, which is cancelled when the server stops; `stopped` says so."""
+        """Watch `utterance` while the context lasts: when the server stops it is cancelled, and `stopped` is set."""
         self._utterances.add(utterance)
         if self._task is None:
             self._task = asyncio.create_task(self._watch())
