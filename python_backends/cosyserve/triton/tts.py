@@ -121,7 +121,7 @@ class Tts:
         await reply.send(sender, error)
 
     def _write(self, request: Any, sender: Any, id: int | str) -> None:
-        """Append text to a session. Errors go to the opening request: an error here would end the stream that both share."""
+        """Append text to a session. Errors go to the opening request; one here would end the stream of both."""
         try:
             session = self._sessions.find(id)
         except InvalidInput as error:
