@@ -232,7 +232,6 @@ def _estimator(config: FlowConfig, module: nn.Module) -> Spec:
             "cond": torch.randn(batch, config.mels, new),
             "embedding": torch.randn(batch, config.speaker),
             "t": torch.rand(batch),
-            **position,
             "prompt_length": torch.arange(prompt, prompt - batch, -1) - 1,
             "length": torch.arange(past, past - batch, -1) - 1,
             "tails": _noise([(2 * batch, *tail) for tail in config.tails]),
@@ -240,6 +239,7 @@ def _estimator(config: FlowConfig, module: nn.Module) -> Spec:
             "prompt_v": cached(prompt),
             "past_k": cached(past),
             "past_v": cached(past),
+            **position,
         }
 
     chunk = config.frame_chunk

@@ -71,8 +71,7 @@ class TritonServer:
             ServeError: the binary does not run, the stub is missing or for another Python, or this one's library is
                 missing.
         """
-        if _library_names(self.stub) and _python_library() is None:
-            raise ServeError(f"{LIBRARY} is missing: {_INSTALL_LIBRARY}")
+        self._python_libraries()
         if not self.libraries:
             self._flags()
 
@@ -89,11 +88,8 @@ class TritonServer:
         # The stub takes the packages of the first python3 on PATH, and nothing from PYTHONPATH.
         environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", "")])
         folders = [*map(str, self.libraries), *filter(None, [environ.get("LD_LIBRARY_PATH")])]
-        if names := _library_names(self.stub):
-            library = _python_library()
-            if library is None:
-                raise ServeError(f"{LIBRARY} is missing: {_INSTALL_LIBRARY}")
-            for name in names:
+        if names := self._python_libraries():
+            for name, library in names.items():
                 (scratch / name).symlink_to(library)
             # A folder of its own: beside the interpreter's library may lie others that Triton must not take.
             folders.insert(0, str(scratch))
@@ -118,6 +114,14 @@ class TritonServer:
             elif flag not in SERVICES:
                 raise ServeError(f"{self.binary} has no --{flag}: it is too old, or lacks a service that is needed")
         return command
+
+    def _python_libraries(self) -> dict[str, Path]:
+        """The names under which the stub loads Python's shared library, each with the library of this interpreter."""
+        names = _library_names(self.stub)
+        library = _python_library() if names else None
+        if library is None and names:
+            raise ServeError(f"{LIBRARY} is missing: {_INSTALL_LIBRARY}")
+        return {name: library for name in names if library is not None}
 
     def _flags(self) -> set[str]:
         try:

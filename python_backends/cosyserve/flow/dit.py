@@ -14,44 +14,15 @@ from torch.nn import functional as F
 
 from cosyserve.config import DitFlowConfig
 from cosyserve.flow.attention import Attention
-from cosyserve.flow.guided import Cache, Guided, Part, mish, sinusoid
+from cosyserve.flow.guided import Cache, CausalGuided, mish, sinusoid
 from cosyserve.shapes import DIT_GROUPS, DIT_TIME
 
 
-class GuidedDit(Guided):
+class GuidedDit(CausalGuided):
     """The velocity with classifier-free guidance; shapes as in `Guided`."""
 
     def __init__(self, config: DitFlowConfig) -> None:
         super().__init__(config, Dit(config))
-
-    def forward(
-        self,
-        x: Tensor,
-        mu: Tensor,
-        cond: Tensor,
-        embedding: Tensor,
-        t: Tensor,
-        position: Tensor,
-        prompt_length: Tensor,
-        length: Tensor,
-        tails: list[Tensor],
-        prompt_k: list[Tensor],
-        prompt_v: list[Tensor],
-        past_k: list[Tensor],
-        past_v: list[Tensor],
-    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-        """As `GuidedFlow.forward`, with one more input.
-
-        Args:
-            position: of the first new frame, counted from the start of the prompt, int64 [B].
-        """
-        cache = Cache(
-            Part(prompt_k, prompt_v, torch.cat([prompt_length, prompt_length])),
-            Part(past_k, past_v, torch.cat([length, length])),
-            tails,
-        )
-        velocity = self.velocity(x, mu, cond, embedding, t, position, cache=cache)
-        return velocity, cache.new_tails, cache.new_k, cache.new_v
 
 
 class Dit(nn.Module):
@@ -73,7 +44,7 @@ class Dit(nn.Module):
     def forward(
         self, x: Tensor, mu: Tensor, t: Tensor, speaker: Tensor, cond: Tensor, position: Tensor, cache: Cache
     ) -> Tensor:
-        """As `GuidedDit.forward` on R plain rows, with the projected ``speaker``, float [R, mels]."""
+        """As `CausalGuided.forward` on R plain rows, with the projected ``speaker``, float [R, mels]."""
         time_mlp = cast(nn.ModuleDict, self.time_embed["time_mlp"])
         time = F.silu(time_mlp["2"](F.silu(time_mlp["0"](sinusoid(t, DIT_TIME)))))
         y = self.input_embed(x, cond, mu, speaker, cache)

@@ -110,6 +110,59 @@ class Cache:
         return self.prompt.mix(layer, prompt) + self.past.mix(layer, past) + new @ v
 
 
+class CausalGuided(Guided):
+    """A guided estimator that is called chunk by chunk, with what its layers keep of the past as inputs and outputs."""
+
+    def forward(
+        self,
+        x: Tensor,
+        mu: Tensor,
+        cond: Tensor,
+        embedding: Tensor,
+        t: Tensor,
+        prompt_length: Tensor,
+        length: Tensor,
+        tails: list[Tensor],
+        prompt_k: list[Tensor],
+        prompt_v: list[Tensor],
+        past_k: list[Tensor],
+        past_v: list[Tensor],
+        position: Tensor | None = None,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+        """One Euler step's velocity for one chunk.
+
+        The past comes in two parts, so that the prompt's can be shared by all streams of a voice without copying it.
+
+        Args:
+            x: state, float [B, mels, n].
+            mu: encoder output, float [B, mels, n].
+            cond: prompt mel where known, else zero, float [B, mels, n].
+            embedding: speaker embedding as the speaker model gives it, float [B, speaker].
+            t: flow time in [0, 1], float [B].
+            prompt_length: valid frames of the prompt, int64 [B]; the rest of P may hold any finite value.
+            length: valid frames of the past behind it, int64 [B]; the rest of C may hold any finite value.
+            tails: last inputs of each causal convolution (`FlowConfig.tails`), float [2B, channels, frames]; zeros at
+                first.
+            prompt_k: keys of the prompt per attention layer, float [P, 2B, heads, hd].
+            prompt_v: values, same shape.
+            past_k: keys of the past behind it, float [C, 2B, heads, hd].
+            past_v: values, same shape.
+            position: of the first new frame, counted from the start of the prompt, int64 [B]; for estimators that are
+                told where a chunk lies (`FlowConfig.positions`).
+
+        Returns:
+            Velocity [B, mels, n], the new tails, and per layer keys and values [n, 2B, heads, hd] of the new frames.
+        """
+        cache = Cache(
+            Part(prompt_k, prompt_v, torch.cat([prompt_length, prompt_length])),
+            Part(past_k, past_v, torch.cat([length, length])),
+            tails,
+        )
+        extra = () if position is None else (position,)
+        velocity = self.velocity(x, mu, cond, embedding, t, *extra, cache=cache)
+        return velocity, cache.new_tails, cache.new_k, cache.new_v
+
+
 def sinusoid(t: Tensor, channels: int) -> Tensor:
     """Flow times [R] as sines, then cosines [R, channels]."""
     steps = torch.arange(channels // 2, device=t.device, dtype=torch.float32)

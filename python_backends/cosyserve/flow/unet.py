@@ -14,60 +14,16 @@ from torch.nn import functional as F
 
 from cosyserve.config import UNetFlowConfig
 from cosyserve.flow.attention import Attend, Attention
-from cosyserve.flow.guided import Cache, Guided, Part, mish, sinusoid
+from cosyserve.flow.guided import Cache, CausalGuided, mish, sinusoid
 
 _TAIL = 2  # left padding of a causal convolution of kernel 3
 
 
-class GuidedFlow(Guided):
+class GuidedFlow(CausalGuided):
     """The velocity with classifier-free guidance; shapes as in `Guided`."""
 
     def __init__(self, config: UNetFlowConfig) -> None:
         super().__init__(config, UNet(config))
-
-    def forward(
-        self,
-        x: Tensor,
-        mu: Tensor,
-        cond: Tensor,
-        embedding: Tensor,
-        t: Tensor,
-        prompt_length: Tensor,
-        length: Tensor,
-        tails: list[Tensor],
-        prompt_k: list[Tensor],
-        prompt_v: list[Tensor],
-        past_k: list[Tensor],
-        past_v: list[Tensor],
-    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-        """One Euler step's velocity for one chunk.
-
-        The past comes in two parts, so that the prompt's can be shared by all streams of a voice without copying it.
-
-        Args:
-            x: state, float [B, mels, n].
-            mu: encoder output, float [B, mels, n].
-            cond: prompt mel where known, else zero, float [B, mels, n].
-            embedding: speaker embedding as the speaker model gives it, float [B, speaker].
-            t: flow time in [0, 1], float [B].
-            prompt_length: valid frames of the prompt, int64 [B]; the rest of P may hold any finite value.
-            length: valid frames of the past behind it, int64 [B]; the rest of C may hold any finite value.
-            tails: last inputs of each causal convolution (`FlowConfig.tails`), float [2B, channels, 2]; zeros at first.
-            prompt_k: keys of the prompt per attention layer, float [P, 2B, heads, hd].
-            prompt_v: values, same shape.
-            past_k: keys of the past behind it, float [C, 2B, heads, hd].
-            past_v: values, same shape.
-
-        Returns:
-            Velocity [B, mels, n], the new tails, and per layer keys and values [n, 2B, heads, hd] of the new frames.
-        """
-        cache = Cache(
-            Part(prompt_k, prompt_v, torch.cat([prompt_length, prompt_length])),
-            Part(past_k, past_v, torch.cat([length, length])),
-            tails,
-        )
-        velocity = self.velocity(x, mu, cond, embedding, t, cache=cache)
-        return velocity, cache.new_tails, cache.new_k, cache.new_v
 
 
 class UNet(nn.Module):
@@ -84,7 +40,7 @@ class UNet(nn.Module):
         self.final_proj = nn.Conv1d(width, config.mels, 1)
 
     def forward(self, x: Tensor, mu: Tensor, t: Tensor, speaker: Tensor, cond: Tensor, cache: Cache) -> Tensor:
-        """As `GuidedFlow.forward` on R plain rows, with the projected ``speaker``, float [R, mels]."""
+        """As `CausalGuided.forward` on R plain rows, with the projected ``speaker``, float [R, mels]."""
         time = self.time_mlp(t)
         h = torch.cat([x, mu, speaker[:, :, None].expand_as(x), cond], dim=1)
 

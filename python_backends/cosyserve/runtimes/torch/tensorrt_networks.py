@@ -44,7 +44,7 @@ class TensorrtSolver(PagedSolver):
     """`PagedSolver` whose steps run in a plan.
 
     Args:
-        run: the plan of ``flow_estimator``; see `GuidedFlow.forward` for what it takes and returns.
+        run: the plan of ``flow_estimator``; see `CausalGuided.forward` for what it takes and returns.
         module: for what it does not take: more past than the ladder has, and full attention.
     """
 
