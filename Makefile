@@ -31,8 +31,12 @@ gateway: $(VENV)/.gateway ## page and OpenAI's speech endpoint on 127.0.0.1:8080
 	$(BIN)/cosyserve-gateway
 
 .PHONY: test
-test: check ## everything: unit, parity, contract, client and end-to-end on the real Triton
+test: check ## everything: units, models, contracts, clients and end to end on the real Triton
 	$(BIN)/python -m pytest
+
+.PHONY: unit
+unit: $(VENV)/.dev ## modules by themselves, on fakes: seconds
+	$(BIN)/python -m pytest tests/unit
 
 .PHONY: pythons
 pythons: ## demo and tests of the real server with every Python from 3.11 to 3.13 on this machine

@@ -13,25 +13,16 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 from live import Live, running
-from numpy.typing import NDArray
 
-from cosyserve.flow.networks import FlowNetworks
-from cosyserve.flow.stream import FlowVoice
-from cosyserve.hift.stream import HiftNetworks
-from cosyserve.llm.graph_decoder import LlmNetworks
-from cosyserve.load import load_flow_networks, load_hift_networks, load_llm_networks
 from cosyserve.packed import unpack
-from cosyserve.settings import Settings
 from cosyserve_client import Client, SpeechOptions, read_prompt
 
 ROOT = Path(__file__).parents[1]
 TINY = Path(__file__).parent / "data" / "cosyvoice2-tiny"
 TINY1 = TINY.with_name("cosyvoice1-tiny")
 TINY3 = TINY.with_name("cosyvoice3-tiny")
-Vectors = dict[str, NDArray[np.float32]]
 
 # pytest puts this folder on the path, where torch would take the folder `triton` for the compiler of that name.
 sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
@@ -130,49 +121,6 @@ def prompt() -> SpeechOptions:
     samples, rate = read_prompt(str(TINY / "prompt.wav"))
     transcript = (TINY / "prompt.txt").read_text("utf-8")
     return {"prompt_audio": samples, "prompt_sample_rate": rate, "prompt_text": transcript}
-
-
-@pytest.fixture(scope="session")
-def settings(weights: Path) -> Settings:
-    return Settings(weights=str(weights))
-
-
-@pytest.fixture(scope="session")
-def llm_networks(settings: Settings) -> LlmNetworks:
-    return load_llm_networks(settings)
-
-
-@pytest.fixture(scope="session")
-def flow_networks(settings: Settings) -> FlowNetworks:
-    return load_flow_networks(settings)
-
-
-@pytest.fixture(scope="session")
-def hift_networks(settings: Settings) -> HiftNetworks:
-    return load_hift_networks(settings)
-
-
-@pytest.fixture(scope="session")
-def flow_vectors() -> Vectors:
-    return _vectors("flow")
-
-
-@pytest.fixture(scope="session")
-def e2e_vectors() -> Vectors:
-    return _vectors("e2e")
-
-
-@pytest.fixture(scope="session")
-def flow_voice(flow_vectors: Vectors) -> FlowVoice:
-    """The voice of the recorded flow runs: 93 prompt tokens."""
-    return FlowVoice(
-        flow_vectors["prompt_token"][0].astype(np.int32), flow_vectors["prompt_feat"][0], flow_vectors["spk_raw"][0]
-    )
-
-
-def _vectors(name: str) -> Vectors:
-    with np.load(TINY / "vectors" / f"{name}.npz") as archive:
-        return dict(archive.items())
 
 
 def _sources(module: str, seen: dict[str, Path]) -> dict[str, Path]:

@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import pytest
+from generation import finish, opened, said, sequence, text_of
 
 from cosyserve.config import LlmConfig
-from cosyserve.errors import InvalidInput, StageFailed
+from cosyserve.errors import InvalidInput
 from cosyserve.limits import MAX_CYCLE, MAX_REPEATED_TOKENS, PREFILL_CHUNK
 from cosyserve.llm.decoder import Ids, VocabLayout
 from cosyserve.llm.engine import Engine
-from cosyserve.llm.graph_decoder import GraphDecoder, LlmNetworks
 from cosyserve.llm.scores import LogitScores
-from cosyserve.llm.sequence import GenerationRequest
-from cosyserve.runtimes.graph import Arrays, Outputs
 
-Emitted = list[int | None]
 CONFIG = LlmConfig(48, 128, 2, 3, 1, 16, 1e6, 1e-6, 440, 6561, (5, 15), 0.8, 25, 10, 0.1)
 NUMBERS = VocabLayout(CONFIG)
-
-
-def failed(error: Exception) -> None:
-    """No sequence here may fail unless its test says so."""
-    raise error
-
-
-def sequence(id: int, *, text: int = 4, prompt: int = 0, seed: int | None = None) -> tuple[GenerationRequest, Emitted]:
-    """A sequence of `text` text tokens behind `prompt` prompt tokens, and where its tokens go."""
-    random = np.random.default_rng(id)
-    emitted: Emitted = []
-    made = GenerationRequest(
-        id=id,
-        text=random.integers(0, 256, text).astype(np.int32),
-        prompt_text=random.integers(0, 256, prompt).astype(np.int32),
-        prompt_speech=random.integers(0, 6561, prompt).astype(np.int32),
-        seed=id if seed is None else seed,
-        emit=emitted.append,
-        fail=failed,
-    )
-    return made, emitted
-
-
-def engine_of(networks: LlmNetworks, slots: int) -> Engine:
-    return Engine(GraphDecoder(networks, slots + 1), networks.config, slots)
 
 
 @dataclass
@@ -101,90 +71,6 @@ def scripted(rule: Callable[[int], int], slots: int = 1, config: LlmConfig = CON
     return Engine(decoder, config, slots), decoder
 
 
-def finish(engine: Engine) -> None:
-    for _ in range(2000):
-        if not engine.busy:
-            return
-        engine.step()
-    raise AssertionError("the engine does not come to an end")
-
-
-def said(engine: Engine, made: GenerationRequest) -> Emitted:
-    """What a sequence says in an engine that has nothing else to do."""
-    emitted: Emitted = []
-    engine.admit(replace(made, emit=emitted.append))
-    finish(engine)
-    return emitted
-
-
-def alone(networks: LlmNetworks, made: GenerationRequest) -> Emitted:
-    """What the same sequence says with nobody beside it."""
-    return said(engine_of(networks, slots=1), made)
-
-
-def poisoned(networks: LlmNetworks, call: int) -> LlmNetworks:
-    """The same networks, whose graph returns nothing but NaN at one call."""
-    calls = itertools.count(1)
-
-    def graph(inputs: Arrays) -> Outputs:
-        out = networks.graph(inputs)
-        return Outputs({name: value * np.nan for name, value in out.items()}) if next(calls) == call else out
-
-    return replace(networks, graph=graph)
-
-
-@pytest.mark.parametrize("shuffle", range(8))
-def test_tokens_do_not_depend_on_company(llm_networks: LlmNetworks, shuffle: int) -> None:
-    random = np.random.default_rng(shuffle)
-    # Prompts short and long, so that some take several chunks and the cache grows while others run.
-    watched, found = sequence(0, text=6, prompt=40)
-    company = [
-        sequence(i, text=int(random.integers(1, 9)), prompt=int(random.choice([0, 3, 60, 130]))) for i in range(1, 9)
-    ]
-    engine = engine_of(llm_networks, slots=4)
-    joining = random.permutation([0, *range(1, 9)]).tolist()
-    while joining or engine.busy:
-        if joining and (random.random() < 0.15 or not engine.busy):
-            next_id = joining.pop()
-            engine.admit(watched if next_id == 0 else company[next_id - 1][0])
-        if random.random() < 0.03:
-            engine.cancel(int(random.integers(1, 9)))
-        engine.step()
-    assert found == alone(llm_networks, watched)
-    for other, emitted in company:
-        complete = alone(llm_networks, other)
-        assert emitted[-1] is None
-        assert emitted[:-1] == complete[: len(emitted) - 1]
-
-
-def test_scores_of_a_row_are_the_same_bits_in_any_company(llm_networks: LlmNetworks) -> None:
-    random = np.random.default_rng(0)
-    numbers = VocabLayout(llm_networks.config)
-    lengths = np.array([90, 5, 64, 130, 1])
-    prompts = [random.integers(0, numbers.start, length) for length in lengths]
-    fed = random.integers(numbers.speech, numbers.start, (3, 5))
-    together = GraphDecoder(llm_networks, 5)
-    for row, prompt in enumerate(prompts):
-        together.prefill(row, 0, prompt)
-    steps = [together.step(ids, lengths + index) for index, ids in enumerate(fed)]
-    for row, prompt in enumerate(prompts):
-        single = GraphDecoder(llm_networks, 1)
-        single.prefill(0, 0, prompt)
-        for index, ids in enumerate(fed):
-            one = single.step(ids[[row]], lengths[[row]] + index)
-            np.testing.assert_array_equal(one.row(0), steps[index].row(row))
-
-
-def test_a_prompt_in_chunks_scores_as_in_one_piece(llm_networks: LlmNetworks) -> None:
-    prompt = np.random.default_rng(0).integers(0, VocabLayout(llm_networks.config).start, 150)
-    wanted = GraphDecoder(llm_networks, 1).prefill(0, 0, prompt).row(0)
-    for chunk in (1, 16, PREFILL_CHUNK, 149):
-        decoder = GraphDecoder(llm_networks, 1)
-        for start in range(0, len(prompt), chunk):
-            found = decoder.prefill(0, start, prompt[start : start + chunk]).row(0)
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
-
-
 @pytest.mark.parametrize("leaver", [None, 1, 2])
 def test_a_newcomer_with_a_long_prompt_does_not_hold_up_the_others(leaver: int | None) -> None:
     """Also while a row is vacated before it: its half-fed prompt moves along."""
@@ -209,27 +95,6 @@ def test_a_newcomer_with_a_long_prompt_does_not_hold_up_the_others(leaver: int |
     fed = next(ids for ids in decoder.rows.values() if len(ids) > 2 * PREFILL_CHUNK)
     assert fed[: len(prompt)] == prompt.tolist()
     assert max(new for _, new in decoder.calls) == PREFILL_CHUNK
-
-
-def test_seeds_decide_the_tokens(llm_networks: LlmNetworks) -> None:
-    first, again, other = (alone(llm_networks, sequence(1, seed=seed)[0]) for seed in (1, 1, 2))
-    assert first == again
-    assert first != other
-
-
-def test_prompts_change_the_tokens(llm_networks: LlmNetworks) -> None:
-    made, _ = sequence(1, prompt=5)
-    for bare in (replace(made, prompt_text=made.prompt_text[:0]), replace(made, prompt_speech=made.prompt_speech[:0])):
-        assert alone(llm_networks, bare) != alone(llm_networks, made)
-
-
-def test_prompt_embeddings_stand_in_the_order_of_the_model(llm_networks: LlmNetworks) -> None:
-    n = llm_networks
-    embeds = n.embed(VocabLayout(n.config).prompt(np.array([1, 2]), np.array([3]), np.array([4, 5])))
-    e = n.embed
-    rows = [e.special[0], e.text[1], e.text[2], e.text[3], e.special[1], e.speech[4], e.speech[5]]
-    np.testing.assert_array_equal(embeds, np.stack(rows))
-    assert embeds.dtype == np.float32
 
 
 @pytest.mark.parametrize("special", [0, 1, 2])
@@ -380,33 +245,6 @@ def test_ids_beyond_their_vocabulary_are_refused_by_name(name: str, field: str, 
     assert not engine.busy
 
 
-def test_a_sequence_that_cannot_go_on_fails_alone(llm_networks: LlmNetworks) -> None:
-    """Scores that are not finite may not reach the neighbours, nor the next sequence of the row."""
-    expected = alone(llm_networks, sequence(2)[0])
-    errors: list[Exception] = []
-    engine = engine_of(poisoned(llm_networks, call=2), slots=1)
-    engine.admit(replace(sequence(3)[0], fail=errors.append))
-    good, emitted = sequence(2)
-    engine.admit(good)
-    finish(engine)
-    assert [type(error) for error in errors] == [StageFailed]
-    assert emitted == expected
-
-
-def test_a_slot_can_be_used_again(llm_networks: LlmNetworks) -> None:
-    engine = engine_of(llm_networks, slots=1)
-    said(engine, sequence(1, text=9, prompt=60)[0])
-    short, _ = sequence(2, text=2)
-    assert said(engine, short) == alone(llm_networks, short)
-
-
-def opened(id: int, *, prompt: int = 0) -> tuple[GenerationRequest, Emitted, list[int]]:
-    """A sequence whose text is still to come, where its tokens go, and how many it had said at each pause."""
-    made, emitted = sequence(id, text=0, prompt=prompt)
-    pauses: list[int] = []
-    return replace(made, more=True, pause=lambda: pauses.append(len(emitted))), emitted, pauses
-
-
 def run_dry(engine: Engine) -> None:
     """Steps until there is nothing to do, be it that all has ended or that text is awaited."""
     for _ in range(2000):
@@ -414,19 +252,6 @@ def run_dry(engine: Engine) -> None:
             return
         engine.step()
     raise AssertionError("the engine does not come to rest")
-
-
-def text_of(length: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.int32]]:
-    return np.random.default_rng(seed).integers(0, 256, length).astype(np.int32)
-
-
-def told_at_once(networks: LlmNetworks, made: GenerationRequest, text: np.ndarray[Any, np.dtype[np.int32]]) -> Emitted:
-    """What an open sequence says alone, when all its text is there from the start."""
-    engine, emitted = engine_of(networks, slots=1), list[int | None]()
-    engine.admit(replace(made, emit=emitted.append))
-    engine.add_text(made.id, text, more=False)
-    finish(engine)
-    return emitted
 
 
 def test_blocks_of_speech_follow_their_text() -> None:
@@ -477,34 +302,6 @@ def test_neither_an_end_nor_a_question_comes_before_its_time(special: int) -> No
     engine.add_text(1, np.arange(2, dtype=np.int32), more=False)
     finish(engine)
     assert emitted[-1] is None
-
-
-@pytest.mark.parametrize("shuffle", range(4))
-def test_open_sequences_do_not_depend_on_company_or_on_when_text_comes(llm_networks: LlmNetworks, shuffle: int) -> None:
-    random = np.random.default_rng(shuffle)
-    texts = {id: text_of(int(random.integers(1, 24)), id) for id in range(6)}
-    made = {id: opened(id, prompt=int(random.choice([0, 7, 40]))) for id in texts}
-    engine = engine_of(llm_networks, slots=4)
-    left = dict(texts)
-    for one, _, _ in made.values():
-        engine.admit(one)
-    company, heard = sequence(9, text=4, prompt=70)
-    for step in itertools.count():
-        if step == 20:
-            engine.admit(company)
-        if left and random.random() < 0.4:
-            id = int(random.choice(list(left)))
-            count = int(random.integers(0, 6))
-            engine.add_text(id, left[id][:count], more=len(left[id]) > count)
-            left[id] = left[id][count:]
-            if not len(left[id]):
-                del left[id]
-        engine.step()
-        if not left and not engine.busy:
-            break
-    assert heard == alone(llm_networks, company)
-    for id, (one, emitted, _) in made.items():
-        assert emitted == told_at_once(llm_networks, one, texts[id])
 
 
 def test_a_sequence_that_waits_costs_the_others_nothing() -> None:

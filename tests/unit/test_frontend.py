@@ -14,9 +14,6 @@ from cosyserve import limits
 from cosyserve.bundle import read
 from cosyserve.errors import InvalidInput, Unsupported, VoiceNotFound
 from cosyserve.frontend import Frontend, Request, UtteranceFeatures
-from cosyserve.load import load_frontend
-from cosyserve.settings import Settings
-from cosyserve.text.normalize import _inflect, _wetext
 from cosyserve.text.tokenizer import SPECIALS, Tokenizer
 from cosyserve.voices import Voice, VoiceStore
 
@@ -290,13 +287,6 @@ def test_a_wrong_field_is_named(frontend: Frontend, request_: Request, field: st
         frontend(request_)
     assert caught.value.field == field
     assert len(str(caught.value)) < 200
-
-
-def test_a_loaded_frontend_has_the_number_grammars(settings: Settings) -> None:
-    for grammar in (_wetext, _inflect):
-        grammar.cache_clear()
-    load_frontend(settings)
-    assert _wetext.cache_info().currsize == _inflect.cache_info().currsize == 1
 
 
 @pytest.mark.parametrize("field", ["text", "prompt_text", "instruct"])

@@ -1,10 +1,9 @@
-"""Speaking rate: the same frames however they come, and upstream's when they come whole."""
+"""Speaking rate: the same frames however they come."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -21,9 +20,9 @@ def mel_of(frames: int) -> Float:
     return np.random.default_rng(frames).standard_normal((MELS, frames)).astype(np.float32)
 
 
-def stretched(mel: Float, speed: float, at: list[int], whole: bool = False) -> tuple[Float, list[int]]:
+def stretched(mel: Float, speed: float, at: list[int]) -> tuple[Float, list[int]]:
     """All frames, and how many came at each step."""
-    stretch = TimeStretch(MELS, speed, whole)
+    stretch = TimeStretch(MELS, speed)
     pieces = np.split(mel, sorted(at), axis=1)
     made = [stretch(piece, final=index == len(pieces) - 1) for index, piece in enumerate(pieces)]
     return np.concatenate(made, axis=1), [frames.shape[1] for frames in made]
@@ -38,19 +37,6 @@ def test_any_split_gives_the_same_frames(frames: int, speed: float, at: list[int
     once, _ = stretched(mel, speed, [])
     assert once.shape == (MELS, int(frames / speed))
     np.testing.assert_array_equal(stretched(mel, speed, at)[0], once)
-
-
-@settings(deadline=None)
-@given(frames=st.integers(2, 60), speed=speeds, at=cuts)
-@example(frames=33, speed=0.8, at=[])
-@example(frames=50, speed=1.25, at=[20])
-def test_whole_segments_are_upstream_s(frames: int, speed: float, at: list[int]) -> None:
-    mel = mel_of(frames)
-    size = int(frames / speed)
-    expected = torch.nn.functional.interpolate(torch.from_numpy(mel)[None], size=size, mode="linear")[0]
-    made, counts = stretched(mel, speed, at, whole=True)
-    assert counts[:-1] == [0] * (len(counts) - 1)
-    np.testing.assert_allclose(made, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("speed", [0.5, 0.9, 1.25, 2.0])

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from cosyserve import limits
 from cosyserve.errors import (
@@ -31,8 +30,6 @@ from cosyserve.errors import (
     WeightsError,
 )
 from cosyserve.voices import Voice, VoiceStore, voices_from_spk2info
-
-TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"
 
 
 def voice(name: str = "anna", text: str = "你好") -> Voice:
@@ -279,25 +276,6 @@ def test_of_those_who_register_one_name_at_once_one_succeeds(tmp_path: Path) -> 
     for thread in threads:
         thread.join()
     assert [VoiceStore(tmp_path).get("anna").prompt_text] == outcomes
-
-
-def test_voices_of_a_bundle() -> None:
-    speakers = torch.load(TINY / "bundle" / "spk2info.pt", weights_only=True)
-    arrays = {name: {key: value.numpy() for key, value in entry.items()} for name, entry in speakers.items()}
-    arrays["plain"] = {"embedding": arrays["spk_tiny"]["embedding"]}
-    stored, plain = voices_from_spk2info(arrays)
-    entry = arrays["spk_tiny"]
-    for field, key in {
-        "prompt_text_tokens": "prompt_text",
-        "llm_prompt_tokens": "llm_prompt_speech_token",
-        "flow_prompt_tokens": "flow_prompt_speech_token",
-        "prompt_mel": "prompt_speech_feat",
-        "speaker_embedding": "flow_embedding",
-    }.items():
-        np.testing.assert_array_equal(getattr(stored, field), entry[key][0])
-    assert (stored.has_prompt, stored.has_transcript) == (True, True)
-    assert (plain.has_prompt, plain.has_transcript) == (False, False)
-    np.testing.assert_array_equal(plain.speaker_embedding, stored.speaker_embedding)
 
 
 def test_bundle_speakers_that_cannot_be_voices() -> None:

@@ -17,6 +17,7 @@ from cosyserve.errors import BundleError
 from cosyserve.hyperyaml import read_yaml
 from cosyserve.recipe import recipe_of
 from cosyserve.shapes import expected_shapes
+from cosyserve.voices import voices_from_spk2info
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny" / "bundle"
 
@@ -367,3 +368,22 @@ def test_speakers_are_numpy() -> None:
 def test_no_speakers_is_fine(bundle: Path) -> None:
     (bundle / "spk2info.pt").unlink()
     assert read(bundle).spk2info() == {}
+
+
+def test_voices_of_a_bundle() -> None:
+    speakers = torch.load(TINY / "spk2info.pt", weights_only=True)
+    arrays = {name: {key: value.numpy() for key, value in entry.items()} for name, entry in speakers.items()}
+    arrays["plain"] = {"embedding": arrays["spk_tiny"]["embedding"]}
+    stored, plain = voices_from_spk2info(arrays)
+    entry = arrays["spk_tiny"]
+    for field, key in {
+        "prompt_text_tokens": "prompt_text",
+        "llm_prompt_tokens": "llm_prompt_speech_token",
+        "flow_prompt_tokens": "flow_prompt_speech_token",
+        "prompt_mel": "prompt_speech_feat",
+        "speaker_embedding": "flow_embedding",
+    }.items():
+        np.testing.assert_array_equal(getattr(stored, field), entry[key][0])
+    assert (stored.has_prompt, stored.has_transcript) == (True, True)
+    assert (plain.has_prompt, plain.has_transcript) == (False, False)
+    np.testing.assert_array_equal(plain.speaker_embedding, stored.speaker_embedding)

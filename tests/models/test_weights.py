@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from cosyserve.errors import WeightsError
 from cosyserve.load import load_chunk_grid, load_flow_networks, load_frontend, load_hift_networks, load_llm_networks
 from cosyserve.settings import Settings
+from cosyserve.text.normalize import _inflect, _wetext
 from cosyserve.weights import FORMAT, Weights, map_tensors, sha256
 
 
@@ -54,6 +55,13 @@ def load_everything(folder: Path) -> None:
 
 def test_good_weights_load(weights: Path) -> None:
     load_everything(weights)
+
+
+def test_a_loaded_frontend_has_the_number_grammars(settings: Settings) -> None:
+    for grammar in (_wetext, _inflect):
+        grammar.cache_clear()
+    load_frontend(settings)
+    assert _wetext.cache_info().currsize == _inflect.cache_info().currsize == 1
 
 
 def test_the_grid_is_the_model_s(weights: Path) -> None:
