@@ -201,7 +201,7 @@ async def status(path: str, method: str = "GET") -> int:
 
 
 @each_overlay
-def test_the_grace_is_longer_than_the_drain_and_the_drain_longer_than_the_longest_stream(overlay: str) -> None:
+def test_grace_is_longer_than_drain_and_drain_than_any_stream(overlay: str) -> None:
     manifests = rendered(overlay)
     python, script, *arguments = container(manifests, SERVER)["lifecycle"]["preStop"]["exec"]["command"]
     assert (python, script) == ("python3", "/opt/cosyserve/drain.py")

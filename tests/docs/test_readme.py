@@ -1,4 +1,4 @@
-"""Every command of the README runs, as it is written there."""
+"""Every command of the README runs, as it is written there, but on ports that are free."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ import sys
 import tomllib
 import wave
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+from cosyserve.cli import app
+from cosyserve.serve import free_port
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -35,12 +41,34 @@ ELSEWHERE = {
     "make test": "this test is part of it",
     "make check": "`make test` starts with it",
 }
+URL = "127.0.0.1:8001"
 builds = pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed")
 INSTALL = re.compile(r"pip install -e '\.\[(.*)\]'")
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+@dataclass(frozen=True)
+class Served:
+    """The README's server, in the folder of its user."""
+
+    folder: Path
+    grpc_port: int
+    metrics_port: int
+
+    def there(self, text: str) -> str:
+        """A command, or code, of the README, of which nothing is changed but that it finds the server here."""
+        url = f"127.0.0.1:{self.grpc_port}"
+        text = re.sub(r"^cosyserve (say|bench|voice \w+)", rf"\g<0> --url {url}", text)
+        ports = f"--grpc-port {self.grpc_port} --metrics-port {self.metrics_port}"
+        text = re.sub("^cosyserve serve", rf"\g<0> {ports}", text)
+        return re.sub("^locust", rf"\g<0> --host {url}", text).replace(URL, url)
+
+    def run(self, command: str) -> str:
+        """What a command prints in that folder."""
+        return run(self.there(command), self.folder)
 
 
 def run(command: str, folder: Path) -> str:
@@ -67,17 +95,19 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(desk: Path) -> Iterator[Path]:
+def served(desk: Path) -> Iterator[Served]:
     """The README's `prepare` and `serve`, up to the ready line."""
     pytest.importorskip("torch", reason="torch is not installed")
     prepare = next(c for c in COMMANDS if c.startswith("cosyserve-build prepare"))
     (serve,) = (c for c in COMMANDS if c.startswith("cosyserve serve"))
     run(prepare, desk)
-    process = subprocess.Popen(serve.split(), cwd=desk, env=environment(), stdout=subprocess.PIPE, text=True)
+    here = Served(desk, free_port(), free_port())
+    command = here.there(serve).split()
+    process = subprocess.Popen(command, cwd=desk, env=environment(), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        assert process.stdout.readline().startswith("ready: gRPC on 127.0.0.1:8001")
-        yield desk
+        assert process.stdout.readline().startswith(f"ready: gRPC on 127.0.0.1:{here.grpc_port}")
+        yield here
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=30)
@@ -93,32 +123,46 @@ def test_make_demo_writes_a_wave_file_and_says_what_is_heard_in_it() -> None:
     assert seconds(ROOT / "demo.wav") > 1
 
 
-def test_say_and_voice_in_the_order_of_the_readme(served: Path) -> None:
+def test_the_servers_default_ports_are_those_that_the_readme_names() -> None:
+    """And those at which the commands and the code of the README look for it."""
+    assert f"gRPC on {URL}, Prometheus metrics on 127.0.0.1:8002." in README
+    group: Any = typer.main.get_command(app)
+    defaults = {option.name: option.default for option in group.commands["serve"].params}
+    assert f"127.0.0.1:{defaults['grpc_port']}" == URL
+    assert defaults["metrics_port"] == 8002
+    voice = group.commands["voice"].commands
+    for command in (group.commands["say"], group.commands["bench"], *(voice[name] for name in ("add", "list", "rm"))):
+        assert {option.default for option in command.params if option.name == "url"} == {URL}, command.name
+    # Read, because Locust patches the interpreter when it is imported.
+    assert f'    host = "{URL}"' in (ROOT / "loadtest" / "voice_users.py").read_text("utf-8")
+
+
+def test_say_and_voice_in_the_order_of_the_readme(served: Served) -> None:
     for command in (c for c in COMMANDS if c.startswith(("cosyserve say", "cosyserve voice"))):
-        printed = run(command, served)
+        printed = served.run(command)
         if found := re.search(r" -o (\S+)", command):
             rate = re.search(r"--sample-rate (\d+)", command)
-            assert seconds(served / found[1], int(rate[1]) if rate else 24_000) > 0.5
+            assert seconds(served.folder / found[1], int(rate[1]) if rate else 24_000) > 0.5
         if command == "cosyserve voice list":
             assert "anna" in printed
 
 
-def test_bench(served: Path) -> None:
+def test_bench(served: Served) -> None:
     (bench,) = (c for c in COMMANDS if c.startswith("cosyserve bench"))
-    run(bench, served)
-    assert [level["succeeded"] for level in json.loads((served / "bench.json").read_text())["levels"]] == [8, 8, 8]
-    assert (served / "bench.png").stat().st_size
+    served.run(bench)
+    levels = json.loads((served.folder / "bench.json").read_text())["levels"]
+    assert [level["succeeded"] for level in levels] == [8, 8, 8]
+    assert (served.folder / "bench.png").stat().st_size
 
 
-@pytest.mark.usefixtures("served")
-def test_locust() -> None:
+def test_locust(served: Served) -> None:
     (locust,) = (c for c in COMMANDS if c.startswith("locust"))
-    run(locust, ROOT)
+    run(served.there(locust), ROOT)
 
 
 @pytest.mark.parametrize("code", PYTHON)
-def test_python(served: Path, code: str) -> None:
-    printed = run(f"{sys.executable} - <<'END'\n{code}END", served).splitlines()
+def test_python(served: Served, code: str) -> None:
+    printed = served.run(f"{sys.executable} - <<'END'\n{code}END").splitlines()
     offsets = [int(line.split()[0]) for line in printed]
     assert len(offsets) > 2
     assert offsets == sorted(offsets)

@@ -312,9 +312,7 @@ def test_pasts_too_large_to_copy_are_solved_one_by_one(
     assert solver.widest == 1
 
 
-def test_chunks_of_different_lengths_or_distant_positions_do_not_share_an_encoder_call(
-    flow_networks: FlowNetworks, tokens: Ints
-) -> None:
+def test_unlike_chunks_do_not_share_an_encoder_call(flow_networks: FlowNetworks, tokens: Ints) -> None:
     """There the rounding would differ from that of the stream alone."""
 
     def job(past: int, new: int) -> EncodeJob:

@@ -41,9 +41,8 @@ def window(frames: int, *, end: bool = False, value: float = 1.0) -> Window:
     return Window(inputs, frames, end)
 
 
-def test_windows_with_more_to_come_are_padded_on_the_right_and_what_does_not_run_along_time_is_not(
-    graph: Summing, network: Windowed
-) -> None:
+def test_windows_with_more_to_come_are_padded_on_the_right(graph: Summing, network: Windowed) -> None:
+    """And what does not run along time is not padded."""
     long, short = network([window(10), window(7, value=2.0)])
     (inputs,) = graph.inputs
     assert {name: np.shape(array) for name, array in inputs.items()} == {

@@ -262,7 +262,8 @@ def test_calls_side_by_side_never_share_a_stream(network: Doubling) -> None:
     assert [stream.results for stream in streams] == [[4, 8], [40, 80]]
 
 
-def test_a_stream_dropped_while_its_call_runs_gets_nothing_and_its_companions_theirs(network: Doubling) -> None:
+def test_a_stream_dropped_while_its_call_runs_gets_nothing(network: Doubling) -> None:
+    """And its companions get theirs."""
     scheduler = Scheduler(8)
     streams = [Stream(network, 2), Stream(network, 4)]
     tasks = [stream.task() for stream in streams]
