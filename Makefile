@@ -47,11 +47,12 @@ smoke: $(VENV)/.smoke ## tests of the real server that need no torch: what `make
 	$(BIN)/python -m pytest $(SMOKE)
 
 .PHONY: check
-check: $(VENV)/.dev ## ruff, mypy, rendered configurations: seconds
+check: $(VENV)/.dev ## ruff, mypy, rendered configurations and tables: seconds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@if $(BIN)/python -c 'import torch' 2>/dev/null; then echo mypy; $(BIN)/mypy; else echo "no mypy: it needs torch"; fi
 	$(BIN)/cosyserve-build configs --check
+	$(BIN)/cosyserve-build docs --check
 
 .PHONY: format
 format: $(VENV)/.dev ## let ruff fix and format
@@ -61,6 +62,10 @@ format: $(VENV)/.dev ## let ruff fix and format
 .PHONY: configs
 configs: $(VENV)/.dev ## render the model repository of the source from the contracts
 	$(BIN)/cosyserve-build configs
+
+.PHONY: docs
+docs: $(VENV)/.dev ## make the tables of docs/ that repeat what the code says
+	$(BIN)/cosyserve-build docs
 
 .PHONY: manifests
 manifests: ## render deploy/rendered from the overlays; needs kubectl

@@ -247,3 +247,19 @@ def configs(
     for path in stale:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(texts[path], "utf-8")
+
+
+@app.command()
+def docs(
+    folder: Annotated[Path, typer.Argument(help="pages in Markdown")] = Path("docs"),
+    check: Annotated[bool, typer.Option("--check", help="write nothing; exit 1 when a page is stale")] = False,
+) -> None:
+    """Make the tables of docs/ that repeat what the code says."""
+    with one_line_errors():
+        from cosyserve_build import docs_tables
+
+        if not check:
+            docs_tables.write(folder)
+        elif stale := docs_tables.stale(folder):
+            print("stale, run `make docs`: " + ", ".join(map(str, stale)), file=sys.stderr)
+            raise typer.Exit(1)

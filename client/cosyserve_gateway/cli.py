@@ -25,13 +25,22 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to bind.")] = 8080,
     api_key: Annotated[
-        list[str] | None, typer.Option(help="Key that callers must show, any number; better in the environment.")
+        list[str] | None,
+        typer.Option(
+            help="Keys of which callers of /v1 must show one, better in the environment; with none anybody may call."
+        ),
     ] = None,
-    origin: Annotated[list[str] | None, typer.Option(help="Web page elsewhere that may call; any number.")] = None,
-    requests_per_minute: Annotated[int, typer.Option(min=1, help="Of one client.")] = limits.REQUESTS_PER_MINUTE,
+    origin: Annotated[
+        list[str] | None, typer.Option(help="Web pages elsewhere that may call, as https://example.org.")
+    ] = None,
+    requests_per_minute: Annotated[
+        int, typer.Option(min=1, help="Requests of one client a minute.")
+    ] = limits.REQUESTS_PER_MINUTE,
     streams: Annotated[int, typer.Option(min=1, help="Utterances at once.")] = limits.STREAMS,
-    streams_per_client: Annotated[int, typer.Option(min=1, help="Of one client.")] = limits.STREAMS_PER_CLIENT,
-    voice_changes: Annotated[bool, typer.Option(help="Let callers register and delete voices.")] = True,
+    streams_per_client: Annotated[
+        int, typer.Option(min=1, help="Utterances of one client at once.")
+    ] = limits.STREAMS_PER_CLIENT,
+    voice_changes: Annotated[bool, typer.Option(help="Whether callers may register and delete voices.")] = True,
 ) -> None:
     """Serve OpenAI's speech endpoint, a WebSocket and a page until interrupted.
 

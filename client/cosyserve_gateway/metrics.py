@@ -17,6 +17,14 @@ from cosyserve_gateway.errors import ClientLeft
 OUTCOMES = ("complete", "cancelled", "failed")
 """How an utterance ends: all its audio was sent, its client left or asked to stop, or anything else."""
 
+ADVICE = {
+    "cosyserve_gateway_requests_total": "429: a client is too fast; 5xx: the log says why",
+    "cosyserve_gateway_active_streams": "near `--streams`: more gateways",
+    "cosyserve_gateway_first_audio_seconds": "the measure of what listeners wait; p95 above 1 s: more servers",
+    "cosyserve_gateway_utterances_total": "failed: the log says why",
+}
+"""What an operator does about each, for docs/operations.md."""
+
 
 class Metrics:
     """The metrics of one gateway."""
@@ -40,7 +48,10 @@ class Metrics:
         )
         self.audio = Counter("cosyserve_gateway_audio_seconds", "Audio sent.", registry=self._registry)
         self.utterances = Counter(
-            "cosyserve_gateway_utterances", "Utterances by how they ended.", ("outcome",), registry=self._registry
+            "cosyserve_gateway_utterances",
+            "Utterances by outcome: complete, cancelled, failed.",
+            ("outcome",),
+            registry=self._registry,
         )
         for outcome in OUTCOMES:
             self.utterances.labels(outcome)

@@ -6,7 +6,7 @@ Shapes leave out the batch dimension. ``-1`` is a variable length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -36,7 +36,7 @@ class Tensor:
         name: tensor name on the wire.
         dtype: Triton type without prefix (``BYTES``, ``FP32``, ``INT32``, ``INT64``, ``INT16``, ``BOOL``).
         dims: shape without batch dimension.
-        doc: meaning and unit.
+        doc: meaning and unit; the tables of docs/api.md are made of those that users see.
         optional: whether a request, or a response to one that did not ask for it, may leave it out.
         most: bound on a variable length of an input; 0 where the model itself bounds it.
     """
@@ -113,31 +113,84 @@ TTS = Model(
     "these), and gets an empty final response, or an error. A flush ends a segment as the end of a text would, and the "
     "next text begins another in the same voice; the end of the sequence flushes too.",
     inputs=(
-        Tensor("text", "BYTES", (1,), "text to speak, UTF-8; required but in mode vc", optional=True),
-        Tensor("voice", "BYTES", (1,), "name of a registered voice", optional=True),
-        Tensor("prompt_audio", "FP32", (-1,), "mono samples of the voice to clone, -1..1", optional=True),
-        Tensor("prompt_sample_rate", "INT32", (1,), "rate of prompt_audio in Hz", optional=True),
-        Tensor("prompt_text", "BYTES", (1,), "transcript of prompt_audio, UTF-8", optional=True),
-        Tensor("instruct", "BYTES", (1,), "how to speak, UTF-8", optional=True),
-        Tensor("mode", "BYTES", (1,), "sft, zero_shot, cross_lingual, instruct or vc", optional=True),
-        Tensor("source_audio", "FP32", (-1,), "mono samples to convert (mode vc), -1..1", optional=True),
-        Tensor("source_sample_rate", "INT32", (1,), "rate of source_audio in Hz", optional=True),
-        Tensor("speed", "FP32", (1,), "speaking rate, 0.5 to 2; 1 = as generated", optional=True),
-        Tensor("sample_rate", "INT32", (1,), "rate of the audio in Hz; the bundle's own when absent", optional=True),
-        Tensor("seed", "INT64", (1,), "seed of all randomness of the request", optional=True),
-        Tensor("stream", "BOOL", (1,), "false: full attention, one chunk a segment", optional=True),
-        Tensor("timestamps", "BOOL", (1,), "true: estimate when each word begins", optional=True),
-        Tensor("flush", "BOOL", (1,), "text in pieces: true: speak what was written so far", optional=True),
+        Tensor(
+            "text",
+            "BYTES",
+            (1,),
+            "what to speak, UTF-8, up to 4,096 characters; not together with `source_audio`",
+            optional=True,
+        ),
+        Tensor(
+            "voice",
+            "BYTES",
+            (1,),
+            "a registered voice; without it and without `prompt_audio` the oldest one speaks",
+            optional=True,
+        ),
+        Tensor(
+            "prompt_audio",
+            "FP32",
+            (-1,),
+            "the voice to clone: mono samples in -1..1, 0.5 to 30 s; not together with `voice`",
+            optional=True,
+        ),
+        Tensor(
+            "prompt_sample_rate",
+            "INT32",
+            (1,),
+            "its rate, 16,000 to 192,000 Hz; required with `prompt_audio`",
+            optional=True,
+        ),
+        Tensor("prompt_text", "BYTES", (1,), "what is said in `prompt_audio`, up to 1,024 characters", optional=True),
+        Tensor("instruct", "BYTES", (1,), "how to speak, up to 512 characters", optional=True),
+        Tensor("mode", "BYTES", (1,), "one of the modes; inferred when absent", optional=True),
+        Tensor("source_audio", "FP32", (-1,), "speech to say in the voice, mono, 0.5 to 300 s", optional=True),
+        Tensor("source_sample_rate", "INT32", (1,), "its rate; required with `source_audio`", optional=True),
+        Tensor("speed", "FP32", (1,), "speaking rate, 0.5 to 2; 1 is as generated", optional=True),
+        Tensor(
+            "sample_rate",
+            "INT32",
+            (1,),
+            "of the audio: 8000, 16000, 24000, 48000 or the model's own, which is the default",
+            optional=True,
+        ),
+        Tensor(
+            "seed",
+            "INT64",
+            (1,),
+            "same text, voice and seed: same samples, at any load; random when absent",
+            optional=True,
+        ),
+        Tensor(
+            "stream",
+            "BOOL",
+            (1,),
+            "false: full attention, one chunk for each text segment; true when absent",
+            optional=True,
+        ),
+        Tensor("timestamps", "BOOL", (1,), "true: tell when each word begins", optional=True),
+        Tensor("flush", "BOOL", (1,), "text in pieces only: speak what was written so far", optional=True),
     ),
     outputs=(
-        Tensor("audio", "INT16", (-1,), "mono PCM at the rate asked for"),
+        Tensor("audio", "INT16", (-1,), "the next samples, mono, at the rate asked for"),
         Tensor("sample_offset", "INT64", (1,), "samples sent before this chunk"),
         Tensor("token_offset", "INT32", (1,), "speech tokens of this segment spoken before this chunk"),
         Tensor("token_count", "INT32", (1,), "speech tokens spoken in this chunk"),
-        Tensor("segment", "INT32", (1,), "index of the text segment"),
-        Tensor("words", "BYTES", (-1,), "words, or characters of CJK, that begin in this chunk, UTF-8", optional=True),
-        Tensor("word_starts", "FP32", (-1,), "seconds of audio before each, estimated", optional=True),
-        Tensor("final", "BOOL", (1,), "true on the last response, which carries no audio"),
+        Tensor("segment", "INT32", (1,), "which piece of the text, from 0: long texts are cut between sentences"),
+        Tensor(
+            "words",
+            "BYTES",
+            (-1,),
+            "with `timestamps`: words, or characters of Chinese, Japanese and Korean, that begin in this chunk",
+            optional=True,
+        ),
+        Tensor("word_starts", "FP32", (-1,), "seconds of audio before each of them, estimated", optional=True),
+        Tensor(
+            "final",
+            "BOOL",
+            (1,),
+            "true on the last response, which has no audio: a cut stream can be told from a finished one",
+        ),
     ),
     computes=False,
 )
@@ -188,8 +241,8 @@ def _upstream(version: int) -> Model:
         inputs=(
             Tensor("reference_wav", "FP32", (-1,), "the voice to clone, 16 kHz mono, -1..1", optional=True),
             Tensor("reference_wav_len", "INT32", (1,), "samples of it, without padding", optional=True),
-            Tensor("reference_text", "BYTES", (1,), "its transcript, UTF-8", optional=True),
-            Tensor("target_text", "BYTES", (1,), "text to speak, UTF-8"),
+            Tensor("reference_text", "BYTES", (1,), "its transcript", optional=True),
+            Tensor("target_text", "BYTES", (1,), "text to speak"),
         ),
         outputs=(Tensor("waveform", "FP32", (-1,), "the next samples at 24 kHz, -1..1"),),
         computes=False,
@@ -206,18 +259,30 @@ VOICES = Model(
     Scheduling.PLAIN,
     "Registers, lists, describes and deletes voices. The answer describes those it is about, deleted ones included.",
     inputs=(
-        Tensor("action", "BYTES", (1,), "register, list, describe or delete"),
-        Tensor("voice", "BYTES", (1,), "name; required but for list", optional=True),
-        *(TTS.input(name) for name in ("prompt_audio", "prompt_sample_rate", "prompt_text")),
-        Tensor("consent", "BYTES", (1,), "note on the speaker's consent, UTF-8", optional=True),
-        Tensor("replace", "BOOL", (1,), "true: register may take the place of another voice", optional=True),
+        Tensor("action", "BYTES", (1,), "`register`, `list`, `describe` or `delete`"),
+        Tensor("voice", "BYTES", (1,), "its name; required but for `list`", optional=True),
+        *(
+            replace(TTS.input(name), doc="with `register`: as for `tts`")
+            for name in ("prompt_audio", "prompt_sample_rate")
+        ),
+        replace(TTS.input("prompt_text"), doc="with `register`: what is said"),
+        Tensor(
+            "consent",
+            "BYTES",
+            (1,),
+            "with `register`: note on the speaker's consent, up to 1,024 characters",
+            optional=True,
+        ),
+        Tensor("replace", "BOOL", (1,), "with `register`: true: may take the place of another voice", optional=True),
     ),
     outputs=(
         Tensor(
             "voices",
             "BYTES",
             (-1,),
-            "a JSON object for each: name, prompt_text, prompt_seconds, digest, consent, created (ISO 8601, UTC)",
+            "a JSON object for each voice that the request is about, deleted ones included: `name`, `prompt_text`, "
+            "`prompt_seconds`, `digest` (SHA-256 of transcript and tensors), `consent`, `created` (ISO 8601, UTC; "
+            "empty for a voice of the bundle)",
         ),
     ),
     computes=False,

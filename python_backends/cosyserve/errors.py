@@ -18,6 +18,8 @@
       ServeError                   (operator)         the server could not be started
 
 Messages never carry a path of the server or a traceback when they reach a client.
+
+The tables of docs/operations.md are made from the docstrings below.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ class CosyServeError(Exception):
 class InvalidInput(CosyServeError):
     """A request field is missing, malformed or out of bounds.
 
+    What to do: the caller's to mend.
+
     Args:
         field: name of the tensor or argument, as the user wrote it.
         problem: what is wrong with it, and what would be right.
@@ -51,19 +55,28 @@ class InvalidInput(CosyServeError):
 
 
 class VoiceNotFound(CosyServeError):
-    """The named voice is not registered."""
+    """The named voice is not registered.
+
+    What to do: register it; do the servers share their voices?
+    """
 
     code = "NOT_FOUND"
 
 
 class VoiceExists(CosyServeError):
-    """A voice of that name is registered already."""
+    """A voice of that name is registered already.
+
+    What to do: replace it, or name another.
+    """
 
     code = "ALREADY_EXISTS"
 
 
 class Overloaded(CosyServeError):
-    """The server is at capacity; nothing was started."""
+    """Every stream, the cache memory, the voices or the disk for them is taken; nothing was started.
+
+    What to do: more servers.
+    """
 
     code = "UNAVAILABLE"
 
@@ -81,14 +94,20 @@ class MemoryTaken(Overloaded):
 
 
 class Draining(CosyServeError):
-    """The server is about to stop: what it speaks it speaks to the end, and takes nothing new."""
+    """The server is about to stop: what it speaks it speaks to the end, and takes nothing new.
+
+    What to do: clients that retry find another.
+    """
 
     code = "UNAVAILABLE"
     reason = "draining"
 
 
 class Unsupported(CosyServeError):
-    """A well-formed request for something that this server or bundle does not do."""
+    """A well-formed request for something that this server or bundle does not do; or the voices' folder is read-only.
+
+    What to do: other weights; a folder that can be written.
+    """
 
     code = "UNIMPLEMENTED"
 
@@ -101,39 +120,57 @@ class Cancelled(CosyServeError):
 
 
 class SessionIdle(CosyServeError):
-    """A session waited too long for text and was closed."""
+    """A session waited `session_idle` seconds for text and was closed.
+
+    What to do: raise it, or write to it.
+    """
 
     code = "CANCELLED"
     reason = "idle"
 
 
 class LifetimeOver(CosyServeError):
-    """An utterance was under way for longer than the server allows."""
+    """An utterance was under way for longer than `lifetime` seconds.
+
+    What to do: raise it, or speak less at once.
+    """
 
     code = "CANCELLED"
     reason = "lifetime"
 
 
 class StageFailed(CosyServeError):
-    """A stage of the pipeline failed; the cause is logged on the server."""
+    """A stage of the pipeline failed, or took longer for one answer than its timeout.
+
+    What to do: the server's log has the traceback.
+    """
 
     code = "INTERNAL"
 
 
 class BundleError(CosyServeError):
-    """A CosyVoice bundle is incomplete or contradicts its own YAML."""
+    """A CosyVoice bundle is incomplete or contradicts its own YAML.
+
+    What to do: download it again.
+    """
 
     code = "FAILED_PRECONDITION"
 
 
 class WeightsError(CosyServeError):
-    """Prepared weights are missing, damaged or made by an incompatible version."""
+    """Prepared weights are missing, damaged or made by an incompatible version, or a setting is wrong.
+
+    What to do: prepare the bundle again; the line names file or setting.
+    """
 
     code = "FAILED_PRECONDITION"
 
 
 class ServeError(CosyServeError):
-    """The server process could not be started or did not become ready."""
+    """The server could not be started or did not become ready, or a model process ended.
+
+    What to do: the line says which; then the log.
+    """
 
     code = "FAILED_PRECONDITION"
 

@@ -9,12 +9,12 @@ MAX_SESSION_CHARS = 4 * MAX_TEXT_CHARS
 """Characters of one session's text: some 20 minutes of speech, 60 MB that wait in Triton if nobody reads them."""
 
 SESSION_IDLE_SECONDS = 30
-"""Default for the longest pause of a writer, who holds a stream's place and memory: whoever calls a tool in the middle
-of an answer takes 10 to 20 s."""
+"""Default (`session_idle`) for the longest pause of a writer, who holds a stream's place and memory: whoever calls a
+tool in the middle of an answer takes 10 to 20 s."""
 
 LIFETIME_SECONDS = 1800
-"""Default for the longest time of an utterance, which holds a stream's place and memory: `MAX_SESSION_CHARS` are spoken
-in 20 minutes, and clients give up a request after 10."""
+"""Default (`lifetime`) for the longest time of an utterance, which holds a stream's place and memory:
+`MAX_SESSION_CHARS` are spoken in 20 minutes, and clients give up a request after 10."""
 
 MAX_WORD_CHARS = 32
 """Characters after which a word without an end is taken for complete, in text that arrives in pieces, so that a script
@@ -110,7 +110,7 @@ MAX_NOISE_FRAMES = 15_000
 """Mel frames of the fixed flow noise: 300 s of prompt and speech in one segment."""
 
 MAX_STREAMS = 64
-"""Most utterances in progress at once in each entry model. A settings field lowers it."""
+"""Most utterances in progress at once in each entry model; the setting `max_streams` lowers it."""
 
 MAX_SEQUENCES = 2 * MAX_STREAMS
 """Most sequences of flow and hift: tts and the model of upstream's contract each bound their own streams."""
@@ -120,8 +120,8 @@ MAX_LLM_SLOTS = MAX_STREAMS
 segment to end."""
 
 STAGE_TIMEOUT_SECONDS = 240
-"""Default for the longest wait for one answer of a stage. The longest that were measured, at full size on two cores: a
-chunk's audio 111 s for 30 s in one piece, and others may be before it."""
+"""Default (`stage_timeout`) for the longest wait in seconds for one answer of a stage: 30 s of audio in one piece take
+111 s at full size on two cores, and others may be before them."""
 
 MAX_STAGE_TIMEOUT_SECONDS = 280
 """Longest such wait that can be set: the state behind it would be taken for lost."""

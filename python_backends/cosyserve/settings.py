@@ -23,7 +23,7 @@ class Settings:
     A Triton parameter of the same name sets a field; the environment variable ``COSYSERVE_<NAME>`` overrides it.
 
     Attributes:
-        weights: folder of prepared weights.
+        weights: folder of prepared weights; `cosyserve serve --weights` sets it.
         device: ``cpu`` or ``cuda``.
         runtime: what runs llm, flow and hift: ``onnx``, ``torch`` (weights prepared with ``--runtime torch``), or
             ``tensorrt``: torch, with the flow's estimator and the vocoder's decoder in TensorRT where
@@ -32,23 +32,23 @@ class Settings:
             as `runtime` says.
         precision: ``fp32``, ``bf16`` or ``fp16``: of the layers of llm and flow and of what they keep; not with onnx.
         threads: cores that one network call may use.
-        max_streams: utterances in progress at once.
-        llm_slots: sequences that the LLM speaks at once, also those that wait for the rest of their text.
-        drain_file: path; while a file lies there, new utterances are refused and the running ones go on, unless it says
-            ``stop``. `cosyserve serve` sets one where nobody else does. Empty: never.
-        otlp_endpoint: ``http://host:port`` of an OpenTelemetry collector that gets spans of utterances (the extra
-            ``tracing``). Empty: none are made.
-        session_idle: seconds after which a session is closed in which nothing was written or heard.
-        lifetime: seconds after which an utterance is ended, however much of it is left.
-        stage_timeout: longest wait for one answer of a stage, in seconds: the features of a request, further speech
-            tokens, the audio of a chunk; above `session_idle`.
+        max_streams: utterances in progress at once; at most 64.
+        llm_slots: sequences that the LLM generates at once, including those that wait for text.
+        drain_file: path; while a file is there, new utterances are refused, and running ones end only if it contains
+            ``stop``. `cosyserve serve` sets one by default. Empty: never.
+        otlp_endpoint: ``http://host:port`` of an OpenTelemetry collector that receives spans of utterances (the extra
+            ``tracing``). Empty: no traces.
+        session_idle: seconds without text and without audio after which a session is closed; below `stage_timeout`.
+        lifetime: longest time of an utterance in seconds; then it is cancelled.
+        stage_timeout: longest wait in seconds for one answer of a stage: the features of a request, further speech
+            tokens, the audio of a chunk; at most 280.
         first_hop: fewest speech tokens in a segment's first audio chunk.
         max_hop: most speech tokens in one audio chunk.
         concurrency: streams of flow or hift computed at once: with onnx in calls side by side, each with `threads`
             cores; with the other runtimes in one batch.
-        flow_cache_mib: bound on the flow's states of streams and recent voices, in MiB.
-        flow_window: mel frames of its own that a stream attends to besides the prompt, for bounded memory and step
-            time; 0 is all of them, which alone is exact.
+        flow_cache_mib: bound on the KV cache of flow streams and recent voices, in MiB.
+        flow_window: mel frames that a stream attends to besides its prompt, for bounded memory and step time; 0 is all,
+            the only exact value.
     """
 
     weights: str = ""
@@ -78,7 +78,7 @@ class Settings:
             ("precision", PRECISIONS),
         ):
             if (value := getattr(self, name)) not in choices:
-                raise WeightsError(f"setting {name}: {value!r} is none of {', '.join(filter(None, choices))}")
+                raise WeightsError(f"setting {name}: {value!r}, must be one of {', '.join(filter(None, choices))}")
         if self.precision != "fp32" and self.runtime == "onnx":
             raise WeightsError(f"setting precision: {self.precision} needs another runtime; ONNX graphs are fp32")
         for name in (f.name for f in fields(self) if f.type == "int"):
@@ -126,5 +126,5 @@ class Settings:
             try:
                 values[name] = int(text) if known[name] == "int" else text
             except ValueError:
-                raise WeightsError(f"setting {name}: {text!r} is no whole number") from None
+                raise WeightsError(f"setting {name}: {text!r} is not an integer") from None
         return cls(**values)  # type: ignore[arg-type]

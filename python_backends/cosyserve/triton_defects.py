@@ -173,7 +173,7 @@ DEFECTS = (
 
 
 def table() -> str:
-    """`DEFECTS` as the table of docs/triton.md; ``python -m cosyserve.triton_defects`` prints it."""
+    """`DEFECTS` as the table of docs/triton.md."""
     rows = ["| what | versions | how it was seen | what is done | test |", "|---|---|---|---|---|"]
     for defect in DEFECTS:
         test = defect.test.rpartition("/")[2].replace("::", " :: ")
@@ -189,7 +189,3 @@ def asks_for_status(parameters: Mapping[str, object]) -> bool:
 async def outlast(answers: list[Awaitable[Any]]) -> None:
     """Await the answers of one call of an entry model, which are sent while it waits and never before."""
     await asyncio.gather(asyncio.sleep(CALL_SECONDS), *answers)
-
-
-if __name__ == "__main__":
-    print(table())

@@ -1,4 +1,4 @@
-"""docs/ says what the code does: names, types, defaults and bounds are compared; links, commands, code are checked."""
+"""docs/ says what the code does: links, commands and code are checked, and the tables that are not made from it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ import pytest
 import typer
 
 import cosyserve_gateway
-from cosyserve import contracts, errors, limits, metrics, triton_defects
+from cosyserve import contracts
 from cosyserve.cli import app
 from cosyserve.settings import LLM_RUNTIMES, RUNTIMES, Settings
+from cosyserve_build import docs_tables
 from cosyserve_build.cli import app as build_app
 from cosyserve_client import AsyncClient, AsyncSession, Client, Session
 from cosyserve_client.errors import ServerError
 from cosyserve_gateway import conversation
-from cosyserve_gateway import limits as gateway_limits
 from cosyserve_gateway.app import create_app
 from cosyserve_gateway.cli import app as gateway_app
-from cosyserve_gateway.metrics import Metrics
 from cosyserve_gateway.settings import Settings as GatewaySettings
 from cosyserve_gateway.speech import SpeechBody
 
@@ -66,10 +65,6 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
 
 
-def shown(tensor: contracts.Tensor) -> list[str]:
-    return [f"`{tensor.name}`", f"{tensor.dtype}[{', '.join('n' if d < 0 else str(d) for d in tensor.dims)}]"]
-
-
 def parse(application: typer.Typer, arguments: list[str]) -> None:
     """Raises for a subcommand, an option or a value that there is not."""
     command: Any = typer.main.get_command(application)
@@ -78,42 +73,10 @@ def parse(application: typer.Typer, arguments: list[str]) -> None:
     command.make_context("", list(arguments))
 
 
-@pytest.mark.parametrize("path", LINKING, ids=str)
-def test_links_resolve(path: Path) -> None:
-    for link in re.findall(r"\]\(([^)\s]+)\)", unfenced(path.read_text("utf-8"))):
-        if link.startswith(("http:", "https:")):
-            continue
-        name, _, anchor = link.partition("#")
-        target = path.parent / name if name else path
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target.read_text("utf-8")), link
-
-
-def test_files_that_are_named_are_there() -> None:
-    for name, text in DOCS.items():
-        for path in re.findall(
-            r"(?<![\w./-])(?:build|client|deploy|docker|loadtest|python_backends|tests)/[\w./-]*\w", text
-        ):
-            assert (ROOT / path).exists(), (name, path)
-
-
-@pytest.mark.parametrize("model", [contracts.TTS, contracts.VOICES], ids=lambda model: model.name)
-def test_every_tensor_is_told_with_its_type(model: contracts.Model) -> None:
-    text = section("api", f"The model `{model.name}`")
-    told = [row[:2] for row in rows(text)]
-    for tensor in model.inputs:
-        assert shown(tensor) in told
-    for tensor in model.outputs:
-        name, kind = shown(tensor)
-        assert [name, kind] in told or f"output {name} ({kind})" in text
-
-
-def test_upstreams_tensors_are_told_with_their_types() -> None:
-    text = section("api", "`cosyvoice2` and `cosyvoice3`")
-    told = [row[:2] for row in rows(text)]
-    assert [shown(tensor) for tensor in contracts.COSYVOICE2.inputs] == told[2:]
-    for tensor in contracts.COSYVOICE2.outputs:
-        assert "{} ({})".format(*shown(tensor)) in text
+def test_every_table_of_the_code_is_on_a_page_and_fresh() -> None:
+    asked = [name for text in DOCS.values() for name in re.findall("<!-- generated: (.*) -->", text)]
+    assert sorted(asked) == sorted(docs_tables.TABLES)
+    assert docs_tables.stale(ROOT / "docs") == []
 
 
 def test_modes_and_actions_are_told() -> None:
@@ -126,12 +89,6 @@ def test_every_status_of_a_client_is_told() -> None:
     told = {row[0] for row in rows(section("api", "Statuses"))[2:]}
     raised = {re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).upper() for kind in ServerError.__subclasses__()}
     assert told == raised
-
-
-def test_every_error_is_told_with_its_status() -> None:
-    told = {row[0]: row[1] for row in rows(section("operations", "Errors"))}
-    kinds = {f"`{kind.__name__}`": kind.code for kind in errors.CosyServeError.__subclasses__()}
-    assert {name: told.get(name) for name in kinds} == kinds
 
 
 def test_every_refusal_of_the_gateway_is_told() -> None:
@@ -152,21 +109,6 @@ def test_every_refusal_of_the_gateway_is_told() -> None:
     assert set(known) <= told
 
 
-def test_every_setting_is_told_with_its_default() -> None:
-    told = {row[0]: row[1] for row in rows(section("tuning", "Settings"))[2:]}
-    assert told == {f"`{field.name}`": str(field.default) or "empty" for field in fields(Settings)}
-
-
-def test_every_setting_of_the_gateway_is_told_with_its_default() -> None:
-    told = {row[1]: (row[0], row[2]) for row in rows(section("api", "Settings of the gateway"))[2:]}
-    command: Any = typer.main.get_command(gateway_app)
-    for option in command.params:
-        name, value = told.pop(f"`COSYSERVE_GATEWAY_{option.name.upper()}`")
-        assert name == f"`{option.opts[0]}`"
-        assert value == ("none" if option.default is None else str(option.default).lower())
-    assert not told
-
-
 def test_variables_that_are_named_exist() -> None:
     command: Any = typer.main.get_command(gateway_app)
     exist = {f"COSYSERVE_{field.name.upper()}" for field in fields(Settings)}
@@ -174,27 +116,6 @@ def test_variables_that_are_named_exist() -> None:
     for path in LINKING:
         named = set(re.findall(r"\bCOSYSERVE_[A-Z_]+\b", path.read_text("utf-8")))
         assert named <= exist, path
-
-
-def test_every_metric_of_the_server_is_told() -> None:
-    known = {f"`{m.name}`": m.kind for m in vars(metrics).values() if isinstance(m, metrics.Metric)}
-    told = {row[0]: row[1:] for row in rows(section("operations", "Metrics of the server"))[2:]}
-    assert {name: cells[0] for name, cells in told.items()} == known
-
-
-def test_every_label_of_the_server_is_told_with_its_values() -> None:
-    told = {row[0]: row[2] for row in rows(section("operations", "Metrics of the server"))[2:]}
-    for metric in (m for m in vars(metrics).values() if isinstance(m, metrics.Metric)):
-        text = told[f"`{metric.name}`"]
-        for label, values in metric.labels.items():
-            named = [label] if label == "model" else [f"`{name}`" for name in (label, *values)]
-            assert all(name in text for name in named), (metric.name, label)
-
-
-def test_every_metric_of_the_gateway_is_told() -> None:
-    types = re.findall(r"^# TYPE (\w+) (\w+)$", Metrics().exposition().decode(), re.M)
-    known = {f"`{name}`": kind for name, kind in types if not name.endswith("_created")}
-    assert {row[0]: row[1] for row in rows(section("operations", "Metrics of the gateway"))[2:]} == known
 
 
 def test_every_route_of_the_gateway_is_told() -> None:
@@ -240,24 +161,9 @@ def test_every_message_of_the_websocket_is_told() -> None:
     assert {row[0].strip("`") for row in rows(theirs)[2:]} == {first or second for first, second in sent}
 
 
-def test_the_defects_of_triton_are_told() -> None:
-    assert triton_defects.table() in DOCS["triton"]
-
-
 def test_every_runtime_is_told() -> None:
     told = [row[0].strip("`") for row in rows(section("tuning", "Runtimes and precision"))[2:]]
     assert told == [*RUNTIMES, *(f"llm_runtime` = `{name}" for name in LLM_RUNTIMES if name)]
-
-
-def test_bounds_have_the_values_that_are_told() -> None:
-    told = {
-        row[0].strip("`"): float(row[1].replace(",", "")) for row in rows(section("security", "What is bounded"))[2:]
-    }
-    known = vars(limits) | vars(gateway_limits)
-    assert told == {name: known[name] for name in told}
-    assert {name for name in known if re.match(r"MAX_.*(CHARS|BYTES|RATE|STREAMS|VOICES)$", name)} - {
-        "MAX_WORD_CHARS"  # which refuses nothing
-    } <= set(told)
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)

@@ -52,7 +52,7 @@ def test_an_unknown_parameter_is_named() -> None:
 
 @pytest.mark.parametrize("text", ["two", "1.5", " ", "1k"])
 def test_a_number_that_is_none_is_named(text: str) -> None:
-    with pytest.raises(WeightsError, match=f"^setting threads: '{text}' is no whole number$"):
+    with pytest.raises(WeightsError, match=f"^setting threads: '{text}' is not an integer$"):
         Settings.read({"threads": text}, {})
     with pytest.raises(WeightsError, match="^setting threads: "):
         Settings.read({}, {"COSYSERVE_THREADS": text})
@@ -91,7 +91,7 @@ def test_no_stage_is_waited_for_until_its_state_is_taken_for_lost() -> None:
 
 
 def test_an_unknown_device_is_refused() -> None:
-    with pytest.raises(WeightsError, match="^setting device: 'tpu' is none of cpu, cuda$"):
+    with pytest.raises(WeightsError, match="^setting device: 'tpu', must be one of cpu, cuda$"):
         Settings.read({"device": "tpu"}, {})
 
 
@@ -109,7 +109,7 @@ def test_without_weights_the_way_to_get_them_is_told() -> None:
     ],
 )
 def test_an_unknown_runtime_or_precision_is_refused(name: str, value: str, choices: str) -> None:
-    with pytest.raises(WeightsError, match=f"^setting {name}: '{value}' is none of {choices}$"):
+    with pytest.raises(WeightsError, match=f"^setting {name}: '{value}', must be one of {choices}$"):
         Settings.read({name: value}, {})
 
 

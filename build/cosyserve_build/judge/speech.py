@@ -79,7 +79,7 @@ def from_flite(voice: str, texts: Sequence[str]) -> Iterator[Speech]:
 
     speakers = {speaker.name: speaker for speaker in SPEAKERS}
     if voice not in speakers:
-        raise CosyServeError(f"source: {voice!r} is none of {', '.join(speakers)}")
+        raise CosyServeError(f"source: {voice!r}, must be one of {', '.join(speakers)}")
     for text in texts:
         try:
             yield Speech(text, speak(text, speakers[voice]).wave, SAMPLE_RATE)

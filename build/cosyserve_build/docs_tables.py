@@ -1,0 +1,324 @@
+"""Tables of docs/ that repeat what the code says: made from it, between two comments of a page.
+
+    <!-- generated: settings -->
+    ...
+    <!-- end -->
+
+`make docs` writes them, `make check` refuses stale ones. What a cell says stands in the code, as the docstring of an
+attribute, a constant or a class, as the description of a tensor or a metric, or as the help of an option.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import typer
+from google.protobuf import text_format
+from prometheus_client.parser import text_string_to_metric_families
+from tritonclient.grpc import model_config_pb2 as pb
+
+from cosyserve import contracts, errors, limits, metrics, triton_defects
+from cosyserve.repository import PROFILES, SAMPLE_RATE, render
+from cosyserve.settings import Settings
+from cosyserve_gateway import limits as gateway_limits
+from cosyserve_gateway import metrics as gateway_metrics
+from cosyserve_gateway.cli import app as gateway
+
+ENTRIES = ("tts", "cosyvoice2", "cosyvoice3")
+READERS: dict[str, Sequence[str]] = {
+    "weights": ("all",),
+    "device": ("llm", "flow", "hift"),
+    "runtime": ("llm", "flow", "hift"),
+    "llm_runtime": ("llm",),
+    "precision": ("llm", "flow"),
+    "threads": ("frontend", "llm", "flow", "hift"),
+    "max_streams": ENTRIES,
+    "llm_slots": ("llm",),
+    "drain_file": ENTRIES,
+    "otlp_endpoint": ENTRIES,
+    "session_idle": ("tts",),
+    "lifetime": ENTRIES,
+    "stage_timeout": (*ENTRIES, "voices"),
+    "first_hop": ENTRIES,
+    "max_hop": ENTRIES,
+    "concurrency": ("flow", "hift"),
+    "flow_cache_mib": ("flow",),
+    "flow_window": ("flow",),
+}
+"""The models that use each setting, which they are all given."""
+
+BOUNDS: dict[ModuleType, Sequence[str]] = {
+    limits: (
+        "MAX_TEXT_CHARS",
+        "MAX_SESSION_CHARS",
+        "SESSION_IDLE_SECONDS",
+        "LIFETIME_SECONDS",
+        "MAX_PROMPT_TEXT_CHARS",
+        "MAX_INSTRUCT_CHARS",
+        "MAX_VOICE_NAME_CHARS",
+        "MAX_CONSENT_CHARS",
+        "MAX_VOICES",
+        "MIN_PROMPT_SECONDS",
+        "MAX_PROMPT_SECONDS",
+        "MAX_SOURCE_SECONDS",
+        "MIN_AUDIO_RATE",
+        "MAX_AUDIO_RATE",
+        "MAX_TOKENS_PER_TEXT_TOKEN",
+        "MAX_REPEATED_TOKENS",
+        "MAX_SECONDS_AHEAD",
+        "MAX_STREAMS",
+        "STAGE_TIMEOUT_SECONDS",
+        "SEQUENCE_IDLE_SECONDS",
+        "MAX_MESSAGE_BYTES",
+        "MAX_CONNECTION_SECONDS",
+    ),
+    gateway_limits: (
+        "MAX_JSON_BYTES",
+        "MAX_UPLOAD_BYTES",
+        "BODY_SECONDS",
+        "STALLED_SECONDS",
+        "SOCKET_IDLE_SECONDS",
+        "CONNECTIONS",
+        "SHUTDOWN_SECONDS",
+    ),
+}
+"""The bounds that callers can meet; there are more."""
+
+_MARKED = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.S)
+
+
+def pages(folder: Path) -> dict[Path, str]:
+    """Every page with generated tables, with the text that it should have.
+
+    Raises:
+        ValueError: a page asks for a table that there is not, or something of a table has no description.
+    """
+    found = {path: path.read_text("utf-8") for path in sorted(folder.glob("*.md"))}
+    return {path: _MARKED.sub(_filled, text) for path, text in found.items() if _MARKED.search(text)}
+
+
+def write(folder: Path) -> None:
+    """Write every such page."""
+    for path, text in pages(folder).items():
+        path.write_text(text, "utf-8")
+
+
+def stale(folder: Path) -> list[Path]:
+    """Pages whose tables differ from the code."""
+    return [path for path, text in pages(folder).items() if path.read_text("utf-8") != text]
+
+
+def _filled(match: re.Match[str]) -> str:
+    if match[2] not in TABLES:
+        raise ValueError(f"there is no table {match[2]!r}; there are {', '.join(TABLES)}")
+    return f"{match[1]}{TABLES[match[2]]()}\n{match[3]}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, *([_cell(cell) for cell in row] for row in rows)]
+    first, *others = (f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
+    return "\n".join([first, f"|{'---|' * len(head)}", *others])
+
+
+def _cell(text: str) -> str:
+    """Docstrings have a line's width, and literals as Sphinx writes them; help texts end with a full stop."""
+    return " ".join(text.replace("``", "`").replace("|", "\\|").split()).rstrip(".")
+
+
+# --- settings
+
+
+def _settings() -> str:
+    told = _attributes(Settings)
+    profiles = {name: dict(_of_profiles(name)) for name in told}
+    for field in fields(Settings):
+        if field.name not in READERS:
+            raise ValueError(f"docs_tables.READERS does not say which models use the setting {field.name}")
+    return _table(
+        ("setting", "default", "used by", "meaning"),
+        (
+            (
+                f"`{field.name}`",
+                str(field.default) or "empty",
+                ", ".join(READERS[field.name]),
+                "; ".join(
+                    [
+                        _cell(told[field.name]),
+                        *(f"{value} in profile `{p}`" for p, value in profiles[field.name].items()),
+                    ]
+                ),
+            )
+            for field in fields(Settings)
+        ),
+    )
+
+
+def _attributes(kind: type) -> dict[str, str]:
+    """What the docstring of a class says of each attribute."""
+    _, _, listed = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
+    return dict(re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", listed, flags=re.S | re.M))
+
+
+def _of_profiles(setting: str) -> Iterator[tuple[str, str]]:
+    """Each profile of the configurations that has another value than the default; and of which models, if not all."""
+    default = next(str(field.default) for field in fields(Settings) if field.name == setting)
+    for profile in sorted(PROFILES):
+        values = {model: of[setting] for model, of in _parameters(profile).items() if setting in of}
+        other = {model: value for model, value in values.items() if value != default}
+        for value in dict.fromkeys(other.values()):
+            having = [model for model in other if other[model] == value]
+            # A model that is not told takes the default.
+            whole = set(having) >= set(READERS.get(setting, ()))
+            yield profile, f"`{value}`" + ("" if whole else f" ({', '.join(having)})")
+
+
+@cache
+def _parameters(profile: str) -> dict[str, dict[str, str]]:
+    found = {}
+    for model in contracts.MODELS:
+        config = text_format.Parse(render(model, profile, SAMPLE_RATE), pb.ModelConfig())
+        found[model.name] = {name: value.string_value for name, value in config.parameters.items()}
+    return found
+
+
+def _gateway_settings() -> str:
+    command: Any = typer.main.get_command(gateway)
+    return _table(
+        ("option", "variable", "default", "meaning"),
+        (
+            (
+                ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts)),
+                f"`COSYSERVE_GATEWAY_{option.name.upper()}`",
+                "none" if option.default is None else str(option.default).lower(),
+                option.help,
+            )
+            for option in command.params
+        ),
+    )
+
+
+# --- metrics
+
+
+def _metrics() -> str:
+    return _table(
+        ("metric", "kind", "labels", "meaning", "what to do"),
+        (
+            (f"`{m.name}`", m.kind, "; ".join(_label(*label) for label in m.labels.items()), m.description, m.advice)
+            for m in vars(metrics).values()
+            if isinstance(m, metrics.Metric)
+        ),
+    )
+
+
+def _label(name: str, values: Sequence[str]) -> str:
+    return f"`{name}`: {', '.join(f'`{value}`' for value in values)}"
+
+
+def _gateway_metrics() -> str:
+    families = list(text_string_to_metric_families(gateway_metrics.Metrics().exposition().decode()))
+    named = [
+        (f"{family.name}_total" if family.type == "counter" else family.name, family)
+        for family in families
+        if not family.name.endswith("_created")
+    ]
+    return _table(
+        ("metric", "kind", "meaning", "what to do"),
+        ((f"`{name}`", of.type, of.documentation, gateway_metrics.ADVICE.get(name, "")) for name, of in named),
+    )
+
+
+# --- errors
+
+
+def _errors(chosen: Callable[[str], bool]) -> Callable[[], str]:
+    def table() -> str:
+        kinds = [kind for kind in errors.CosyServeError.__subclasses__() if chosen(kind.code)]
+        return _table(
+            ("error", "status", "meaning", "what to do"),
+            ((f"`{kind.__name__}`", kind.code, _first(kind), _advice(kind)) for kind in kinds),
+        )
+
+    return table
+
+
+def _first(kind: type) -> str:
+    return inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0]
+
+
+def _advice(kind: type) -> str:
+    found = re.search(r"^What to do: (.*?)(?:\n\n|\Z)", inspect.cleandoc(kind.__doc__ or ""), re.S | re.M)
+    return found[1] if found else ""
+
+
+# --- bounds
+
+
+def _bounds() -> str:
+    return _table(
+        ("bound", "value", "meaning and reason"),
+        (
+            (f"`{name}`", _number(getattr(module, name)), _constants(module)[name])
+            for module, names in BOUNDS.items()
+            for name in names
+        ),
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.10g}"
+
+
+@cache
+def _constants(module: ModuleType) -> dict[str, str]:
+    """What stands below each constant of a module."""
+    found: dict[str, str] = {}
+    body = ast.parse(inspect.getsource(module)).body
+    for node, text in pairwise(body):
+        if isinstance(node, ast.Assign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            found |= {ast.unparse(target): str(text.value.value) for target in node.targets}
+    return found
+
+
+# --- tensors
+
+
+def _tensors(head: str, tensors: Sequence[contracts.Tensor]) -> Callable[[], str]:
+    def table() -> str:
+        return _table((head, "type", "meaning"), ((f"`{t.name}`", _type(t), t.doc) for t in tensors))
+
+    return table
+
+
+def _type(tensor: contracts.Tensor) -> str:
+    return f"{tensor.dtype}[{', '.join('n' if d < 0 else str(d) for d in tensor.dims)}]"
+
+
+_OPERATORS = "FAILED_PRECONDITION"
+
+TABLES: dict[str, Callable[[], str]] = {
+    "settings": _settings,
+    "settings of the gateway": _gateway_settings,
+    "metrics of the server": _metrics,
+    "metrics of the gateway": _gateway_metrics,
+    "errors of clients": _errors(lambda code: code != _OPERATORS),
+    "errors of operators": _errors(lambda code: code == _OPERATORS),
+    "bounds": _bounds,
+    "inputs of tts": _tensors("input", contracts.TTS.inputs),
+    "outputs of tts": _tensors("output", contracts.TTS.outputs),
+    "inputs of voices": _tensors("input", contracts.VOICES.inputs),
+    "outputs of voices": _tensors("output", contracts.VOICES.outputs),
+    "inputs of upstream's contract": _tensors("input", contracts.COSYVOICE2.inputs),
+    "outputs of upstream's contract": _tensors("output", contracts.COSYVOICE2.outputs),
+    "defects of Triton": triton_defects.table,
+}
+"""Every table by the name that pages call it by."""
