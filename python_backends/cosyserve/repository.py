@@ -9,15 +9,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2 as pb
-
 from cosyserve.config import ModelConfig
-from cosyserve.contracts import MODELS, TTS, UPSTREAM, Model, Scheduling, Tensor
+from cosyserve.contracts import MODELS, TTS, UPSTREAM, Model
 from cosyserve.errors import ServeError
-from cosyserve.limits import MAX_LLM_SLOTS, MAX_SEQUENCES, MAX_STREAMS, SEQUENCE_IDLE_SECONDS
-
-HEADER = "# Rendered by cosyserve/repository.py from cosyserve/contracts.py; edit those.\n"
+from cosyserve.limits import MAX_LLM_SLOTS, MAX_STREAMS
 
 SAMPLE_RATE = 24_000
 """Hz that the repository in the source promises to clients."""
@@ -90,52 +85,9 @@ def render(model: Model, profile: str, sample_rate: int) -> str:
     Args:
         sample_rate: of the weights, in Hz; clients read it from the configuration of `tts`.
     """
-    config = pb.ModelConfig(name=model.name)
-    config.input.extend(_input(tensor, model) for tensor in model.inputs)
-    config.output.extend(_output(tensor) for tensor in model.outputs)
-    if model.scheduling is Scheduling.ENSEMBLE:
-        config.platform = "ensemble"
-        config.max_batch_size = MAX_SEQUENCES
-        for step in model.steps:
-            made = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
-            made.input_map.update(dict(step.inputs))
-            made.output_map.update(dict(step.outputs))
-        return HEADER + str(text_format.MessageToString(config))
-    config.backend = "python"
-    on_gpu = profile == "gpu" and model.computes
-    kind = pb.ModelInstanceGroup.KIND_GPU if on_gpu else pb.ModelInstanceGroup.KIND_CPU
-    # One instance whatever the number of GPUs: all streams of a server share one engine and one set of states.
-    config.instance_group.add(kind=kind, count=1, gpus=[0] if on_gpu else [])
-    if model.scheduling is Scheduling.SEQUENCE:
-        config.max_batch_size = MAX_SEQUENCES
-        config.sequence_batching.max_sequence_idle_microseconds = SEQUENCE_IDLE_SECONDS * 1_000_000
-        config.sequence_batching.oldest.max_candidate_sequences = MAX_SEQUENCES
-    if model.scheduling is Scheduling.SINGLE:
-        config.max_batch_size = 1
-    config.model_transaction_policy.decoupled = model.scheduling in (Scheduling.DECOUPLED, Scheduling.SINGLE)
-    for name, value in (PARAMETERS[model.name] | PROFILES[profile].get(model.name, {})).items():
-        config.parameters[name].string_value = value
+    from cosyserve.model_config import render_config  # imports gRPC, which takes half a second
+
+    parameters = PARAMETERS.get(model.name, {}) | PROFILES[profile].get(model.name, {})
     if model is TTS:
-        config.parameters["sample_rate"].string_value = str(sample_rate)
-    if model.computes:
-        config.parameters["device"].string_value = "cuda" if on_gpu else "cpu"
-    return HEADER + str(text_format.MessageToString(config))
-
-
-def _input(tensor: Tensor, model: Model) -> pb.ModelInput:
-    ragged = model.scheduling is Scheduling.SEQUENCE and -1 in tensor.dims
-    return pb.ModelInput(
-        name=tensor.name,
-        data_type=pb.DataType.Value(_type(tensor)),
-        dims=tensor.dims,
-        optional=tensor.optional,
-        allow_ragged_batch=ragged,
-    )
-
-
-def _output(tensor: Tensor) -> pb.ModelOutput:
-    return pb.ModelOutput(name=tensor.name, data_type=pb.DataType.Value(_type(tensor)), dims=tensor.dims)
-
-
-def _type(tensor: Tensor) -> str:
-    return "TYPE_STRING" if tensor.dtype == "BYTES" else f"TYPE_{tensor.dtype}"
+        parameters["sample_rate"] = str(sample_rate)
+    return render_config(model, parameters, on_gpu=profile == "gpu" and model.computes)
