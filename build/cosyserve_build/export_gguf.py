@@ -22,9 +22,9 @@ from gguf import LlamaFileType as FileType
 from gguf import TokenType
 from numpy.typing import NDArray
 
-from cosyserve import bundle
-from cosyserve.bundle import StateDict
 from cosyserve.errors import BundleError
+from cosyserve_build.bundles import bundle
+from cosyserve_build.bundles.bundle import StateDict
 from cosyserve_build.merged import CHAT_TEMPLATE, PAD, SOS, STOPS, MergedLm, merge, speech_only
 
 Quantisation = Literal["f32", "f16", "q8_0", "q4_0"]

@@ -24,8 +24,8 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 
-from cosyserve import bundle
 from cosyserve.errors import BundleError
+from cosyserve_build.bundles import bundle
 from cosyserve_build.folder import replaced
 from cosyserve_build.merged import CHAT_TEMPLATE, PAD, SOS, STOPS, MergedLm, merge
 

@@ -21,10 +21,10 @@ import torch
 from tokenizers import AddedToken
 from torch import Tensor
 
-from cosyserve.bundle import Bundle, StateDict
 from cosyserve.config import LlmConfig
 from cosyserve.errors import BundleError, Unsupported
 from cosyserve.text.tokenizer import Tokenizer
+from cosyserve_build.bundles.bundle import Bundle, StateDict
 
 STOPS = ("<|eos1|>", "<|eos2|>", "<|eos3|>")
 SOS, TASK = "<|sos|>", "<|task_id|>"

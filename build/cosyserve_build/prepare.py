@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from cosyserve import bundle
 from cosyserve.config import (
     CausalHiftConfig,
     HiftConfig,
@@ -34,6 +33,7 @@ from cosyserve.text.tokenizer import Tokenizer
 from cosyserve.voices import VoiceStore, voices_from_spk2info
 from cosyserve.weights import FORMAT, MANIFEST, VOICES_FOLDER, sha256
 from cosyserve_build import export
+from cosyserve_build.bundles import bundle
 from cosyserve_build.export_gguf import Quantisation, write_speech_gguf
 from cosyserve_build.folder import replaced
 from cosyserve_build.noise import flow_noise, vocoder_draws

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from cosyserve.bundle import StateDict
 from cosyserve.config import DitFlowConfig, FlowConfig, HiftConfig, LlmConfig, UNetFlowConfig
 from cosyserve.flow.dit import GuidedDit
 from cosyserve.flow.encoder import FlowEncoder
@@ -38,6 +37,7 @@ from cosyserve.llm.graph_decoder import LlmNetworks
 from cosyserve.llm.kv_cache import KVCache
 from cosyserve.llm.qwen2 import SpeechLM
 from cosyserve.runtimes.graph import Arrays, Graph, Outputs, flat
+from cosyserve_build.bundles.bundle import StateDict
 from cosyserve_build.noise import flow_noise
 
 Array = NDArray[Any]

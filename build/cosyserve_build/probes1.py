@@ -9,7 +9,6 @@ from typing import cast
 import numpy as np
 import torch
 
-from cosyserve.bundle import StateDict
 from cosyserve.config import TransformerConfig, WindowFlowConfig
 from cosyserve.flow.solver import time_grid
 from cosyserve.flow.stream import FlowVoice
@@ -22,6 +21,7 @@ from cosyserve.llm.relative_decoder import PromptEncoder, RelativeDecoder, Speec
 from cosyserve.llm.sequence import GenerationRequest
 from cosyserve.llm.transformer import Positions, RelativeLM, TextEncoder
 from cosyserve.runtimes.graph import Arrays, Outputs
+from cosyserve_build.bundles.bundle import StateDict
 from cosyserve_build.probes import Array, TorchGraph, likeliest
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from cosyserve.bundle import Bundle
 from cosyserve.config import CausalHiftConfig
 from cosyserve.errors import BundleError
 from cosyserve.flow.stream import FlowVoice
 from cosyserve.text.normalize import is_raw, normalize
 from cosyserve.text.split import segments
 from cosyserve.text.tokenizer import Tokenizer
+from cosyserve_build.bundles.bundle import Bundle
 from cosyserve_build.noise import vocoder_draws
 from cosyserve_build.probes import Array, FlowProbe, HiftProbe, LlmProbe
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cosyserve.bundle import read
 from cosyserve.errors import Unsupported
-from cosyserve.recipe import recipe_of
-from cosyserve.recipes.parts import QWEN
-from cosyserve.shapes import expected_shapes
 from cosyserve.text.tokenizer import Tokenizer
+from cosyserve_build.bundles.bundle import read
+from cosyserve_build.bundles.layout import recipe_of
+from cosyserve_build.bundles.parts import QWEN
+from cosyserve_build.bundles.shapes import expected_shapes
 from cosyserve_build.synth_graphs import write_campplus, write_speech_tokenizer
 from cosyserve_build.synth_recipe import PROMPT_TEXT, YAMLS, Size, sizes, write_recipe
 from cosyserve_build.synth_weights import hift, random_state, split_weight_norm, voice, write_llm, write_transformer
@@ -26,7 +26,7 @@ VOICE = "demo"
 
 
 def synth_bundle(out: Path, version: int, size: Size, seed: int) -> None:
-    """Write a random bundle that `cosyserve.bundle.read` accepts.
+    """Write a random bundle that `cosyserve_build.bundles.bundle.read` accepts.
 
     Args:
         out: folder to fill; made when absent.

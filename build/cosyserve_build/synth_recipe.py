@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cosyserve.recipe import RECIPES
-from cosyserve.recipes.parts import QWEN
 from cosyserve.text.tokenizer import SPECIALS, qwen2_words
+from cosyserve_build.bundles.layout import RECIPES
+from cosyserve_build.bundles.parts import QWEN
 
 Size = Literal["tiny", "small", "full"]
 

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cosyserve.bundle import StateDict
 from cosyserve.config import ModelConfig
 from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import source_of
 from cosyserve.llm.qwen2 import SpeechLM
 from cosyserve.llm.transformer import Positions, RelativeLM
-from cosyserve.shapes import Shapes, expected_shapes
+from cosyserve_build.bundles.bundle import StateDict
+from cosyserve_build.bundles.shapes import Shapes, expected_shapes
 
 PROMPT_TOKENS = 60  # 2.4 s
 END_HAZARD = 1 / 150  # chance of the end token per step: about 9 speech tokens per text token for 20 text tokens

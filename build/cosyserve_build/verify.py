@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cosyserve.bundle import read
 from cosyserve.errors import BundleError, Unsupported
+from cosyserve_build.bundles.bundle import read
 from cosyserve_build.probes import Array
 from cosyserve_build.stages import VERIFY_SPECS
 

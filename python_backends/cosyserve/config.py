@@ -1,6 +1,6 @@
 """The sizes and constants of a CosyVoice model, as plain data.
 
-``bundle.read`` fills these from the YAML (and Qwen2's ``config.json``) of a bundle; ``prepare`` writes them to
+``bundles.bundle.read`` fills these from the YAML (and Qwen2's ``config.json``) of a bundle; ``prepare`` writes them to
 ``manifest.json``; the server reads them back from there. No torch and no YAML are needed to use them.
 
 Each kind of network has a class of its own. `PARTS` says which a version consists of, and what handles a kind
@@ -272,6 +272,11 @@ class UNetFlowConfig(FlowConfig):
         inputs, width = 4 * self.mels, self.channels
         down, mid, up = [inputs, width, width], [width, width] * self.mid_blocks, [2 * width, width, width]
         return [(channels, 2) for channels in (*down, *mid, *up, width)]
+
+
+# Constants upstream.
+DIT_TIME = 256  # channels of the sinusoid of the flow time
+DIT_GROUPS = 16  # of the convolutions that tell positions apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,12 +12,12 @@ import onnx
 import pytest
 import torch
 
-from cosyserve.bundle import fold_weight_norm, read
 from cosyserve.errors import BundleError
-from cosyserve.hyperyaml import read_yaml
-from cosyserve.recipe import recipe_of
-from cosyserve.shapes import expected_shapes
 from cosyserve.voices import voices_from_spk2info
+from cosyserve_build.bundles.bundle import fold_weight_norm, read
+from cosyserve_build.bundles.hyperyaml import read_yaml
+from cosyserve_build.bundles.layout import recipe_of
+from cosyserve_build.bundles.shapes import expected_shapes
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny" / "bundle"
 

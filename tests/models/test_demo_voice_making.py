@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from cosyserve import bundle
 from cosyserve.errors import WeightsError
 from cosyserve.packed import unpack
+from cosyserve_build.bundles import bundle
 from cosyserve_build.demo_voice.codebook import FIRST, PHONES, spread, token_ids, used_ids
 from cosyserve_build.demo_voice.language_model import Said, Sequences
 from cosyserve_build.demo_voice.packing import unpack_bundle

@@ -12,9 +12,9 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from cosyserve.bundle import read
 from cosyserve.errors import BundleError
 from cosyserve.text.tokenizer import Tokenizer
+from cosyserve_build.bundles.bundle import read
 from cosyserve_build.export_gguf import NEVER, export_gguf
 from cosyserve_build.merged import MergedLm, merge
 from cosyserve_build.synth import synth_bundle

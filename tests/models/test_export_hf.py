@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from cosyserve.bundle import read
 from cosyserve.errors import BundleError
 from cosyserve.text.tokenizer import Tokenizer
+from cosyserve_build.bundles.bundle import read
 from cosyserve_build.export_hf import SHIFT, export_hf
 
 with warnings.catch_warnings():

@@ -13,12 +13,12 @@ import pytest
 import soundfile
 
 from cosyserve.audio.features import fbank, log_mel_128, prompt_mel, resample, subtract_mean
-from cosyserve.bundle import read
 from cosyserve.frontend import Frontend, Request
 from cosyserve.llm.sampling import draw_inverse_cdf, draw_race, nucleus, ras
 from cosyserve.llm.scores import top
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve.voices import VoiceStore
+from cosyserve_build.bundles.bundle import read
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"
 MANIFEST = json.loads((TINY / "manifest.json").read_text(encoding="utf-8"))

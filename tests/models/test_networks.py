@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from cosyserve.bundle import read
 from cosyserve.config import HiftConfig, LlmConfig, UNetFlowConfig
 from cosyserve.flow.encoder import FlowEncoder
 from cosyserve.flow.guided import Cache, Part
@@ -20,6 +19,7 @@ from cosyserve.flow.unet import GuidedFlow
 from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import HarmonicSource
 from cosyserve.llm.qwen2 import SpeechLM
+from cosyserve_build.bundles.bundle import read
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"
 

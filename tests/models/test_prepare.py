@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from cosyserve.bundle import read
 from cosyserve.config import ModelConfig
 from cosyserve.errors import BundleError, WeightsError
 from cosyserve.limits import MAX_NOISE_FRAMES
 from cosyserve.voices import Voice, VoiceStore
 from cosyserve.weights import Weights, map_tensors, sha256
 from cosyserve_build import export
+from cosyserve_build.bundles.bundle import read
 from cosyserve_build.prepare import TOOLS, prepare
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"

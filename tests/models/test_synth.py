@@ -9,16 +9,16 @@ import onnxruntime
 import pytest
 import torch
 
-from cosyserve.bundle import Bundle, read
 from cosyserve.config import CosyVoice3LlmConfig
 from cosyserve.errors import Unsupported
 from cosyserve.flow.stream import FlowVoice
 from cosyserve.llm.engine import Engine
 from cosyserve.llm.graph_decoder import GraphDecoder
 from cosyserve.llm.sequence import GenerationRequest
-from cosyserve.recipe import recipe_of
-from cosyserve.shapes import expected_shapes
 from cosyserve.text.tokenizer import Tokenizer
+from cosyserve_build.bundles.bundle import Bundle, read
+from cosyserve_build.bundles.layout import recipe_of
+from cosyserve_build.bundles.shapes import expected_shapes
 from cosyserve_build.probes import FlowProbe, HiftProbe, LlmProbe
 from cosyserve_build.synth import synth_bundle
 from cosyserve_build.synth_recipe import sizes, write_recipe

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cosyserve.bundle import Bundle, read
 from cosyserve.flow.stream import FlowVoice
-from cosyserve.recipe import recipe_of
 from cosyserve.runtimes.onnx import OnnxGraph
-from cosyserve.shapes import expected_shapes
+from cosyserve_build.bundles.bundle import Bundle, read
+from cosyserve_build.bundles.layout import recipe_of
+from cosyserve_build.bundles.shapes import expected_shapes
 from cosyserve_build.probes import HiftProbe
 from cosyserve_build.probes1 import RelativeLlmProbe, WindowProbe
 from cosyserve_build.synth import synth_bundle

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cosyserve.bundle import read
 from cosyserve.hift.noise import FixedNoise
+from cosyserve_build.bundles.bundle import read
 from cosyserve_build.noise import vocoder_draws
 from cosyserve_build.verify import Report, verify
 

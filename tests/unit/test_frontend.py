@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from cosyserve import limits
-from cosyserve.bundle import read
 from cosyserve.errors import InvalidInput, Unsupported, VoiceNotFound
 from cosyserve.frontend import Frontend, Request, UtteranceFeatures
 from cosyserve.text.tokenizer import SPECIALS, Tokenizer
 from cosyserve.voices import Voice, VoiceStore
+from cosyserve_build.bundles.bundle import read
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"
 TEXT = "收到你的来信，我很高兴。"

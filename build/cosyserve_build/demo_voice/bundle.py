@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cosyserve.bundle import read
 from cosyserve.config import ModelConfig
 from cosyserve.frontend import Frontend
-from cosyserve.recipe import recipe_of
-from cosyserve.recipes.parts import QWEN
 from cosyserve.runtimes.onnx import OnnxGraph
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve.voices import VoiceStore
+from cosyserve_build.bundles.bundle import read
+from cosyserve_build.bundles.layout import recipe_of
+from cosyserve_build.bundles.parts import QWEN
 from cosyserve_build.demo_voice.acoustics import Flow
 from cosyserve_build.demo_voice.checkpoints import write_checkpoints
 from cosyserve_build.demo_voice.language_model import LanguageModel

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from cosyserve.bundle import StateDict
+from cosyserve_build.bundles.bundle import StateDict
 from cosyserve_build.synth_weights import split_weight_norm
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from cosyserve.bundle import StateDict, read
 from cosyserve.packed import NETWORKS, RECIPE, extract
+from cosyserve_build.bundles.bundle import StateDict, read
 from cosyserve_build.demo_voice.checkpoints import write_checkpoints
 from cosyserve_build.folder import replaced
 

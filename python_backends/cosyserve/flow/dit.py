@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cosyserve.config import DitFlowConfig
+from cosyserve.config import DIT_GROUPS, DIT_TIME, DitFlowConfig
 from cosyserve.flow.attention import Attention
 from cosyserve.flow.guided import Cache, CausalGuided, mish, sinusoid
-from cosyserve.shapes import DIT_GROUPS, DIT_TIME
 
 
 class GuidedDit(CausalGuided):

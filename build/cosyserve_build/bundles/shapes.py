@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from cosyserve.config import (
+    DIT_GROUPS,
+    DIT_TIME,
     CausalHiftConfig,
     CosyVoice3LlmConfig,
     DitFlowConfig,
@@ -20,10 +22,6 @@ from cosyserve.config import (
 )
 
 Shapes = dict[str, tuple[int, ...]]
-
-# Constants upstream.
-DIT_TIME = 256  # channels of the sinusoid of the flow time
-DIT_GROUPS = 16  # of the convolutions that tell positions apart
 
 
 def expected_shapes(config: ModelConfig, part: str) -> Shapes:

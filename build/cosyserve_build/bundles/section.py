@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cosyserve.errors import BundleError
-from cosyserve.hyperyaml import CLASS
+from cosyserve_build.bundles.hyperyaml import CLASS
 
 
 class Section:

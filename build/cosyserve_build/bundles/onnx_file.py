@@ -1,4 +1,4 @@
-"""ONNX graphs of a bundle, as data that a stranger wrote. Build tools only."""
+"""ONNX graphs of a bundle, as data that a stranger wrote."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cosyserve.config import MelConfig
 from cosyserve.errors import BundleError
-from cosyserve.recipes.section import Section
+from cosyserve_build.bundles.section import Section
 
 QWEN = "CosyVoice-BlankEN"
 

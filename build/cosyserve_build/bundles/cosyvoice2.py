@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cosyserve.config import HiftConfig, LlmConfig, ModelConfig, UNetFlowConfig
-from cosyserve.recipes.parts import hift_sizes, llm_sizes, mel_config, solver
-from cosyserve.recipes.section import Section
+from cosyserve_build.bundles.parts import hift_sizes, llm_sizes, mel_config, solver
+from cosyserve_build.bundles.section import Section
 
 UP_BLOCKS = 4  # encoder layers after up-sampling: a constant upstream
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from cosyserve.config import ModelConfig, SampleHiftConfig, TransformerConfig, WindowFlowConfig
 from cosyserve.errors import Unsupported
-from cosyserve.recipes.parts import hift_sizes, mel_config, sampling
-from cosyserve.recipes.section import Section
+from cosyserve_build.bundles.parts import hift_sizes, mel_config, sampling
+from cosyserve_build.bundles.section import Section
 
 WHISPER_IDS = 51866
 """Ids of the text tokenizer, which no bundle holds (see ``cosyserve_build.whisper``)."""

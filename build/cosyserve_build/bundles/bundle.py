@@ -1,7 +1,4 @@
-"""Read a CosyVoice model bundle as data: files present, sizes understood, checkpoints to checked state dicts.
-
-Build tools only; the server reads prepared weights.
-"""
+"""Read a CosyVoice model bundle as data: files present, sizes understood, checkpoints to checked state dicts."""
 
 from __future__ import annotations
 
@@ -14,10 +11,10 @@ import numpy as np
 
 from cosyserve.config import ModelConfig
 from cosyserve.errors import BundleError
-from cosyserve.onnx_file import check_whole
-from cosyserve.recipe import Recipe, recipe_of
-from cosyserve.recipes.parts import QWEN
-from cosyserve.shapes import expected_shapes
+from cosyserve_build.bundles.layout import Recipe, recipe_of
+from cosyserve_build.bundles.onnx_file import check_whole
+from cosyserve_build.bundles.parts import QWEN
+from cosyserve_build.bundles.shapes import expected_shapes
 
 if TYPE_CHECKING:
     import torch

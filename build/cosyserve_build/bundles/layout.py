@@ -8,10 +8,10 @@ from pathlib import Path
 
 from cosyserve.config import ModelConfig
 from cosyserve.errors import BundleError
-from cosyserve.hyperyaml import read_yaml
-from cosyserve.recipes import cosyvoice1, cosyvoice2, cosyvoice3
-from cosyserve.recipes.parts import QWEN
-from cosyserve.recipes.section import Section
+from cosyserve_build.bundles import cosyvoice1, cosyvoice2, cosyvoice3
+from cosyserve_build.bundles.hyperyaml import read_yaml
+from cosyserve_build.bundles.parts import QWEN
+from cosyserve_build.bundles.section import Section
 
 _CHECKPOINTS = ("llm.pt", "flow.pt", "hift.pt", "campplus.onnx")
 _QWEN_FILES = (f"{QWEN}/config.json", f"{QWEN}/vocab.json", f"{QWEN}/merges.txt")

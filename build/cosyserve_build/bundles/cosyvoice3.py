@@ -7,9 +7,9 @@ from pathlib import Path
 
 from cosyserve.config import CausalHiftConfig, CosyVoice3LlmConfig, DitFlowConfig, ModelConfig
 from cosyserve.errors import BundleError
-from cosyserve.recipes.parts import QWEN, hift_sizes, llm_sizes, mel_config, solver
-from cosyserve.recipes.section import Section
 from cosyserve.text.tokenizer import END_OF_PROMPT, SPECIALS
+from cosyserve_build.bundles.parts import QWEN, hift_sizes, llm_sizes, mel_config, solver
+from cosyserve_build.bundles.section import Section
 
 
 def read(folder: Path, root: Section) -> ModelConfig:
