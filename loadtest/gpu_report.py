@@ -36,11 +36,12 @@ from cosyserve.errors import CosyServeError
 from cosyserve.flow.networks import SolveJob
 from cosyserve.flow.stream import FlowStream, FlowVoice
 from cosyserve.hift.stream import HiftNetworks, HiftStream
+from cosyserve.runtimes.registry import PRECISIONS
 from cosyserve.runtimes.torch.flow import TorchFlow, load_flow
 from cosyserve.runtimes.torch.hift import load_hift
 from cosyserve.runtimes.torch.llm import TorchDecoder, load_decoder
 from cosyserve.serve import Server, free_port
-from cosyserve.settings import PRECISIONS, Settings
+from cosyserve.settings import Settings
 from cosyserve.weights import Weights
 
 Row = dict[str, Any]

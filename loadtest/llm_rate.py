@@ -25,7 +25,7 @@ from cosyserve.llm.decoder import Decoder, Ids, VocabLayout
 from cosyserve.llm.engine import Engine
 from cosyserve.llm.scores import softmax
 from cosyserve.llm.sequence import GenerationRequest
-from cosyserve.load import load_decoder
+from cosyserve.load.llm import load_decoder
 from cosyserve.settings import Settings
 
 TEXT = 60  # text tokens, 120 speech tokens at least: no sequence ends during a measurement

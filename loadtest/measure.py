@@ -23,7 +23,8 @@ import psutil
 from cosyserve.flow.networks import FlowNetworks
 from cosyserve.flow.stream import FlowStream, FlowVoice
 from cosyserve.hift.stream import HiftNetworks, HiftStream
-from cosyserve.load import load_flow_networks, load_hift_networks
+from cosyserve.load.flow import load_flow_networks
+from cosyserve.load.hift import load_hift_networks
 from cosyserve.metrics import COMPUTE
 from cosyserve.serve import Server, free_port
 from cosyserve.settings import Settings

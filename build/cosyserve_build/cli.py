@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from cosyserve.command_line import one_line_errors
+from cosyserve.runtimes import registry
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -47,6 +48,9 @@ class WeightPrecision(StrEnum):
     fp16 = "fp16"
 
 
+ONNX_ALONE = [registry.ONNX.name]
+
+
 class Precision(StrEnum):
     """Precision of the products in a plan."""
 
@@ -55,22 +59,13 @@ class Precision(StrEnum):
     fp32 = "fp32"
 
 
-class Runtime(StrEnum):
-    """What runs the networks."""
-
-    onnx = "onnx"
-    torch = "torch"
-
-
-ONNX_ALONE = [Runtime.onnx]
-
-
 @app.command()
 def prepare(
     bundle: Annotated[Path, typer.Argument(help="CosyVoice bundle in the official layout")],
     out: Annotated[Path, typer.Argument(help="new folder for the prepared weights")],
     runtime: Annotated[
-        list[Runtime], typer.Option(help="what will run the networks; give it twice for both")
+        list[str],
+        typer.Option(help=f"what will run the networks: {' or '.join(registry.PREPARED)}; give it twice for both"),
     ] = ONNX_ALONE,
     llm_gguf: Annotated[
         Quantisation | None, typer.Option(help="add the language model for llama.cpp, its matrices of this type")
@@ -81,6 +76,8 @@ def prepare(
     ] = WeightPrecision.fp32,
 ) -> None:
     """Turn a bundle into weights that the server loads."""
+    if not set(runtime) <= set(registry.PREPARED):
+        raise typer.BadParameter(f"one of {', '.join(registry.PREPARED)}", param_hint="--runtime")
     with one_line_errors():
         from cosyserve_build.prepare import prepare as run
 
@@ -88,11 +85,11 @@ def prepare(
             bundle,
             out,
             report=print,
-            runtimes=[one.value for one in runtime],
+            runtimes=runtime,
             llm_gguf=llm_gguf.value if llm_gguf else None,
             precision=precision.value,
         )
-    setting = "" if Runtime.onnx in runtime else "COSYSERVE_RUNTIME=torch "
+    setting = "" if registry.ONNX.name in runtime else f"COSYSERVE_RUNTIME={runtime[0]} "
     setting += "COSYSERVE_LLM_RUNTIME=gguf " if llm_gguf else ""
     print(f"{out}: ready; try: {setting}cosyserve serve --weights {out}")
 

@@ -17,20 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
 
+from cosyserve import versions
 from cosyserve.config import (
-    CausalHiftConfig,
-    CosyVoice3LlmConfig,
     DitFlowConfig,
     FlowConfig,
     HiftConfig,
     LlmConfig,
     ModelConfig,
-    SampleHiftConfig,
     TransformerConfig,
     UNetFlowConfig,
     WindowFlowConfig,
 )
-from cosyserve.errors import BundleError, Unsupported
+from cosyserve.errors import BundleError
 from cosyserve.flow.dit import GuidedDit
 from cosyserve.flow.encoder import FlowEncoder
 from cosyserve.flow.lookahead import LookaheadEncoder
@@ -39,10 +37,11 @@ from cosyserve.flow.window_encoder import WindowEncoder
 from cosyserve.flow.window_unet import WindowFlow
 from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import source_of
+from cosyserve.lazy import resolve
 from cosyserve.llm.qwen2 import SpeechLM
 from cosyserve.llm.transformer import Positions, RelativeLM, TextEncoder
 from cosyserve.runtimes.graph import Outputs, flat
-from cosyserve.runtimes.onnx import OnnxGraph
+from cosyserve.runtimes.onnx.graph import OnnxGraph
 from cosyserve_build.precision import Precision
 
 OPSET = 20
@@ -110,18 +109,15 @@ def export(spec: Spec, folder: Path, precision: Precision | None = None) -> dict
 
 
 def graphs(config: ModelConfig, llm: StateDict, flow: StateDict, hift: StateDict) -> Iterator[Spec]:
-    """The graphs of a model, in the order of the road of a request.
-
-    Raises:
-        Unsupported: a kind of network that no graph is made of.
-    """
-    for network, state in ((config.llm, llm), (config.flow, flow), (config.hift, hift)):
-        if type(network) not in _GRAPHS:
-            raise Unsupported(f"CosyVoice version {config.version} cannot be exported to ONNX yet")
-        yield from _GRAPHS[type(network)](network, state)
+    """The graphs of a model, in the order of the road of a request."""
+    networks = versions.of(config).networks
+    for stage, state in (("llm", llm), ("flow", flow), ("hift", hift)):
+        yield from resolve(networks[stage].graphs)(getattr(config, stage), state)
 
 
-def _qwen(config: LlmConfig, state: StateDict) -> Iterator[Spec]:
+def qwen2_graphs(config: LlmConfig, state: StateDict) -> Iterator[Spec]:
+    """The language model over Qwen2."""
+
     def inputs(batch: int, new: int, capacity: int) -> Inputs:
         past = [(batch, config.kv_heads, capacity, config.head_dim)] * config.layers
         return {
@@ -150,7 +146,8 @@ def _qwen(config: LlmConfig, state: StateDict) -> Iterator[Spec]:
     )
 
 
-def _unet_flow(config: UNetFlowConfig, state: StateDict) -> Iterator[Spec]:
+def unet_flow_graphs(config: UNetFlowConfig, state: StateDict) -> Iterator[Spec]:
+    """An up-sampling conformer and a causal U-Net."""
     yield _conformer(config, _load(FlowEncoder(config), state))
     yield _estimator(config, _load(GuidedFlow(config), state))
 
@@ -192,7 +189,8 @@ def _conformer(config: UNetFlowConfig, module: nn.Module) -> Spec:
     )
 
 
-def _dit_flow(config: DitFlowConfig, state: StateDict) -> Iterator[Spec]:
+def dit_flow_graphs(config: DitFlowConfig, state: StateDict) -> Iterator[Spec]:
+    """Two convolutions and a diffusion transformer."""
     yield _lookahead(config, _load(LookaheadEncoder(config), state))
     yield _estimator(config, _load(GuidedDit(config), state))
 
@@ -264,7 +262,8 @@ def _estimator(config: FlowConfig, module: nn.Module) -> Spec:
     )
 
 
-def _hift(config: HiftConfig, state: StateDict) -> Iterator[Spec]:
+def hift_graphs(config: HiftConfig, state: StateDict) -> Iterator[Spec]:
+    """A vocoder."""
     sizes = ({"batch": 2, "frames": 40}, {"batch": 1, "frames": 9}, {"batch": 3, "frames": 2})
     harmonics = config.harmonics + 1
     yield Spec(
@@ -307,7 +306,9 @@ def _hift(config: HiftConfig, state: StateDict) -> Iterator[Spec]:
     )
 
 
-def _transformer(config: TransformerConfig, state: StateDict) -> Iterator[Spec]:
+def transformer_graphs(config: TransformerConfig, state: StateDict) -> Iterator[Spec]:
+    """The language model over a text encoder."""
+
     def text(batch: int, new: int) -> Inputs:
         return {"embeds": torch.randn(batch, new, config.text_inputs), "speaker": torch.randn(batch, config.speaker)}
 
@@ -359,7 +360,8 @@ def _transformer(config: TransformerConfig, state: StateDict) -> Iterator[Spec]:
     )
 
 
-def _window_flow(config: WindowFlowConfig, state: StateDict) -> Iterator[Spec]:
+def window_flow_graphs(config: WindowFlowConfig, state: StateDict) -> Iterator[Spec]:
+    """A conformer and a U-Net that see whole windows."""
     yield Spec(
         "flow_encoder",
         _load(WindowEncoder(config), state),
@@ -385,20 +387,6 @@ def _window_flow(config: WindowFlowConfig, state: StateDict) -> Iterator[Spec]:
         axes={"x": frames, "mu": frames, "cond": frames, "embedding": {0: "batch"}, "t": {0: "batch"}},
         outputs=("velocity",),
     )
-
-
-_GRAPHS: dict[type, Callable[[Any, StateDict], Iterator[Spec]]] = {
-    LlmConfig: _qwen,
-    CosyVoice3LlmConfig: _qwen,
-    UNetFlowConfig: _unet_flow,
-    DitFlowConfig: _dit_flow,
-    HiftConfig: _hift,
-    CausalHiftConfig: _hift,
-    TransformerConfig: _transformer,
-    WindowFlowConfig: _window_flow,
-    SampleHiftConfig: _hift,
-}
-"""The graphs of each kind of network."""
 
 
 def _load(module: nn.Module, state: StateDict) -> nn.Module:

@@ -22,6 +22,7 @@ from gguf import LlamaFileType as FileType
 from gguf import TokenType
 from numpy.typing import NDArray
 
+from cosyserve.config import LlmConfig, expect
 from cosyserve.errors import BundleError
 from cosyserve_build.bundles import bundle
 from cosyserve_build.bundles.bundle import StateDict
@@ -90,7 +91,7 @@ def write_speech_gguf(opened: bundle.Bundle, path: Path, quantise: Quantisation)
 
 def _writer(path: Path, opened: bundle.Bundle, quantise: Quantisation) -> gguf.GGUFWriter:
     """A file with the sizes in it."""
-    config = opened.config.llm
+    config = expect(LlmConfig, opened.config.llm)
     writer = gguf.GGUFWriter(path, "qwen2")
     qwen = json.loads((opened.tokenizer / "config.json").read_text("utf-8"))
     writer.add_name("CosyVoice2 language model")

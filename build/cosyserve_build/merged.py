@@ -21,7 +21,7 @@ import torch
 from tokenizers import AddedToken
 from torch import Tensor
 
-from cosyserve.config import LlmConfig
+from cosyserve.config import LlmConfig, expect
 from cosyserve.errors import BundleError, Unsupported
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve_build.bundles.bundle import Bundle, StateDict
@@ -76,7 +76,8 @@ def merge(opened: Bundle) -> MergedLm:
         BundleError: the checkpoint or the tokenizer is unusable.
         Unsupported: the bundle is of another version than 2.
     """
-    config, state = opened.config.llm, _checkpoint(opened)
+    state = _checkpoint(opened)
+    config = expect(LlmConfig, opened.config.llm)
     text = Tokenizer.from_bundle(opened.tokenizer, opened.version)
     offset = len(text)
     if offset > config.vocab:
@@ -108,7 +109,7 @@ def speech_only(opened: Bundle) -> tuple[StateDict, Tensor]:
 
 
 def _checkpoint(opened: Bundle) -> StateDict:
-    if type(opened.config.llm) is not LlmConfig:
+    if not opened.description.llm.qwen2:
         raise Unsupported(f"the language model of CosyVoice version {opened.version} cannot be exported yet")
     return opened.llm()
 

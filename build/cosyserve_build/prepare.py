@@ -14,43 +14,30 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from cosyserve.config import (
-    CausalHiftConfig,
-    HiftConfig,
-    LlmConfig,
-    ModelConfig,
-    UNetFlowConfig,
-    WindowFlowConfig,
-)
+from cosyserve import versions
+from cosyserve.config import ModelConfig
 from cosyserve.errors import BundleError, Unsupported
-from cosyserve.flow.encoder import FlowEncoder
-from cosyserve.flow.unet import GuidedFlow
-from cosyserve.hift.generator import Decoder, F0Predictor
-from cosyserve.hift.source import HarmonicSource
-from cosyserve.llm.qwen2 import SpeechLM
+from cosyserve.lazy import resolve
+from cosyserve.runtimes import registry
 from cosyserve.runtimes.torch.modules import weights_file
-from cosyserve.text.tokenizer import Tokenizer
 from cosyserve.voices import VoiceStore, voices_from_spk2info
 from cosyserve.weights import FORMAT, MANIFEST, VOICES_FOLDER, sha256
 from cosyserve_build import export
 from cosyserve_build.bundles import bundle
+from cosyserve_build.bundles.bundle import StateDict
 from cosyserve_build.export_gguf import Quantisation, write_speech_gguf
 from cosyserve_build.folder import replaced
 from cosyserve_build.noise import flow_noise, vocoder_draws
 from cosyserve_build.precision import PRECISIONS
-from cosyserve_build.whisper import whisper_tokenizer
 
 TOOLS = ("cosyserve", "torch", "onnx", "onnxscript", "onnxruntime")
-
-
-RUNTIMES = ("onnx", "torch")
 
 
 def prepare(
     source: Path,
     out: Path,
     report: Callable[[str], None] = lambda line: None,
-    runtimes: Collection[str] = RUNTIMES[:1],
+    runtimes: Collection[str] = (registry.ONNX.name,),
     llm_gguf: Quantisation | None = None,
     precision: str = "fp32",
 ) -> None:
@@ -63,7 +50,8 @@ def prepare(
         source: a CosyVoice bundle in the official layout.
         out: must not exist, or hold earlier prepared weights, which are replaced.
         report: called with a line for each part that is done.
-        runtimes: which of `RUNTIMES` will run the networks; each takes them in a form of its own, of the same size.
+        runtimes: which of `registry.PREPARED` will run the networks; each takes them in a form of its own, of the same
+            size.
         llm_gguf: type of the matrices in ``llm.gguf``, which runs the language model in llama.cpp; None writes none.
         precision: one of `PRECISIONS`, that the weights of ONNX graphs are kept in.
 
@@ -72,7 +60,7 @@ def prepare(
             or `out` holds something else, or voices registered with another version.
         Unsupported: its version does not run on one of `runtimes`.
     """
-    if precision != "fp32" and "onnx" not in runtimes:
+    if precision != "fp32" and registry.ONNX.name not in runtimes:
         raise BundleError(f"precision {precision} is of ONNX graphs: prepare with --runtime onnx")
     if out.exists() and not (out / MANIFEST).is_file() and any(out.iterdir()):
         raise BundleError(f"{out} holds files that are no prepared weights; name another folder")
@@ -104,31 +92,27 @@ def _write(
     precision: str,
 ) -> None:
     config = opened.config
-    llm, flow, hift = opened.llm(), opened.flow(), opened.hift()
+    states = {"llm": opened.llm(), "flow": opened.flow(), "hift": opened.hift()}
     graphs: dict[str, Any] = {}
-    if "onnx" in runtimes:
-        lowered = PRECISIONS[precision]
-        for spec in export.graphs(config, llm, flow, hift):
-            graphs[spec.name] = export.export(spec, folder, lowered)
-            near = lowered is not None and lowered.changes(spec.name)
-            like = f"with {precision} weights near torch" if near else "equals torch"
-            report(f"{spec.name}.onnx: checked, {like} in onnxruntime")
-    if "torch" in runtimes:
-        for network, state in {"llm": llm, "flow": flow, "hift": hift}.items():
-            save_file({name: state[name] for name in _parameters(config, network)}, folder / weights_file(network))
-            report(f"{weights_file(network)}: written")
+    for name in registry.PREPARED:
+        if name in runtimes:
+            runtime = registry.get(name)
+            if not runtime.runs(opened.description):
+                raise Unsupported(
+                    f"--runtime {name}: not for CosyVoice version {opened.version} yet; it runs on {registry.ONNX.name}"
+                )
+            graphs |= resolve(runtime.writer)(config, states, folder, report, precision)
     if llm_gguf:
         write_speech_gguf(opened, folder / "llm.gguf", llm_gguf)
         report(f"llm.gguf: written, {llm_gguf}")
-    save_file({name: llm[key] for name, key in _TABLES if key in llm}, folder / "llm.safetensors")
-    if not isinstance(config.flow, WindowFlowConfig):  # whose noise is drawn for each request
+    save_file({name: states["llm"][key] for name, key in _TABLES if key in states["llm"]}, folder / "llm.safetensors")
+    if config.flow.fixed_noise:
         save_file({"noise": flow_noise(config.flow.mels)}, folder / "flow.safetensors")
-    if isinstance(config.hift, CausalHiftConfig):
+    if config.hift.fixed_noise:
         save_file({"twister": torch.from_numpy(vocoder_draws(config)[1])}, folder / "hift_noise.safetensors")
     shutil.copyfile(opened.campplus, folder / "campplus.onnx")
     shutil.copyfile(opened.speech_tokenizer, folder / "speech_tokenizer.onnx")
-    tokenizer = whisper_tokenizer() if opened.version == 1 else Tokenizer.from_bundle(opened.tokenizer, opened.version)
-    tokenizer.save(folder / "tokenizer.json")
+    opened.text_tokenizer().save(folder / "tokenizer.json")
     report("embedding tables, noise, tokenizer, speaker model and speech tokenizer: copied")
     (folder / VOICES_FOLDER).mkdir()
     store = VoiceStore(folder / VOICES_FOLDER)
@@ -162,26 +146,31 @@ _TABLES = (
 """What ``llm.safetensors`` calls the embedding tables, and what checkpoints call them."""
 
 
-def _parameters(config: ModelConfig, network: str) -> set[str]:
-    """What the modules of a network have in the checkpoint that holds it and others.
+def write_graphs(
+    config: ModelConfig, states: dict[str, StateDict], folder: Path, report: Callable[[str], None], precision: str
+) -> dict[str, Any]:
+    """The networks as checked ONNX graphs; returns what the manifest says of each."""
+    graphs: dict[str, Any] = {}
+    lowered = PRECISIONS[precision]
+    for spec in export.graphs(config, states["llm"], states["flow"], states["hift"]):
+        graphs[spec.name] = export.export(spec, folder, lowered)
+        near = lowered is not None and lowered.changes(spec.name)
+        like = f"with {precision} weights near torch" if near else "equals torch"
+        report(f"{spec.name}.onnx: checked, {like} in onnxruntime")
+    return graphs
 
-    Raises:
-        Unsupported: the torch runtime has no modules for this kind of network.
-    """
-    part = getattr(config, network)
-    if type(part) not in _TORCH_MODULES:
-        raise Unsupported(f"--runtime torch: not for CosyVoice version {config.version} yet; it runs on onnx")
-    with torch.device("meta"):
-        modules = [module(part) for module in _TORCH_MODULES[type(part)]]
-    return {name for module in modules for name in module.state_dict()}
 
-
-_TORCH_MODULES: dict[type, tuple[Callable[[Any], nn.Module], ...]] = {
-    LlmConfig: (SpeechLM,),
-    UNetFlowConfig: (FlowEncoder, GuidedFlow),
-    HiftConfig: (F0Predictor, HarmonicSource, Decoder),
-}
-"""The modules that the torch runtime builds of each kind of network."""
+def write_torch(
+    config: ModelConfig, states: dict[str, StateDict], folder: Path, report: Callable[[str], None], precision: str
+) -> dict[str, Any]:
+    """The parameters of the torch modules; no graphs."""
+    for stage, network in versions.of(config).networks.items():
+        with torch.device("meta"):
+            modules: list[nn.Module] = [resolve(module)(getattr(config, stage)) for module in network.modules]
+        names = {name for module in modules for name in module.state_dict()}
+        save_file({name: states[stage][name] for name in names}, folder / weights_file(stage))
+        report(f"{weights_file(stage)}: written")
+    return {}
 
 
 def _random(folder: Path) -> bool:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from cosyserve.config import DitFlowConfig, FlowConfig, HiftConfig, LlmConfig, UNetFlowConfig
+from cosyserve import versions
+from cosyserve.config import DitFlowConfig, FlowConfig, HiftConfig, LlmConfig, ModelConfig, UNetFlowConfig, expect
 from cosyserve.flow.dit import GuidedDit
 from cosyserve.flow.encoder import FlowEncoder
 from cosyserve.flow.encoders import ConformerGraph, Encoder, LookaheadGraph
@@ -30,6 +31,7 @@ from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.noise import FixedNoise
 from cosyserve.hift.source import source_of
 from cosyserve.hift.stream import HiftNetworks, HiftStream
+from cosyserve.lazy import resolve
 from cosyserve.limits import MAX_TOKENS_PER_TEXT_TOKEN, MIN_TOKENS_PER_TEXT_TOKEN
 from cosyserve.llm.decoder import VocabLayout
 from cosyserve.llm.embeddings import Embeddings
@@ -213,7 +215,7 @@ class _Taps:
 
 
 @dataclass(frozen=True)
-class _Flow:
+class ProbedFlow:
     """The networks of one kind of flow."""
 
     encoder: TorchGraph
@@ -222,11 +224,12 @@ class _Flow:
     tap: Callable[[Callable[[Array], None]], RemovableHandle]  # hands out what upstream calls the encoder's output
 
 
-def _unet_flow(config: UNetFlowConfig, state: StateDict) -> _Flow:
+def unet_flow(config: UNetFlowConfig, state: StateDict) -> ProbedFlow:
+    """An up-sampling conformer and a causal U-Net."""
     encoder = TorchGraph(FlowEncoder(config), state, "mu", "conv_tail_out", "up_tail_out", "new_k*", "new_v*")
     estimator = TorchGraph(GuidedFlow(config), state, "velocity", "new_tails*", "new_k*", "new_v*")
     projection = cast(FlowEncoder, encoder.module).encoder_proj
-    return _Flow(
+    return ProbedFlow(
         encoder,
         estimator,
         ConformerGraph,
@@ -234,11 +237,12 @@ def _unet_flow(config: UNetFlowConfig, state: StateDict) -> _Flow:
     )
 
 
-def _dit_flow(config: DitFlowConfig, state: StateDict) -> _Flow:
+def dit_flow(config: DitFlowConfig, state: StateDict) -> ProbedFlow:
+    """Two convolutions and a diffusion transformer."""
     encoder = TorchGraph(LookaheadEncoder(config), state, "mu", "conv_tail_out")
     estimator = TorchGraph(GuidedDit(config), state, "velocity", "new_tails*", "new_k*", "new_v*")
     layer = cast(LookaheadEncoder, encoder.module).pre_lookahead_layer
-    return _Flow(
+    return ProbedFlow(
         encoder,
         estimator,
         LookaheadGraph,
@@ -246,18 +250,15 @@ def _dit_flow(config: DitFlowConfig, state: StateDict) -> _Flow:
     )
 
 
-_FLOWS: dict[type, Callable[[Any, StateDict], _Flow]] = {UNetFlowConfig: _unet_flow, DitFlowConfig: _dit_flow}
-
-
 class FlowProbe:
     """Runs of the server's `FlowStream`."""
 
-    def __init__(self, config: FlowConfig, state: StateDict, voice: FlowVoice) -> None:
-        self.config = config
+    def __init__(self, model: ModelConfig, state: StateDict, voice: FlowVoice) -> None:
+        self.config = expect(FlowConfig, model.flow)
         self._voice = voice
-        self._net = _FLOWS[type(config)](config, state)
+        self._net: ProbedFlow = resolve(versions.of(model).flow.probe)(model.flow, state)
         self._guided = cast(Guided, self._net.estimator.module)
-        self.noise = flow_noise(config.mels).numpy()
+        self.noise = flow_noise(self.config.mels).numpy()
         self._runs: dict[tuple[bytes, bool, bool], FlowRun] = {}
 
     def run(self, tokens: Array, *, streaming: bool, finalize: bool) -> FlowRun:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from cosyserve.config import CausalHiftConfig
+from cosyserve.config import LlmConfig, expect
 from cosyserve.errors import BundleError
 from cosyserve.flow.stream import FlowVoice
 from cosyserve.text.normalize import is_raw, normalize
@@ -81,25 +81,25 @@ class RecordedSet:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The text tokenizer."""
-        return Tokenizer.from_bundle(self.bundle.tokenizer, self.bundle.version)
+        return self.bundle.text_tokenizer()
 
     @cached_property
     def llm(self) -> LlmProbe:
         """Runs of the language model."""
-        return LlmProbe(self.bundle.config.llm, self.bundle.llm())
+        return LlmProbe(expect(LlmConfig, self.bundle.config.llm), self.bundle.llm())
 
     @cached_property
     def flow(self) -> FlowProbe:
         """Runs of the flow with the recorded voice."""
         recorded = self.vectors["flow"]
         voice = FlowVoice(recorded["prompt_token"][0], recorded["prompt_feat"][0], recorded["spk_raw"][0])
-        return FlowProbe(self.bundle.config.flow, self.bundle.flow(), voice)
+        return FlowProbe(self.bundle.config, self.bundle.flow(), voice)
 
     @cached_property
     def hift(self) -> HiftProbe:
         """Runs of the vocoder."""
         config = self.bundle.config
-        twister = vocoder_draws(config)[1] if isinstance(config.hift, CausalHiftConfig) else None
+        twister = vocoder_draws(config)[1] if config.hift.fixed_noise else None
         return HiftProbe(config.hift, self.bundle.hift(), twister)
 
     @cached_property

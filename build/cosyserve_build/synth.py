@@ -11,16 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cosyserve.errors import Unsupported
-from cosyserve.text.tokenizer import Tokenizer
+from cosyserve import versions
+from cosyserve.lazy import resolve
 from cosyserve_build.bundles.bundle import read
-from cosyserve_build.bundles.layout import recipe_of
-from cosyserve_build.bundles.parts import QWEN
+from cosyserve_build.bundles.layout import read_config, read_tokenizer
 from cosyserve_build.bundles.shapes import expected_shapes
 from cosyserve_build.synth_graphs import write_campplus, write_speech_tokenizer
-from cosyserve_build.synth_recipe import PROMPT_TEXT, YAMLS, Size, sizes, write_recipe
-from cosyserve_build.synth_weights import hift, random_state, split_weight_norm, voice, write_llm, write_transformer
-from cosyserve_build.whisper import whisper_tokenizer
+from cosyserve_build.synth_recipe import PROMPT_TEXT, Size, random_bundle, write_recipe
+from cosyserve_build.synth_weights import hift, random_state, split_weight_norm, voice
 
 VOICE = "demo"
 
@@ -35,23 +33,19 @@ def synth_bundle(out: Path, version: int, size: Size, seed: int) -> None:
         seed: of all weights.
 
     Raises:
-        Unsupported: a version that cannot be made.
+        WeightsError: the version is not known.
     """
-    if version not in YAMLS:
-        known = ", ".join(map(str, YAMLS))
-        raise Unsupported(f"synth-bundle: CosyVoice version {version} is not supported yet, only {known}")
-    write_recipe(out, version, sizes(version, size))
-    recipe = recipe_of(out)
-    config = recipe.config(out)
-    tokenizer = whisper_tokenizer() if version == 1 else Tokenizer.from_bundle(out / QWEN, version)
+    described = versions.get(version)
+    made = random_bundle(described)
+    write_recipe(out, version, made.sizes[size])
+    config = read_config(out, described)
+    tokenizer = read_tokenizer(out, described)
     rng = np.random.Generator(np.random.Philox(seed))
     with torch.no_grad():
-        (write_transformer if version == 1 else write_llm)(out, config, rng)
+        resolve(described.llm.random)(out, config, rng)
         torch.save(random_state(expected_shapes(config, "flow"), rng), out / "flow.pt")
         torch.save(split_weight_norm(hift(config, rng)), out / "hift.pt")
     write_campplus(out / "campplus.onnx", config.flow.speaker, rng)
-    # At 50 tokens a second there is one halving of time less, and few enough digits for 4,096 ids.
-    digits, halvings = (7, 1) if version == 1 else (8, 2)
-    write_speech_tokenizer(out / recipe.speech_tokenizer, rng, digits, halvings)
+    write_speech_tokenizer(out / described.bundle.speech_tokenizer, rng, made.digits, made.halvings)
     torch.save({VOICE: voice(config, tokenizer.encode(PROMPT_TEXT), rng)}, out / "spk2info.pt")
     read(out)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cosyserve.text.tokenizer import SPECIALS, qwen2_words
-from cosyserve_build.bundles.layout import RECIPES
+from cosyserve import versions
+from cosyserve.lazy import resolve
+from cosyserve.text.tokenizer import qwen2_words
+from cosyserve.versions.base import Version
 from cosyserve_build.bundles.parts import QWEN
 
 Size = Literal["tiny", "small", "full"]
@@ -67,17 +69,34 @@ SIZES: dict[Size, Dimensions] = {
 }
 
 
-SIZES_1: dict[Size, Dimensions] = {
-    "tiny": replace(SIZES["tiny"], heads=4),
-    "small": SIZES["small"],
-    "full": replace(SIZES["full"], hidden=1024, intermediate=4096, layers=14, heads=16),
-}
-"""Those of CosyVoice 1, whose text tokenizer has one size."""
+@dataclass(frozen=True, slots=True)
+class RandomBundle:
+    """How bundles of one version are made up.
+
+    Attributes:
+        yaml: sizes to the content of the file that describes the model.
+        sizes: that bundles come in.
+        qwen2: whether they hold Qwen2's sizes and tokenizer.
+        digits: of a speech token, in base 3.
+        halvings: of time, from 100 log-mel frames a second to speech tokens.
+    """
+
+    yaml: Callable[[Dimensions], str]
+    sizes: Mapping[Size, Dimensions]
+    qwen2: bool = True
+    digits: int = 8
+    halvings: int = 2
 
 
 def sizes(version: int, size: Size) -> Dimensions:
     """Those of a random bundle."""
-    return (SIZES_1 if version == 1 else SIZES)[size]
+    return random_bundle(versions.get(version)).sizes[size]
+
+
+def random_bundle(version: Version) -> RandomBundle:
+    """How bundles of a version are made up."""
+    made: RandomBundle = resolve(version.bundle.random)
+    return made
 
 
 def write_recipe(
@@ -95,11 +114,12 @@ def write_recipe(
     out.mkdir(parents=True, exist_ok=True)
     tag = {"framework": "Pytorch", "task": "text-to-speech", "random_weights": note == RANDOM}
     write_json(out / "configuration.json", tag)
-    (name,) = [recipe.yaml for recipe in RECIPES if recipe.version == version]
-    (out / name).write_text(f"# {note}\n{YAMLS[version](dims)}", "utf-8")
-    if version == 1:
+    described = versions.get(version)
+    made = random_bundle(described)
+    (out / described.bundle.yaml).write_text(f"# {note}\n{made.yaml(dims)}", "utf-8")
+    if not made.qwen2:
         return
-    tokens = dims.text_ids + len(SPECIALS[version])
+    tokens = dims.text_ids + len(described.special_tokens)
     dims = replace(dims, vocab=max(dims.vocab, tokens + -tokens % 64))
     (out / QWEN).mkdir(exist_ok=True)
     write_json(out / QWEN / "config.json", qwen_config(dims))
@@ -500,5 +520,17 @@ feat_extractor: !name:matcha.utils.audio.mel_spectrogram
 """
 
 
-YAMLS: dict[int, Callable[[Dimensions], str]] = {1: _cosyvoice1, 2: _cosyvoice2, 3: _cosyvoice3}
-"""The YAML of each version that can be written."""
+COSYVOICE1 = RandomBundle(
+    _cosyvoice1,
+    {
+        "tiny": replace(SIZES["tiny"], heads=4),
+        "small": SIZES["small"],
+        "full": replace(SIZES["full"], hidden=1024, intermediate=4096, layers=14, heads=16),
+    },
+    qwen2=False,
+    # At 50 tokens a second there is one halving of time less, and few enough digits for 4,096 ids.
+    digits=7,
+    halvings=1,
+)
+COSYVOICE2 = RandomBundle(_cosyvoice2, SIZES)
+COSYVOICE3 = RandomBundle(_cosyvoice3, SIZES)

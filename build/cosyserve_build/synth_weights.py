@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cosyserve.config import ModelConfig
+from cosyserve.config import LlmConfig, ModelConfig, TransformerConfig, expect
 from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.source import source_of
 from cosyserve.llm.qwen2 import SpeechLM
@@ -61,7 +61,8 @@ def _random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) 
 
 
 def write_llm(out: Path, config: ModelConfig, rng: np.random.Generator) -> None:
-    llm = config.llm
+    """``llm.pt`` of the versions with Qwen2's decoder."""
+    llm = expect(LlmConfig, config.llm)
     state = random_state(expected_shapes(config, "llm"), rng)
     weight = state["llm_decoder.weight"]
     weight *= LOGIT_SPREAD
@@ -91,7 +92,7 @@ def write_llm(out: Path, config: ModelConfig, rng: np.random.Generator) -> None:
 
 def write_transformer(out: Path, config: ModelConfig, rng: np.random.Generator) -> None:
     """As `write_llm`, for CosyVoice 1."""
-    llm = config.llm
+    llm = expect(TransformerConfig, config.llm)
     state = random_state(expected_shapes(config, "llm"), rng)
     weight, bias = state["llm_decoder.weight"], state["llm_decoder.bias"]
     weight *= LOGIT_SPREAD

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from cosyserve.errors import BundleError, Unsupported
+from cosyserve.lazy import resolve
 from cosyserve_build.bundles.bundle import read
 from cosyserve_build.probes import Array
-from cosyserve_build.stages import VERIFY_SPECS
+from cosyserve_build.stages import VerifySpec
 
 TOLERANCES: tuple[tuple[str, float], ...] = (
     ("frontend/wav_*", 1e-6),  # the samples of the file
@@ -122,9 +123,10 @@ def verify(set_folder: Path | str) -> Report:
     if not folder.is_dir():
         raise BundleError(f"{folder} does not exist")
     bundle = read(folder / "bundle")
-    if bundle.version not in VERIFY_SPECS:
+    spec = bundle.description.verify
+    if not spec:
         raise Unsupported(f"verify: CosyVoice version {bundle.version} is not supported yet")
-    plan = VERIFY_SPECS[bundle.version]
+    plan: VerifySpec = resolve(spec)
     data = plan.opens(folder, bundle)
     declarations = (*plan.declared, *((f"frontend/wav_{rate // 1000}k", RESAMPLED) for rate in data.resampled_rates))
     produced: dict[str, Array] = {}

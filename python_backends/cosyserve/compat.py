@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cosyserve.contracts import Tensors
 from cosyserve.errors import CosyServeError, InvalidInput, passed_on
-from cosyserve.text.tokenizer import END_OF_PROMPT
+from cosyserve.text.special_tokens import END_OF_PROMPT
 
 REFERENCE_RATE = 16_000
 """Rate of reference audio in Hz."""

@@ -3,22 +3,80 @@
 ``bundles.bundle.read`` fills these from the YAML (and Qwen2's ``config.json``) of a bundle; ``prepare`` writes them to
 ``manifest.json``; the server reads them back from there. No torch and no YAML are needed to use them.
 
-Each kind of network has a class of its own. `PARTS` says which a version consists of, and what handles a kind
-(`shapes`, `load`, the exporter, the verifier) looks it up by that class.
+Each kind of network has a class of its own: what is read from a bundle are its fields, what is constant upstream are
+class variables and properties. Which classes a version consists of says its description in `cosyserve.versions`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
 
+class SpecialIds(NamedTuple):
+    """Where the special ids of a language model lie: all are counted from the first id behind the ordinary ones.
+
+    Rows open a sequence and stand between text and speech. They belong to the speech embedding or, counted on, to a
+    table of its own behind it.
+    """
+
+    rows: int  # of speech embedding and head, behind those of the ordinary ids
+    eos: int  # the id that the model was taught to end with; all ids behind the ordinary ones end a sequence too
+    start_row: int
+    task_row: int
+    fill: int = -1  # the id that asks for the next block of text in text-in streaming; -1 where there is none
+
+
+class SpeechIds:
+    """Speech ids of a language model: 0..speech_tokens-1 are ordinary, `special` says what follows."""
+
+    __slots__ = ()
+
+    speech_tokens: int
+    special: ClassVar[SpecialIds]
+    silent_tokens: ClassVar[frozenset[int]] = frozenset()
+    """Ids that sound as silence, of which long runs are not spoken."""
+
+    @property
+    def speech_vocab(self) -> int:
+        """Rows of the head, and of the speech embedding where its special ids can be fed."""
+        return self.speech_tokens + self.special.rows
+
+    @property
+    def end(self) -> int:
+        """The first id that ends a sequence; all above it do too."""
+        return self.speech_tokens
+
+    @property
+    def eos(self) -> int:
+        """Of these the one that the model was taught to end with."""
+        return self.speech_tokens + self.special.eos
+
+    @property
+    def fill(self) -> int:
+        """The id that asks for the next block of text in text-in streaming."""
+        return self.speech_tokens + self.special.fill
+
+    @property
+    def start_row(self) -> int:
+        """What opens a sequence."""
+        return self.speech_tokens + self.special.start_row
+
+    @property
+    def task_row(self) -> int:
+        """What stands between text and speech."""
+        return self.speech_tokens + self.special.task_row
+
+
 @dataclass(frozen=True, slots=True)
-class LlmConfig:
+class LlmConfig(SpeechIds):
     """Qwen2 decoder with speech embeddings and head, as CosyVoice2 has it (upstream llm/llm.py :: Qwen2LM)."""
+
+    special = SpecialIds(rows=3, eos=0, fill=2, start_row=3, task_row=4)
+    head_bias: ClassVar[bool] = True
 
     hidden: int
     intermediate: int
@@ -36,100 +94,34 @@ class LlmConfig:
     win_size: int
     tau_r: float
 
-    @property
-    def speech_vocab(self) -> int:
-        """Rows of speech embedding and head: ordinary ids, end, a spare one, fill."""
-        return self.speech_tokens + 3
-
-    @property
-    def end(self) -> int:
-        """The first id that ends a sequence; all above it do too."""
-        return self.speech_tokens
-
-    @property
-    def eos(self) -> int:
-        """Of these the one that the model was taught to end with."""
-        return self.speech_tokens
-
-    @property
-    def fill(self) -> int:
-        """The id that asks for the next block of text in text-in streaming."""
-        return self.speech_tokens + 2
-
-    @property
-    def start_row(self) -> int:
-        """What opens a sequence: a row of the speech embedding or, counted on, of a table of its own behind it."""
-        return self.speech_vocab
-
-    @property
-    def task_row(self) -> int:
-        """What stands between text and speech, counted likewise."""
-        return self.speech_vocab + 1
-
-    @property
-    def head_bias(self) -> bool:
-        """Whether the head has a bias."""
-        return True
-
     def prefix(self, prompt_text: Sequence[int]) -> int:
         """How many ids of a prompt text stand outside the blocks of text-in streaming, right behind the start."""
         return 0
 
-    @property
-    def silent_tokens(self) -> frozenset[int]:
-        """Ids that sound as silence, of which long runs are not spoken."""
-        return frozenset()
-
 
 @dataclass(frozen=True, slots=True)
 class CosyVoice3LlmConfig(LlmConfig):
-    """The same decoder; special ids and rows share one table, and the head has no bias (upstream CosyVoice3LM)."""
+    """The same decoder; special ids and rows share one table, and the head has no bias (upstream CosyVoice3LM).
+
+    Most of the special ids are spare. The silent ones are a constant upstream (cli/model.py :: CosyVoice3Model).
+    """
+
+    special = SpecialIds(rows=200, eos=1, fill=3, start_row=0, task_row=2)
+    head_bias = False
+    silent_tokens = frozenset({1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323})
 
     end_of_prompt: int  # text id that ends an instruction
-
-    @property
-    def speech_vocab(self) -> int:
-        """Rows of speech embedding and head: ordinary ids and 200 special ones, most of them spare."""
-        return self.speech_tokens + 200
-
-    @property
-    def eos(self) -> int:
-        """See `LlmConfig.eos`; the id before it opens a sequence."""
-        return self.speech_tokens + 1
-
-    @property
-    def fill(self) -> int:
-        """See `LlmConfig.fill`."""
-        return self.speech_tokens + 3
-
-    @property
-    def start_row(self) -> int:
-        """See `LlmConfig.start_row`."""
-        return self.speech_tokens
-
-    @property
-    def task_row(self) -> int:
-        """See `LlmConfig.task_row`."""
-        return self.speech_tokens + 2
-
-    @property
-    def head_bias(self) -> bool:
-        """See `LlmConfig.head_bias`."""
-        return False
 
     def prefix(self, prompt_text: Sequence[int]) -> int:
         """See `LlmConfig.prefix`: the instruction, if there is one."""
         return prompt_text.index(self.end_of_prompt) + 1 if self.end_of_prompt in prompt_text else 0
 
-    @property
-    def silent_tokens(self) -> frozenset[int]:
-        """A constant upstream (cli/model.py :: CosyVoice3Model)."""
-        return frozenset({1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323})
-
 
 @dataclass(frozen=True, slots=True)
-class TransformerConfig:
-    """Text encoder and decoder of CosyVoice 1 (upstream llm/llm.py :: TransformerLM)."""
+class TransformerConfig(SpeechIds):
+    """Text encoder and decoder of CosyVoice 1 (upstream llm/llm.py :: TransformerLM); its end id has no embedding."""
+
+    special = SpecialIds(rows=1, eos=0, start_row=1, task_row=2)
 
     inputs: int  # width of input embeddings
     hidden: int
@@ -159,35 +151,9 @@ class TransformerConfig:
         """Channels of a head."""
         return self.hidden // self.heads
 
-    @property
-    def speech_vocab(self) -> int:
-        """Rows of the head: ordinary ids and the end, which has no embedding."""
-        return self.speech_tokens + 1
 
-    @property
-    def end(self) -> int:
-        """The id that ends a sequence."""
-        return self.speech_tokens
-
-    @property
-    def start_row(self) -> int:
-        """See `LlmConfig.start_row`."""
-        return self.speech_vocab
-
-    @property
-    def task_row(self) -> int:
-        """See `LlmConfig.task_row`."""
-        return self.speech_vocab + 1
-
-    @property
-    def eos(self) -> int:
-        """See `LlmConfig.eos`."""
-        return self.speech_tokens
-
-    @property
-    def silent_tokens(self) -> frozenset[int]:
-        """See `LlmConfig.silent_tokens`."""
-        return frozenset()
+AnyLlm = LlmConfig | TransformerConfig
+"""A language model that the engine runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +179,12 @@ class FlowConfig:
     speaker: int
     cfg_rate: float
     steps: int = 10
+
+    fixed_noise: ClassVar[bool] = True
+    """Whether every utterance starts from the same noise."""
+
+    fixed_hop: ClassVar[int | None] = None
+    """Tokens from one audio chunk to the next, where the model settles it."""
 
     @property
     def frame_chunk(self) -> int:
@@ -337,14 +309,48 @@ class WindowFlowConfig:
     overlap: int = 20  # tokens that two windows share
     steps: int = 10  # Euler steps
 
+    fixed_noise: ClassVar[bool] = False
+    ratio: ClassVar[None] = None
+    """Mel frames per token: the encoder stretches tokens to however many frames there are."""
+
+    chunk: ClassVar[int] = 1
+    """See `FlowConfig.chunk`: a window may begin at any token."""
+
+    @property
+    def lookahead(self) -> int:
+        """See `FlowConfig.lookahead`: what a window shares with the next."""
+        return self.overlap
+
+    @property
+    def fixed_hop(self) -> int:
+        """See `FlowConfig.fixed_hop`."""
+        return self.hop
+
     def frames(self, tokens: int) -> int:
         """Mel frames that so many tokens last, as upstream rounds them."""
         return int(tokens / self.token_rate * self.frame_rate)
 
 
+AnyFlow = FlowConfig | WindowFlowConfig
+"""Speech tokens to mel, in chunks or in windows."""
+
+
 @dataclass(frozen=True, slots=True)
 class HiftConfig:
-    """Mel to waveform (upstream hifigan/generator.py :: HiFTGenerator)."""
+    """Mel to waveform (upstream hifigan/generator.py :: HiFTGenerator).
+
+    Attributes:
+        phase: how the phase of the harmonics runs within a frame: interpolated between frames, held, or from sample to
+            sample.
+        causal: whether only the first convolution looks ahead.
+        fixed_noise: whether the source of every segment has the same noise.
+        f0_padding: frames that each convolution of the pitch predictor sees back and ahead; constants upstream.
+    """
+
+    phase: ClassVar[Literal["interpolated", "held", "by sample"]] = "interpolated"
+    causal: ClassVar[bool] = False
+    fixed_noise: ClassVar[bool] = False
+    f0_padding: ClassVar[tuple[tuple[int, int], ...]] = ((1, 1),) * 5
 
     mels: int
     channels: int  # channels after the first convolution
@@ -374,46 +380,43 @@ class HiftConfig:
         return samples
 
     @property
-    def f0_padding(self) -> tuple[tuple[int, int], ...]:
-        """Frames that each convolution of the pitch predictor sees back and ahead; constants upstream."""
-        return ((1, 1),) * 5
-
-    @property
     def f0_reach(self) -> tuple[int, int]:
         """Frames that the pitch predictor sees back and ahead."""
         return sum(left for left, _ in self.f0_padding), sum(right for _, right in self.f0_padding)
 
     @property
     def phase_ahead(self) -> int:
-        """Frames ahead that the phase of a frame's harmonics leans on: it is interpolated between frames."""
-        return 1
+        """Frames ahead that the phase of a frame's harmonics leans on."""
+        return int(self.phase == "interpolated")
+
+    @property
+    def first_padding(self) -> tuple[int, int]:
+        """Mel frames that the decoder's first convolution sees back and ahead."""
+        return 3, 3
 
 
 @dataclass(frozen=True, slots=True)
 class CausalHiftConfig(HiftConfig):
     """The vocoder that looks back but for a few frames (upstream hifigan/generator.py :: CausalHiFTGenerator)."""
 
+    phase = "held"
+    causal = True
+    fixed_noise = True
+    f0_padding = ((0, 3), *((2, 0),) * 4)
+
     look_right: int  # mel frames that the decoder's first convolution looks ahead
 
     @property
-    def f0_padding(self) -> tuple[tuple[int, int], ...]:
-        """See `HiftConfig.f0_padding`."""
-        return ((0, 3), *((2, 0),) * 4)
-
-    @property
-    def phase_ahead(self) -> int:
-        """See `HiftConfig.phase_ahead`; here it stands still during a frame."""
-        return 0
+    def first_padding(self) -> tuple[int, int]:
+        """See `HiftConfig.first_padding`."""
+        return 0, self.look_right
 
 
 @dataclass(frozen=True, slots=True)
 class SampleHiftConfig(HiftConfig):
     """The vocoder whose sines run from sample to sample (upstream picks SineGen at 22,050 Hz)."""
 
-    @property
-    def phase_ahead(self) -> int:
-        """See `HiftConfig.phase_ahead`; here a frame's phases come from its own pitch."""
-        return 0
+    phase = "by sample"
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,10 +432,6 @@ class MelConfig:
     sample_rate: int
 
 
-AnyLlm = LlmConfig | TransformerConfig
-"""A language model that the engine runs."""
-
-
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """One CosyVoice model."""
@@ -440,8 +439,8 @@ class ModelConfig:
     version: int
     sample_rate: int
     token_rate: int  # speech tokens per second
-    llm: Any  # what they are says `PARTS`
-    flow: Any
+    llm: AnyLlm
+    flow: AnyFlow
     hift: HiftConfig
     mel: MelConfig
 
@@ -450,18 +449,20 @@ class ModelConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
-        """Inverse of `to_dict`; ``TypeError`` names a missing or unknown key."""
-        parts = PARTS[data["version"]]
+    def from_dict(cls, data: dict[str, Any], parts: Mapping[str, type]) -> ModelConfig:
+        """Inverse of `to_dict`, with the classes of the parts (see `cosyserve.versions`).
+
+        Raises:
+            TypeError: a missing or unknown key; it is named.
+        """
         return cls(**{key: _build(parts[key], value) if key in parts else value for key, value in data.items()})
 
 
-PARTS: dict[int, dict[str, type]] = {
-    1: {"llm": TransformerConfig, "flow": WindowFlowConfig, "hift": SampleHiftConfig, "mel": MelConfig},
-    2: {"llm": LlmConfig, "flow": UNetFlowConfig, "hift": HiftConfig, "mel": MelConfig},
-    3: {"llm": CosyVoice3LlmConfig, "flow": DitFlowConfig, "hift": CausalHiftConfig, "mel": MelConfig},
-}
-"""The classes of a version's parts."""
+def expect(kind: type[T], part: object) -> T:
+    """A part as the kind that its user handles; ``TypeError`` where a version names a user of another kind."""
+    if not isinstance(part, kind):
+        raise TypeError(f"{type(part).__name__} is no {kind.__name__}")
+    return part
 
 
 def _build(cls: type[T], data: dict[str, Any]) -> T:

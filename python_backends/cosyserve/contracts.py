@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from cosyserve import limits
+from cosyserve.versions import BUILT_IN
+from cosyserve.versions.base import Version
 
 Tensors = dict[str, NDArray[np.generic]]
 """Values by tensor name."""
@@ -233,11 +235,11 @@ FRONTEND = Model(
 )
 
 
-def _upstream(version: int) -> Model:
+def _upstream(version: Version) -> Model:
     return Model(
-        f"cosyvoice{version}",
+        version.upstream,
         Scheduling.SINGLE,
-        f"tts under the contract of upstream's Triton model for CosyVoice {version}; see `cosyserve.compat`.",
+        f"tts under the contract of upstream's Triton model for CosyVoice {version.number}; see `cosyserve.compat`.",
         inputs=(
             Tensor("reference_wav", "FP32", (-1,), "the voice to clone, 16 kHz mono, -1..1", optional=True),
             Tensor("reference_wav_len", "INT32", (1,), "samples of it, without padding", optional=True),
@@ -249,7 +251,7 @@ def _upstream(version: int) -> Model:
     )
 
 
-COSYVOICE2, COSYVOICE3 = UPSTREAM = (_upstream(2), _upstream(3))
+UPSTREAM = tuple(_upstream(version) for version in BUILT_IN if version.upstream)
 
 ACTIONS = ("register", "list", "describe", "delete")
 """Values of the ``action`` input of `VOICES`."""

@@ -12,18 +12,20 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cosyserve import limits
+from cosyserve import limits, versions
 from cosyserve.audio.features import fbank, log_mel_128, prompt_mel, resample, subtract_mean
 from cosyserve.audio.output_format import check_output_format
 from cosyserve.audio.prompt_audio import check_prompt, check_source, cut_at_pauses
 from cosyserve.config import ModelConfig
 from cosyserve.contracts import MODES
 from cosyserve.errors import InvalidInput, Unsupported
+from cosyserve.lazy import resolve
 from cosyserve.text.incremental import ends_sentence, leading_stop, words
 from cosyserve.text.normalize import Expand, contains_chinese, expand_numbers, is_silent, normalize
-from cosyserve.text.prompts import END_OF_INSTRUCTION, PROMPTS
+from cosyserve.text.prompts import Prompts
+from cosyserve.text.special_tokens import END_OF_INSTRUCTION, END_OF_PROMPT
 from cosyserve.text.split import SHORT, cut, segments
-from cosyserve.text.tokenizer import END_OF_PROMPT, Tokenizer
+from cosyserve.text.tokenizer import Tokenizer
 from cosyserve.voices import Voice
 
 Int32 = NDArray[np.int32]
@@ -118,10 +120,10 @@ class Frontend:
         self._tokenizer_session = tokenizer_session
         self._voices = voices
         self._normalizer = normalizer
-        self._texts = PROMPTS[config.version](tokenizer, self._normalized)
+        self._version = versions.of(config)
+        self._texts: Prompts = resolve(self._version.prompts)(tokenizer, self._normalized)
         self._prompts: OrderedDict[bytes, Voice] = OrderedDict()
         self._lock = Lock()
-        self._first = config.version == 1  # its models take other parts of a prompt than those of later versions
         # A segment of so many tokens, at the longest speech allowed and behind the longest prompt, fits the noise.
         frame_rate = config.sample_rate / config.hift.frame
         speech_tokens = (limits.MAX_NOISE_FRAMES / frame_rate - limits.MAX_PROMPT_SECONDS) * config.token_rate
@@ -134,10 +136,12 @@ class Frontend:
         Raises:
             InvalidInput: a field is wrong or missing; it is named.
             VoiceNotFound: no voice has the given name.
-            Unsupported: text in pieces for CosyVoice 1.
+            Unsupported: text in pieces for a version that wants the whole text.
         """
-        if request.continues is not None and self._config.version == 1:
-            raise Unsupported("sequence_start: text in pieces needs CosyVoice 2 or 3; CosyVoice 1 wants the whole text")
+        if request.continues is not None and not self._version.text_streaming:
+            able = " or ".join(str(version.number) for version in versions.BUILT_IN if version.text_streaming)
+            problem = f"needs CosyVoice {able}; CosyVoice {self._version.number} wants the whole text"
+            raise Unsupported(f"sequence_start: text in pieces {problem}")
         if request.continues is not None and request.text is not None:
             return self._piece(request.text, request.continues)
         if request.mode is not None and request.mode not in MODES:
@@ -155,19 +159,18 @@ class Frontend:
         voice = self._voice(request)
         mode = request.mode or _infer_mode(request, voice)
         _check_mode(mode, request, voice)
-        continues = mode == "zero_shot"
-        prompted = mode not in (("sft", "instruct") if self._first else ("sft",))
-        speaker_given = self._first and mode != "instruct"
+        use = self._version.prompt_use
+        prompted = mode in use.flow
         return UtteranceFeatures(
             segments=[np.array(self._tokenizer.encode_user(text), np.int32) for text in texts],
             texts=texts,
             speech=self._source(request),
             prompt_text_tokens=np.array(self._prompt_text(mode, instruct, voice, instruction), np.int32),
-            llm_prompt_tokens=voice.llm_prompt_tokens if continues else _NO_TOKENS,
+            llm_prompt_tokens=voice.llm_prompt_tokens if mode in use.llm_tokens else _NO_TOKENS,
             flow_prompt_tokens=voice.flow_prompt_tokens if prompted else _NO_TOKENS,
             prompt_mel=voice.prompt_mel if prompted else np.zeros((0, self._config.mel.mels), np.float32),
             speaker_embedding=voice.speaker_embedding,
-            llm_speaker_embedding=voice.speaker_embedding if speaker_given else np.zeros(0, np.float32),
+            llm_speaker_embedding=voice.speaker_embedding if mode in use.llm_speaker else np.zeros(0, np.float32),
         )
 
     def voice_features(self, request: Request) -> UtteranceFeatures:
@@ -351,8 +354,7 @@ class Frontend:
         embedding = self._speaker_session(subtract_mean(fbank(wave_16k))[None])
         tokens = self._speech_tokens(wave_16k)
         mel = prompt_mel(resample(samples, rate, self._config.mel.sample_rate), self._config.mel)
-        if not self._first:  # whose flow stretches the tokens to the mel
-            ratio = self._config.flow.ratio
+        if ratio := self._config.flow.ratio:
             n = min(len(mel) // ratio, len(tokens))
             tokens, mel = tokens[:n], mel[: n * ratio]
         return Voice(

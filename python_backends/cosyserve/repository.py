@@ -13,6 +13,7 @@ from cosyserve.config import ModelConfig
 from cosyserve.contracts import MODELS, TTS, UPSTREAM, Model
 from cosyserve.errors import ServeError
 from cosyserve.limits import MAX_LLM_SLOTS, MAX_STREAMS
+from cosyserve.runtimes.registry import TORCH
 
 SAMPLE_RATE = 24_000
 """Hz that the repository in the source promises to clients."""
@@ -38,10 +39,10 @@ PROFILES: dict[str, dict[str, dict[str, str]]] = {
     "gpu": {
         # What a second chunk takes is far less than the shorter first one lasts.
         **{model.name: {"first_hop": "16"} for model in (TTS, *UPSTREAM)},
-        "llm": {"runtime": "torch", "precision": "bf16"},
-        "flow": {"runtime": "torch", "precision": "bf16", "concurrency": "32", "flow_cache_mib": "16384"},
+        "llm": {"runtime": TORCH.name, "precision": "bf16"},
+        "flow": {"runtime": TORCH.name, "precision": "bf16", "concurrency": "32", "flow_cache_mib": "16384"},
         # The vocoder is always float32.
-        "hift": {"runtime": "torch", "concurrency": "32"},
+        "hift": {"runtime": TORCH.name, "concurrency": "32"},
     },
 }
 """Settings of each model that a profile adds or replaces."""

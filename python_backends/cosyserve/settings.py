@@ -9,11 +9,7 @@ from pathlib import Path
 
 from cosyserve import limits
 from cosyserve.errors import WeightsError
-
-DEVICES = ("cpu", "cuda")
-RUNTIMES = ("onnx", "torch", "tensorrt")
-LLM_RUNTIMES = ("", "gguf")
-PRECISIONS = ("fp32", "bf16", "fp16")
+from cosyserve.runtimes import registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +68,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("device", DEVICES),
-            ("runtime", RUNTIMES),
-            ("llm_runtime", LLM_RUNTIMES),
-            ("precision", PRECISIONS),
+            ("device", registry.DEVICES),
+            ("runtime", registry.ALL_STAGES),
+            ("llm_runtime", ("", *registry.LLM_ALONE)),
+            ("precision", registry.PRECISIONS),
         ):
             if (value := getattr(self, name)) not in choices:
                 raise WeightsError(f"setting {name}: {value!r}, must be one of {', '.join(filter(None, choices))}")
-        if self.precision != "fp32" and self.runtime == "onnx":
-            raise WeightsError(f"setting precision: {self.precision} needs another runtime; ONNX graphs are fp32")
+        precisions = registry.get(self.runtime).precisions
+        if self.precision not in precisions:
+            problem = f"{self.precision} needs another runtime; {self.runtime} runs in {', '.join(precisions)}"
+            raise WeightsError(f"setting precision: {problem}")
         for name in (f.name for f in fields(self) if f.type == "int"):
             least = 0 if name == "flow_window" else 1
             if getattr(self, name) < least:

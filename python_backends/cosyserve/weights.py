@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cosyserve.config import ModelConfig
+from cosyserve import versions
 from cosyserve.errors import WeightsError
+from cosyserve.versions.base import Version
 
 FORMAT = 2
 """Version of the folder's layout; a server refuses any other."""
@@ -35,7 +36,7 @@ class Weights:
         folder: where ``manifest.json`` lies.
 
     Raises:
-        WeightsError: the manifest is missing, unreadable or of another format.
+        WeightsError: the manifest is missing, unreadable or of another format or of an unknown version.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,7 +56,12 @@ class Weights:
         found = self.manifest.get("format")
         if found != FORMAT:
             raise WeightsError(f"{MANIFEST}: format {found}, this version reads {FORMAT}; prepare the bundle again")
-        self.config = ModelConfig.from_dict(self.manifest["model"])
+        self.config = versions.model_config(self.manifest["model"])
+
+    @property
+    def version(self) -> Version:
+        """The description of their CosyVoice version."""
+        return versions.of(self.config)
 
     @property
     def random(self) -> bool:

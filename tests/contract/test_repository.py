@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cosyserve.contracts import MODELS, TTS, Scheduling
+from cosyserve.contracts import MODELS, TTS, UPSTREAM, Scheduling
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "python_backends" / "cosyserve"
@@ -101,13 +101,46 @@ assert callable(handler.initialize) and callable(handler.execute)
     serve_only(code, str(ROOT / "model_repository" / name / "1" / "model.py"))
 
 
+HEAVY = ("onnxruntime", "tokenizers", "soxr", "wetext", "safetensors", "kaldi_native_fbank")
+COMPUTES = {
+    "frontend": "cosyserve.frontend",
+    "llm": "cosyserve.llm",
+    "flow": "cosyserve.flow",
+    "hift": "cosyserve.hift",
+}
+
+
+@pytest.mark.parametrize("name", HANDLED)
+def test_a_process_imports_what_it_runs(name: str) -> None:
+    """Settings choose the runtime, and with it what is imported to load the networks."""
+    code = """
+from importlib import import_module
+import_module("cosyserve.triton." + sys.argv[1])
+loaded = [name for name in sys.argv[2:] if name in sys.modules]
+assert not loaded, loaded
+"""
+    module = "compat" if name in {model.name for model in UPSTREAM} else name
+    own = COMPUTES.get(name)
+    strangers = {part for part in COMPUTES.values() if part != own}
+    if own is None:
+        # Voices are files of tensors.
+        strangers |= {package for package in HEAVY if (name, package) != ("voices", "safetensors")}
+    elif name != "frontend":
+        strangers |= {"onnxruntime", "tokenizers", "wetext", "kaldi_native_fbank"}
+    serve_only(code, module, *sorted(strangers))
+
+
 def test_weights_load_and_commands_start_without_torch(weights: Path) -> None:
     code = """
-from cosyserve.load import load_flow_networks, load_frontend, load_chunk_grid, load_hift_networks, load_llm_networks
+from cosyserve.load.flow import load_flow_networks
+from cosyserve.load.frontend import load_frontend
+from cosyserve.load.tts import load_chunk_grid
+from cosyserve.load.hift import load_hift_networks
+from cosyserve.load.llm import load_decoder
 from cosyserve.settings import Settings
 import cosyserve.cli, cosyserve_client
 settings = Settings(weights=sys.argv[1])
-for load in (load_chunk_grid, load_frontend, load_llm_networks, load_flow_networks, load_hift_networks):
+for load in (load_chunk_grid, load_frontend, load_decoder, load_flow_networks, load_hift_networks):
     load(settings)
 """
     serve_only(code, str(weights))
@@ -149,7 +182,7 @@ def test_ruff_sees_the_source_under_build(tmp_path: Path) -> None:
     assert ruff
     command = [ruff, "check", "--show-files", "--no-cache", str(ROOT)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines()
-    sources = [ROOT / "build" / "cosyserve_build" / "prepare.py", LIBRARY / "load.py", CLIENT / "wire.py"]
+    sources = [ROOT / "build" / "cosyserve_build" / "prepare.py", LIBRARY / "weights.py", CLIENT / "wire.py"]
     assert {str(path) for path in sources} <= set(shown)
 
 

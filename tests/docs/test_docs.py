@@ -16,7 +16,8 @@ import typer
 import cosyserve_gateway
 from cosyserve import contracts
 from cosyserve.cli import app
-from cosyserve.settings import LLM_RUNTIMES, RUNTIMES, Settings
+from cosyserve.runtimes.registry import ALL_STAGES, LLM_ALONE
+from cosyserve.settings import Settings
 from cosyserve_build import docs_tables
 from cosyserve_build.cli import app as build_app
 from cosyserve_client import AsyncClient, AsyncSession, Client, Session
@@ -163,7 +164,7 @@ def test_every_message_of_the_websocket_is_told() -> None:
 
 def test_every_runtime_is_told() -> None:
     told = [row[0].strip("`") for row in rows(section("tuning", "Runtimes and precision"))[2:]]
-    assert told == [*RUNTIMES, *(f"llm_runtime` = `{name}" for name in LLM_RUNTIMES if name)]
+    assert told == [*ALL_STAGES, *(f"llm_runtime` = `{name}" for name in LLM_ALONE)]
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)

@@ -59,11 +59,6 @@ def sources() -> list[Path]:
     return [path for folder in CODE for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
-def called(path: Path) -> str:
-    """A file of the code as the pages name it."""
-    return str(path.relative_to(LIBRARY if path.is_relative_to(LIBRARY) else ROOT))
-
-
 @cache
 def defined(file: Path) -> dict[str, ast.AST]:
     """What a file defines, by name: functions, classes, constants, and ``Class.member``."""
@@ -143,22 +138,6 @@ def test_every_class_that_is_called_a_cache_has_a_row() -> None:
     kinds = [node for path in sources() for node in defined(path).values() if isinstance(node, ast.ClassDef)]
     bases = {node.name: {ast.unparse(base) for base in node.bases} | {node.name} for node in kinds}
     assert {name for name in bases if name.endswith("Cache") and not bases[name] & {"Protocol", "Cache"}} <= told
-
-
-def test_every_table_by_version_is_in_the_list() -> None:
-    """Constants of type ``dict[int, ..]`` are by version, ``dict[type, ..]`` by the class of its configuration."""
-    listed = set(symbols(section(ARCHITECTURE, "A version of CosyVoice")))
-    for path in sources():
-        for name, node in defined(path).items():
-            if isinstance(node, ast.AnnAssign) and re.match(r"dict\[(int|type), ", ast.unparse(node.annotation)):
-                assert (called(path), name) in listed
-
-
-def test_every_file_that_tells_versions_apart_is_in_the_list() -> None:
-    listed = PATH.findall(section(ARCHITECTURE, "A version of CosyVoice"))
-    for path in sources():
-        if re.search(r"\bversion [!=]= |isinstance\([^)\n]*Config\)", path.read_text("utf-8")):
-            assert called(path) in listed
 
 
 def test_every_folder_of_tests_is_told() -> None:

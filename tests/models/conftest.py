@@ -12,7 +12,9 @@ from cosyserve.flow.networks import FlowNetworks
 from cosyserve.flow.stream import FlowVoice
 from cosyserve.hift.stream import HiftNetworks
 from cosyserve.llm.graph_decoder import LlmNetworks
-from cosyserve.load import load_flow_networks, load_hift_networks, load_llm_networks
+from cosyserve.load.flow import load_flow_networks
+from cosyserve.load.hift import load_hift_networks
+from cosyserve.runtimes.onnx.llm import load_llm_networks
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
 
@@ -38,7 +40,7 @@ def settings(weights: Path) -> Settings:
 
 @pytest.fixture(scope="session")
 def llm_networks(settings: Settings) -> LlmNetworks:
-    return load_llm_networks(settings)
+    return load_llm_networks(Weights(settings.folder), settings)
 
 
 @pytest.fixture(scope="session")

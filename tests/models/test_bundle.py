@@ -16,7 +16,7 @@ from cosyserve.errors import BundleError
 from cosyserve.voices import voices_from_spk2info
 from cosyserve_build.bundles.bundle import fold_weight_norm, read
 from cosyserve_build.bundles.hyperyaml import read_yaml
-from cosyserve_build.bundles.layout import recipe_of
+from cosyserve_build.bundles.layout import read_config, version_of
 from cosyserve_build.bundles.shapes import expected_shapes
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny" / "bundle"
@@ -93,7 +93,7 @@ def test_official_dimensions_give_the_official_tensors(bundle: Path) -> None:
     qwen |= {"num_attention_heads": 14, "num_key_value_heads": 2}
     path.write_text(json.dumps(qwen))
 
-    config = recipe_of(bundle).config(bundle)
+    config = read_config(bundle, version_of(bundle))
     shapes = {part: expected_shapes(config, part) for part in ("llm", "flow", "hift")}
     parameters = {part: sum(map(math.prod, tensors.values())) for part, tensors in shapes.items()}
     # Upstream's counts; lm_head is tied and dropped, 82 weight-normed tensors are folded from two into one.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cosyserve.errors import BundleError
-from cosyserve.runtimes.onnx import OnnxGraph
+from cosyserve.runtimes.onnx.graph import OnnxGraph
 from cosyserve_build.export import Spec, export
 from cosyserve_build.precision import PRECISIONS
 

@@ -20,7 +20,7 @@ from cosyserve.flow.graphs import GraphCache
 from cosyserve.flow.networks import EncodeJob, FlowNetworks
 from cosyserve.flow.solver import solve, time_grid
 from cosyserve.flow.stream import FlowState, FlowStream, FlowVoice
-from cosyserve.load import load_flow_networks
+from cosyserve.load.flow import load_flow_networks
 from cosyserve.scheduler import Network, Scheduler, Task, run_alone
 from cosyserve.settings import Settings
 

@@ -18,7 +18,7 @@ from cosyserve.llm.embeddings import Embeddings
 from cosyserve.llm.engine import Engine
 from cosyserve.llm.graph_decoder import GraphDecoder, LlmNetworks
 from cosyserve.llm.sequence import GenerationRequest
-from cosyserve.load import load_decoder
+from cosyserve.load.llm import load_decoder
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights, sha256
 from cosyserve_build.prepare import prepare

@@ -21,7 +21,7 @@ from cosyserve.llm.engine import Engine
 from cosyserve.llm.graph_decoder import GraphDecoder, LlmNetworks
 from cosyserve.llm.sequence import GenerationRequest
 from cosyserve.runtimes.graph import Arrays, Graph, Outputs, flat
-from cosyserve.runtimes.onnx import OnnxGraph
+from cosyserve.runtimes.onnx.graph import OnnxGraph
 from cosyserve.scheduler import Scheduler, Task
 
 GRAPHS = ["llm", "flow_encoder", "flow_estimator", "hift_f0", "hift_source", "hift_decoder"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from cosyserve.config import ModelConfig
+from cosyserve import versions
 from cosyserve.errors import BundleError, WeightsError
 from cosyserve.limits import MAX_NOISE_FRAMES
 from cosyserve.voices import Voice, VoiceStore
@@ -52,7 +52,7 @@ def test_the_manifest_lists_every_file_but_voices_with_its_checksum(weights: Pat
 
 def test_the_manifest_holds_model_tools_and_graphs(weights: Path) -> None:
     found = manifest(weights)
-    assert ModelConfig.from_dict(found["model"]) == read(BUNDLE).config
+    assert versions.model_config(found["model"]) == read(BUNDLE).config
     assert sorted(found["tools"]) == sorted(TOOLS)
     assert all(found["tools"].values())
     assert list(found["graphs"]) == GRAPHS

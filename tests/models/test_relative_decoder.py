@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cosyserve.errors import InvalidInput, Unsupported
 from cosyserve.llm.engine import Engine
 from cosyserve.llm.sequence import GenerationRequest
-from cosyserve.load import load_decoder, load_prompt_encoder
+from cosyserve.load.llm import load_decoder, load_prompt_encoder
 from cosyserve.settings import Settings
 
 SPEAKER = np.random.default_rng(0).standard_normal(192).astype(np.float32)

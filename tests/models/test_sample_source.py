@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cosyserve.hift.stream import HiftNetworks, HiftStream
-from cosyserve.load import load_hift_networks
+from cosyserve.load.hift import load_hift_networks
 from cosyserve.settings import Settings
 
 FRAMES = 130

@@ -15,9 +15,10 @@ from cosyserve.flow.graphs import Solver
 from cosyserve.flow.networks import FlowNetworks
 from cosyserve.flow.stream import FlowStream, FlowVoice
 from cosyserve.hift.stream import HiftNetworks, HiftStream, decoder_reach
-from cosyserve.load import load_flow_networks, load_hift_networks
+from cosyserve.load.flow import load_flow_networks
+from cosyserve.load.hift import load_hift_networks
 from cosyserve.runtimes.graph import Arrays, Outputs
-from cosyserve.runtimes.onnx import OnnxGraph
+from cosyserve.runtimes.onnx.graph import OnnxGraph
 from cosyserve.scheduler import Scheduler, Task, run_alone
 from cosyserve.settings import Settings
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from cosyserve.config import CosyVoice3LlmConfig
-from cosyserve.errors import Unsupported
+from cosyserve.errors import WeightsError
 from cosyserve.flow.stream import FlowVoice
 from cosyserve.llm.engine import Engine
 from cosyserve.llm.graph_decoder import GraphDecoder
 from cosyserve.llm.sequence import GenerationRequest
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve_build.bundles.bundle import Bundle, read
-from cosyserve_build.bundles.layout import recipe_of
+from cosyserve_build.bundles.layout import read_config, version_of
 from cosyserve_build.bundles.shapes import expected_shapes
 from cosyserve_build.probes import FlowProbe, HiftProbe, LlmProbe
 from cosyserve_build.synth import synth_bundle
@@ -65,7 +65,7 @@ def test_the_bundle_says_that_its_weights_are_random(bundle: Bundle) -> None:
 
 def test_full_size_of_version_3_has_the_official_dimensions(tmp_path: Path) -> None:
     write_recipe(tmp_path, 3, sizes(3, "full"))
-    config = recipe_of(tmp_path).config(tmp_path)
+    config = read_config(tmp_path, version_of(tmp_path))
     shapes = {part: expected_shapes(config, part) for part in ("llm", "flow", "hift")}
     parameters = {part: sum(map(math.prod, tensors.values())) for part, tensors in shapes.items()}
     # Upstream's counts; lm_head is tied and dropped, 82 weight-normed tensors are folded from two into one.
@@ -79,7 +79,7 @@ def test_full_size_of_version_3_has_the_official_dimensions(tmp_path: Path) -> N
 
 def test_full_size_has_the_official_dimensions(tmp_path: Path) -> None:
     write_recipe(tmp_path, 2, sizes(2, "full"))
-    config = recipe_of(tmp_path).config(tmp_path)
+    config = read_config(tmp_path, version_of(tmp_path))
     parameters = {p: sum(map(math.prod, expected_shapes(config, p).values())) for p in ("llm", "flow", "hift")}
     assert parameters["llm"] == pytest.approx(505.8e6, abs=0.1e6)
     assert parameters["flow"] == pytest.approx(112.549e6, abs=0.001e6)
@@ -124,7 +124,7 @@ def test_the_sound_is_voiced_and_neither_silent_nor_clipped(either: Bundle) -> N
         voice[key] for key in ("flow_prompt_speech_token", "prompt_speech_feat", "flow_embedding")
     )
     tokens = np.random.default_rng(0).integers(0, 6561, 100)
-    flow = FlowProbe(either.config.flow, either.flow(), FlowVoice(prompt[0], mel[0], embedding[0]))
+    flow = FlowProbe(either.config, either.flow(), FlowVoice(prompt[0], mel[0], embedding[0]))
     new_mel = flow.run(tokens, streaming=True, finalize=True).mel
     assert new_mel.shape == (1, 80, 200)
     hift = HiftProbe(either.config.hift, either.hift())
@@ -172,5 +172,5 @@ def test_speaker_graph(bundle: Bundle) -> None:
 
 
 def test_other_versions_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="version 4"):
+    with pytest.raises(WeightsError, match="version 4"):
         synth_bundle(tmp_path, 4, "tiny", seed=0)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from cosyserve.flow.stream import FlowVoice
-from cosyserve.runtimes.onnx import OnnxGraph
+from cosyserve.runtimes.onnx.graph import OnnxGraph
 from cosyserve_build.bundles.bundle import Bundle, read
-from cosyserve_build.bundles.layout import recipe_of
+from cosyserve_build.bundles.layout import read_config, version_of
 from cosyserve_build.bundles.shapes import expected_shapes
 from cosyserve_build.probes import HiftProbe
 from cosyserve_build.probes1 import RelativeLlmProbe, WindowProbe
@@ -28,7 +28,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def test_full_size_has_the_official_dimensions(tmp_path: Path) -> None:
     write_recipe(tmp_path, 1, sizes(1, "full"))
-    config = recipe_of(tmp_path).config(tmp_path)
+    config = read_config(tmp_path, version_of(tmp_path))
     shapes = {part: expected_shapes(config, part) for part in ("llm", "flow", "hift")}
     parameters = {part: sum(map(math.prod, of.values())) for part, of in shapes.items()}
     assert (len(shapes["llm"]), len(shapes["flow"])) == (401, 1185)

@@ -20,7 +20,8 @@ from cosyserve.flow.stream import FlowStream, FlowVoice
 from cosyserve.flow.unet import GuidedFlow
 from cosyserve.hift.generator import Decoder
 from cosyserve.hift.stream import HiftNetworks, HiftStream
-from cosyserve.load import load_flow_networks, load_hift_networks
+from cosyserve.load.flow import load_flow_networks
+from cosyserve.load.hift import load_hift_networks
 from cosyserve.runtimes import engine_files
 from cosyserve.runtimes.buckets import BLOCKS
 from cosyserve.runtimes.engine_files import EngineSpec, Gpu, save_engine
@@ -70,7 +71,7 @@ def stands(weights: Path, torch_weights: Weights, monkeypatch: pytest.MonkeyPatc
     """Every plan is found, and is one of these."""
     found = {graph: stand_for(weights, torch_weights, graph) for graph in ("flow_estimator", "hift_decoder")}
     for network in ("flow", "hift"):
-        place = f"cosyserve.runtimes.torch.{network}.load_plan"
+        place = f"cosyserve.runtimes.torch.{network}.load_engine"
         monkeypatch.setattr(place, lambda weights, graph, given: found[graph] if given.runtime == "tensorrt" else None)
     return found
 

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cosyserve.hift.stream import HiftNetworks, HiftStream
-from cosyserve.load import load_hift_networks
+from cosyserve.load.hift import load_hift_networks
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
 

@@ -13,7 +13,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from cosyserve.errors import WeightsError
-from cosyserve.load import load_chunk_grid, load_flow_networks, load_frontend, load_hift_networks, load_llm_networks
+from cosyserve.load.flow import load_flow_networks
+from cosyserve.load.frontend import load_frontend
+from cosyserve.load.hift import load_hift_networks
+from cosyserve.load.llm import load_decoder
+from cosyserve.load.tts import load_chunk_grid
 from cosyserve.settings import Settings
 from cosyserve.text.normalize import _inflect, _wetext
 from cosyserve.weights import FORMAT, Weights, map_tensors, sha256
@@ -48,7 +52,7 @@ def load_everything(folder: Path) -> None:
     settings = Settings(weights=str(folder))
     load_chunk_grid(settings)
     load_frontend(settings)
-    load_llm_networks(settings)
+    load_decoder(settings)
     load_flow_networks(settings)
     load_hift_networks(settings)
 

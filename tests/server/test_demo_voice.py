@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from live import Live
 
-from cosyserve.load import load_frontend
+from cosyserve.load.frontend import load_frontend
 from cosyserve.settings import Settings
 from cosyserve_build.demo_voice.sentences import words
 from cosyserve_build.judge.recogniser import Recogniser, word_errors

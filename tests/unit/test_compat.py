@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cosyserve.compat import SEED, renamed, tts_request, waveform
-from cosyserve.contracts import COSYVOICE2, TTS, Tensors
+from cosyserve.contracts import TTS, UPSTREAM, Tensors
 from cosyserve.errors import InvalidInput, Overloaded
 
 TARGET: Tensors = {"target_text": np.array([b"hello"], np.object_)}
@@ -26,7 +26,7 @@ def test_a_reference_is_a_prompt_without_its_padding(text: str) -> None:
         "reference_text": np.array([text.encode()], np.object_),
     }
     request = tts_request(TARGET | reference)
-    assert set(TARGET | reference) == {tensor.name for tensor in COSYVOICE2.inputs}
+    assert set(TARGET | reference) == {tensor.name for tensor in UPSTREAM[0].inputs}
     np.testing.assert_array_equal(request["prompt_audio"], WAVE[:600])
     assert request["prompt_sample_rate"].tolist() == [16_000]
     assert request["prompt_text"].tolist() == ["三二一".encode()]

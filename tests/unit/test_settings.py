@@ -116,5 +116,5 @@ def test_an_unknown_runtime_or_precision_is_refused(name: str, value: str, choic
 def test_a_precision_that_the_graphs_do_not_have_is_refused() -> None:
     for runtime in ("torch", "tensorrt"):
         assert Settings(runtime=runtime, precision="bf16").precision == "bf16"
-    with pytest.raises(WeightsError, match="^setting precision: bf16 needs another runtime; ONNX graphs are fp32$"):
+    with pytest.raises(WeightsError, match="^setting precision: bf16 needs another runtime; onnx runs in fp32$"):
         Settings(precision="bf16")

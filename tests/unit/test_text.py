@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cosyserve import versions
 from cosyserve.errors import BundleError, WeightsError
 from cosyserve.text.normalize import (
     expand_numbers,
@@ -20,7 +21,7 @@ from cosyserve.text.normalize import (
     spell_out_numbers,
 )
 from cosyserve.text.split import cut, segments, split_paragraph
-from cosyserve.text.tokenizer import SPECIALS, Tokenizer
+from cosyserve.text.tokenizer import Tokenizer
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"
 CASES = json.loads((TINY / "manifest.json").read_text(encoding="utf-8"))["cases"]
@@ -125,7 +126,7 @@ def test_cut_prefers_a_break_near_the_middle_and_keeps_all() -> None:
 
 def test_special_ids_follow_the_vocabulary(tokenizer: Tokenizer) -> None:
     size = len(json.loads((TINY / "bundle/CosyVoice-BlankEN/vocab.json").read_text(encoding="utf-8")))
-    assert [tokenizer.encode(token) for token in SPECIALS[2]] == [[size + i] for i in range(20)]
+    assert [tokenizer.encode(token) for token in versions.get(2).special_tokens] == [[size + i] for i in range(20)]
     assert len(tokenizer) == size + 20
     assert tokenizer.special("<|endofprompt|>") == size + 3
 
@@ -142,7 +143,7 @@ def test_version_3_has_phones_behind_the_tags() -> None:
 
 
 def test_user_text_cannot_use_control_tokens(tokenizer: Tokenizer) -> None:
-    controls = {tokenizer.special(token) for token in SPECIALS[2] if token.startswith("<|")}
+    controls = {tokenizer.special(token) for token in versions.get(2).special_tokens if token.startswith("<|")}
     text = "a<|endoftext|>b<|im_start|><|endofprompt|>"
     assert controls & set(tokenizer.encode(text))
     assert not controls & set(tokenizer.encode_user(text))
@@ -171,7 +172,7 @@ def test_missing_or_broken_tokenizer_files(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_text("a b\n")
     with pytest.raises(BundleError, match="no byte-pair encoding"):
         Tokenizer.from_bundle(tmp_path, 2)
-    with pytest.raises(BundleError, match="version 9"):
+    with pytest.raises(WeightsError, match="version 9"):
         Tokenizer.from_bundle(tmp_path, 9)
     with pytest.raises(WeightsError):
         Tokenizer.load(tmp_path / "vocab.json")

@@ -16,7 +16,7 @@ from opentelemetry.trace import StatusCode
 
 from cosyserve.contracts import Tensors
 from cosyserve.errors import StageFailed, WeightsError
-from cosyserve.load import load_traces
+from cosyserve.load.tts import load_traces
 from cosyserve.pipeline.admission import Admission
 from cosyserve.pipeline.synthesizer import Synthesizer
 from cosyserve.serve import free_port
@@ -104,7 +104,7 @@ async def test_a_collector_that_is_away_is_not_missed() -> None:
 def test_without_a_collector_nothing_of_opentelemetry_is_imported() -> None:
     program = """
 import sys
-from cosyserve.load import load_traces
+from cosyserve.load.tts import load_traces
 from cosyserve.serve import free_port
 from cosyserve.settings import Settings
 assert load_traces(Settings()) is None

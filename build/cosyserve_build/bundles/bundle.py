@@ -11,7 +11,9 @@ import numpy as np
 
 from cosyserve.config import ModelConfig
 from cosyserve.errors import BundleError
-from cosyserve_build.bundles.layout import Recipe, recipe_of
+from cosyserve.text.tokenizer import Tokenizer
+from cosyserve.versions.base import Version
+from cosyserve_build.bundles.layout import files_of, read_config, read_tokenizer, version_of
 from cosyserve_build.bundles.onnx_file import check_whole
 from cosyserve_build.bundles.parts import QWEN
 from cosyserve_build.bundles.shapes import expected_shapes
@@ -33,11 +35,11 @@ def read(folder: Path | str) -> Bundle:
         Unsupported: a CosyVoice 1 bundle with a text tokenizer that nothing here knows.
     """
     folder = Path(folder)
-    recipe = recipe_of(folder)
-    missing = [name for name in recipe.files if not (folder / name).is_file()]
+    version = version_of(folder)
+    missing = [name for name in files_of(version) if not (folder / name).is_file()]
     if missing:
         raise BundleError(f"{folder.name}: missing {', '.join(missing)}")
-    return Bundle(folder, recipe, recipe.config(folder))
+    return Bundle(folder, version, read_config(folder, version))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +48,18 @@ class Bundle:
 
     Attributes:
         folder: where it lies.
-        recipe: how bundles of its version are laid out.
+        description: of its version.
         config: sizes and constants.
     """
 
     folder: Path
-    recipe: Recipe
+    description: Version
     config: ModelConfig
 
     @property
     def version(self) -> int:
         """CosyVoice generation."""
-        return self.recipe.version
+        return self.description.number
 
     @property
     def campplus(self) -> Path:
@@ -74,12 +76,20 @@ class Bundle:
 
         Raises as `campplus`.
         """
-        return check_whole(self.folder / self.recipe.speech_tokenizer)
+        return check_whole(self.folder / self.description.bundle.speech_tokenizer)
 
     @property
     def tokenizer(self) -> Path:
         """Folder with vocab.json and merges.txt of the text tokenizer."""
         return self.folder / QWEN
+
+    def text_tokenizer(self) -> Tokenizer:
+        """The text tokenizer.
+
+        Raises:
+            BundleError: a file of it is malformed.
+        """
+        return read_tokenizer(self.folder, self.description)
 
     def llm(self) -> StateDict:
         """``llm.pt`` without the unused ``llm.model.lm_head``: contiguous float32, keys and shapes checked.

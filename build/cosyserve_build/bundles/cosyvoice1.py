@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cosyserve.config import ModelConfig, SampleHiftConfig, TransformerConfig, WindowFlowConfig
 from cosyserve.errors import Unsupported
+from cosyserve.versions.base import Version
 from cosyserve_build.bundles.parts import hift_sizes, mel_config, sampling
 from cosyserve_build.bundles.section import Section
 
@@ -22,13 +23,13 @@ _PLAIN = {
 """What the layers here implement."""
 
 
-def read(folder: Path, root: Section) -> ModelConfig:
+def read(folder: Path, root: Section, version: Version) -> ModelConfig:
     """The model of a CosyVoice 1 bundle."""
     flow = root.section("flow", "MaskedDiffWithXvec")
     mel = mel_config(root.section("feat_extractor", "mel_spectrogram"))
     rate = root.integer("sample_rate")
     return ModelConfig(
-        version=1,
+        version=version.number,
         sample_rate=rate,
         token_rate=flow.integer("input_frame_rate"),
         llm=_llm_config(root.section("llm", "TransformerLM")),

@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from cosyserve.config import HiftConfig, LlmConfig, ModelConfig, UNetFlowConfig
+from cosyserve.versions.base import Version
 from cosyserve_build.bundles.parts import hift_sizes, llm_sizes, mel_config, solver
 from cosyserve_build.bundles.section import Section
 
 UP_BLOCKS = 4  # encoder layers after up-sampling: a constant upstream
 
 
-def read(folder: Path, root: Section) -> ModelConfig:
+def read(folder: Path, root: Section, version: Version) -> ModelConfig:
     """The model of a CosyVoice2 bundle."""
     flow = root.section("flow", "CausalMaskedDiffWithXvec")
     return ModelConfig(
-        version=2,
+        version=version.number,
         sample_rate=root.integer("sample_rate"),
         token_rate=flow.integer("input_frame_rate"),
         llm=LlmConfig(**llm_sizes(folder, root.section("llm", "Qwen2LM"))),

@@ -7,22 +7,23 @@ from pathlib import Path
 
 from cosyserve.config import CausalHiftConfig, CosyVoice3LlmConfig, DitFlowConfig, ModelConfig
 from cosyserve.errors import BundleError
-from cosyserve.text.tokenizer import END_OF_PROMPT, SPECIALS
+from cosyserve.text.special_tokens import END_OF_PROMPT
+from cosyserve.versions.base import Version
 from cosyserve_build.bundles.parts import QWEN, hift_sizes, llm_sizes, mel_config, solver
 from cosyserve_build.bundles.section import Section
 
 
-def read(folder: Path, root: Section) -> ModelConfig:
+def read(folder: Path, root: Section, version: Version) -> ModelConfig:
     """The model of a CosyVoice3 bundle."""
     flow = root.section("flow", "CausalMaskedDiffWithDiT")
     hift = root.section("hift", "CausalHiFTGenerator")
     return ModelConfig(
-        version=3,
+        version=version.number,
         sample_rate=root.integer("sample_rate"),
         token_rate=flow.integer("input_frame_rate"),
         llm=CosyVoice3LlmConfig(
             **llm_sizes(folder, root.section("llm", "CosyVoice3LM")),
-            end_of_prompt=_end_of_prompt(folder),
+            end_of_prompt=_end_of_prompt(folder, version),
         ),
         flow=_flow_config(flow),
         hift=CausalHiftConfig(
@@ -32,14 +33,14 @@ def read(folder: Path, root: Section) -> ModelConfig:
     )
 
 
-def _end_of_prompt(folder: Path) -> int:
+def _end_of_prompt(folder: Path, version: Version) -> int:
     """Special tokens stand behind the vocabulary; the whole tokenizer takes seconds to load."""
     file = f"{QWEN}/vocab.json"
     try:
         vocabulary = json.loads((folder / file).read_text("utf-8"))
     except ValueError as problem:
         raise BundleError(f"{file}: not JSON: {problem}") from problem
-    return len(vocabulary) + SPECIALS[3].index(END_OF_PROMPT)
+    return len(vocabulary) + version.special_tokens.index(END_OF_PROMPT)
 
 
 def _flow_config(flow: Section) -> DitFlowConfig:

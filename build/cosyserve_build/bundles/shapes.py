@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
+from cosyserve import versions
 from cosyserve.config import (
     DIT_GROUPS,
     DIT_TIME,
-    CausalHiftConfig,
-    CosyVoice3LlmConfig,
     DitFlowConfig,
     HiftConfig,
     LlmConfig,
     ModelConfig,
-    SampleHiftConfig,
     TransformerConfig,
     UNetFlowConfig,
     WindowFlowConfig,
 )
+from cosyserve.lazy import resolve
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -30,11 +27,12 @@ def expected_shapes(config: ModelConfig, part: str) -> Shapes:
     Args:
         part: ``llm``, ``flow`` or ``hift`` (weight norm folded).
     """
-    network = getattr(config, part)
-    return _SHAPES[type(network)](network)
+    shapes: Shapes = resolve(versions.of(config).networks[part].shapes)(getattr(config, part))
+    return shapes
 
 
-def _qwen_shapes(llm: LlmConfig) -> Shapes:
+def qwen2_shapes(llm: LlmConfig) -> Shapes:
+    """The language model over Qwen2."""
     queries, keys = llm.heads * llm.head_dim, llm.kv_heads * llm.head_dim
     shapes: Shapes = {} if llm.start_row < llm.speech_vocab else {"llm_embedding.weight": (2, llm.hidden)}
     shapes |= {
@@ -55,7 +53,8 @@ def _qwen_shapes(llm: LlmConfig) -> Shapes:
     return shapes
 
 
-def _unet_flow_shapes(flow: UNetFlowConfig) -> Shapes:
+def unet_flow_shapes(flow: UNetFlowConfig) -> Shapes:
+    """An up-sampling conformer and a causal U-Net."""
     at = "encoder"
     shapes: Shapes = {
         "input_embedding.weight": (flow.tokens, flow.width),
@@ -102,7 +101,8 @@ def _stack_shapes(
     return shapes | _norm(f"{at}.after_norm", width)
 
 
-def _transformer_shapes(llm: TransformerConfig) -> Shapes:
+def transformer_shapes(llm: TransformerConfig) -> Shapes:
+    """The language model over a text encoder."""
     text = (llm.text_inputs, llm.text_hidden, llm.text_heads, llm.text_feed_forward, llm.text_blocks)
     return {
         "text_embedding.weight": (llm.vocab, llm.text_inputs),
@@ -116,7 +116,8 @@ def _transformer_shapes(llm: TransformerConfig) -> Shapes:
     }
 
 
-def _window_flow_shapes(flow: WindowFlowConfig) -> Shapes:
+def window_flow_shapes(flow: WindowFlowConfig) -> Shapes:
+    """A conformer and a U-Net that see whole windows."""
     at, regulator = "decoder.estimator", "length_regulator.model"
     widths, inputs, time = flow.channels, 4 * flow.mels, 4 * flow.channels[0]
     last = len(widths) - 1
@@ -189,7 +190,8 @@ def _block_shapes(at: str, width: int, fan_in: int, *, norm: int) -> Shapes:
     return _linear(f"{at}.block.0", width, fan_in, 3) | _norm(f"{at}.block.{norm}", width)
 
 
-def _dit_flow_shapes(flow: DitFlowConfig) -> Shapes:
+def dit_flow_shapes(flow: DitFlowConfig) -> Shapes:
+    """Two convolutions and a diffusion transformer."""
     width, inner = flow.dit_width, flow.dit_heads * flow.dit_head_dim
     at = "decoder.estimator"
     shapes: Shapes = {
@@ -218,18 +220,16 @@ def _dit_flow_shapes(flow: DitFlowConfig) -> Shapes:
     return shapes
 
 
-def _hift_shapes(hift: HiftConfig) -> Shapes:
-    first, causal = 7, False
-    if isinstance(hift, CausalHiftConfig):
-        first, causal = hift.look_right + 1, True
+def hift_shapes(hift: HiftConfig) -> Shapes:
+    """A vocoder."""
     bins = hift.n_fft + 2  # real and imaginary parts
     shapes = _linear("m_source.l_linear", 1, hift.harmonics + 1)
-    shapes |= _linear("conv_pre", hift.channels, hift.mels, first)
+    shapes |= _linear("conv_pre", hift.channels, hift.mels, 1 + sum(hift.first_padding))
     width = hift.channels
     for stage, kernel in enumerate(hift.up_kernels):
         half = width // 2
-        transposed = (width, half, kernel)
-        shapes |= {f"ups.{stage}.weight": (half, width, kernel) if causal else transposed, f"ups.{stage}.bias": (half,)}
+        up = (half, width, kernel) if hift.causal else (width, half, kernel)
+        shapes |= {f"ups.{stage}.weight": up, f"ups.{stage}.bias": (half,)}
         rate = math.prod(hift.up_rates[stage + 1 :])
         shapes |= _linear(f"source_downs.{stage}", half, bins, 2 * rate if rate > 1 else 1)
         size, dilations = hift.source_kernels[stage], hift.source_dilations[stage]
@@ -261,16 +261,3 @@ def _linear(name: str, out: int, *fan_in: int, bias: bool = True) -> Shapes:
 
 def _norm(name: str, width: int) -> Shapes:
     return _linear(name, width)
-
-
-_SHAPES: dict[type, Callable[[Any], Shapes]] = {
-    LlmConfig: _qwen_shapes,
-    CosyVoice3LlmConfig: _qwen_shapes,
-    TransformerConfig: _transformer_shapes,
-    UNetFlowConfig: _unet_flow_shapes,
-    DitFlowConfig: _dit_flow_shapes,
-    WindowFlowConfig: _window_flow_shapes,
-    HiftConfig: _hift_shapes,
-    CausalHiftConfig: _hift_shapes,
-    SampleHiftConfig: _hift_shapes,
-}

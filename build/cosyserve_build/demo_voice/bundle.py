@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from cosyserve.config import ModelConfig
 from cosyserve.frontend import Frontend
-from cosyserve.runtimes.onnx import OnnxGraph
+from cosyserve.runtimes.onnx.graph import OnnxGraph
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve.voices import VoiceStore
 from cosyserve_build.bundles.bundle import read
-from cosyserve_build.bundles.layout import recipe_of
-from cosyserve_build.bundles.parts import QWEN
+from cosyserve_build.bundles.layout import read_config, read_tokenizer, version_of
 from cosyserve_build.demo_voice.acoustics import Flow
 from cosyserve_build.demo_voice.checkpoints import write_checkpoints
 from cosyserve_build.demo_voice.language_model import LanguageModel
@@ -67,7 +66,8 @@ def write_frame(out: Path) -> None:
 
 def read_frame(out: Path) -> tuple[ModelConfig, Tokenizer]:
     """Sizes and text tokenizer of what `write_frame` wrote."""
-    return recipe_of(out).config(out), Tokenizer.from_bundle(out / QWEN, 2)
+    version = version_of(out)
+    return read_config(out, version), read_tokenizer(out, version)
 
 
 def write_networks(
@@ -83,7 +83,7 @@ def write_networks(
     """Checkpoints and graphs; weights are rounded to float16."""
     own = {**pitch.state_dict(), **vocoder.source.state_dict(), **vocoder.decoder.state_dict()}
     write_checkpoints(out, {"llm": language.states(), "flow": flow.states(), "hift": own})
-    write_whole(_rounded(_tokenizer_spec(tokenizer)), out / recipe_of(out).speech_tokenizer)
+    write_whole(_rounded(_tokenizer_spec(tokenizer)), out / version_of(out).bundle.speech_tokenizer)
     write_whole(_rounded(_speaker_spec(speaker)), out / "campplus.onnx")
 
 
@@ -113,7 +113,7 @@ def write_voices(out: Path) -> None:
     Without a prompt to go on from, a language model this small errs less. Each is heard as the server hears prompts.
     """
     bundle = read(out)
-    text = Tokenizer.from_bundle(bundle.tokenizer, 2)
+    text = bundle.text_tokenizer()
     listener, tokenizer = (OnnxGraph(path, 1).first for path in (bundle.campplus, bundle.speech_tokenizer))
     frontend = Frontend(bundle.config, text, listener, tokenizer, VoiceStore(out / "voices"))
     voices = {}

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cosyserve.config import ModelConfig
+from cosyserve.config import LlmConfig, ModelConfig, UNetFlowConfig, expect
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve_build.demo_voice import acoustics, bundle, corpus, language_model, listeners, vocoder
 from cosyserve_build.demo_voice.packing import pack
@@ -79,8 +79,9 @@ class Making:
             ([language_model.Said.of(text, line, tokens) for line, tokens in self._read(name)], share)
             for name, share in _SHARES.items()
         ]
-        sequences = language_model.Sequences(config.llm, speakers)
-        return language_model.train_language_model(self._checkpoints, config.llm, sequences)
+        sizes = expect(LlmConfig, config.llm)
+        sequences = language_model.Sequences(sizes, speakers)
+        return language_model.train_language_model(self._checkpoints, sizes, sequences)
 
     @cached_property
     def flow(self) -> acoustics.Flow:
@@ -94,7 +95,7 @@ class Making:
             for one in SPEAKERS
         ]
         talks = acoustics.Talks([talk for speaker in speakers for talk in speaker], config.flow.lookahead)
-        return acoustics.train_flow(self._checkpoints, config.flow, talks)
+        return acoustics.train_flow(self._checkpoints, expect(UNetFlowConfig, config.flow), talks)
 
     def write(self, out: Path) -> None:
         """The finished bundle, in place of what `out` holds."""

@@ -49,31 +49,30 @@ _DECLARED = (
     ("hift/stream_mel", _FED),
 )
 
-VERIFY_SPECS: dict[int, VerifySpec] = {
-    1: VerifySpec(
-        stages={
-            "frontend": cosyvoice1.frontend,
-            "llm": cosyvoice1.llm,
-            "flow": cosyvoice1.flow,
-            "hift": cosyvoice1.hift,
-            "e2e": cosyvoice1.e2e,
-        },
-        declared=(
-            ("flow/noise", "recorded random draw: only fed in"),
-            ("hift/mel", _FED),
-            ("hift/source", "made with random draws that were not recorded: only fed in"),
-        ),
-        opens=cosyvoice1.CosyVoice1Set,
+COSYVOICE1 = VerifySpec(
+    stages={
+        "frontend": cosyvoice1.frontend,
+        "llm": cosyvoice1.llm,
+        "flow": cosyvoice1.flow,
+        "hift": cosyvoice1.hift,
+        "e2e": cosyvoice1.e2e,
+    },
+    declared=(
+        ("flow/noise", "recorded random draw: only fed in"),
+        ("hift/mel", _FED),
+        ("hift/source", "made with random draws that were not recorded: only fed in"),
     ),
-    2: VerifySpec(
-        stages={**_COMMON, "hift": windowed.hift, "e2e": windowed.e2e},
-        declared=(
-            *_DECLARED,
-            ("hift/rand_ini", "recorded random draw without effect: the down-sampling of the phase cancels it"),
-            ("hift/noise", "recorded random draw: only fed in"),
-            ("hift/stream*_source", "made with noise that was not recorded: only fed in"),
-        ),
+    opens=cosyvoice1.CosyVoice1Set,
+)
+
+COSYVOICE2 = VerifySpec(
+    stages={**_COMMON, "hift": windowed.hift, "e2e": windowed.e2e},
+    declared=(
+        *_DECLARED,
+        ("hift/rand_ini", "recorded random draw without effect: the down-sampling of the phase cancels it"),
+        ("hift/noise", "recorded random draw: only fed in"),
+        ("hift/stream*_source", "made with noise that was not recorded: only fed in"),
     ),
-    3: VerifySpec(stages={**_COMMON, "hift": accumulated.hift, "e2e": accumulated.e2e}, declared=_DECLARED),
-}
-"""By CosyVoice version."""
+)
+
+COSYVOICE3 = VerifySpec(stages={**_COMMON, "hift": accumulated.hift, "e2e": accumulated.e2e}, declared=_DECLARED)

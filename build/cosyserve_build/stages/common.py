@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from cosyserve.audio.features import fbank, log_mel_128, prompt_mel, resample, subtract_mean
+from cosyserve.config import FlowConfig, LlmConfig, expect
 from cosyserve.flow.solver import time_grid
 from cosyserve.hift.time_stretch import TimeStretch
 from cosyserve.llm.interleave import Interleaver
 from cosyserve.llm.sampling import draw_inverse_cdf, draw_race, nucleus
 from cosyserve.llm.sampling import ras as draw_ras
 from cosyserve.llm.scores import top
-from cosyserve.runtimes.onnx import OnnxGraph
+from cosyserve.runtimes.onnx.graph import OnnxGraph
 from cosyserve_build.probes import Array, FlowRun, LlmProbe
 from cosyserve_build.recorded import RecordedSet
 
@@ -50,12 +51,12 @@ def heard(data: RecordedSet) -> Generator[tuple[str, Array], None, tuple[Array, 
 
 def frontend(data: RecordedSet) -> Produced:
     tokens, mel = yield from heard(data)
-    config = data.bundle.config
     yield "speech_token_full", tokens
     yield "speech_feat_full", mel
-    aligned = min(mel.shape[1] // config.flow.ratio, tokens.shape[1])
+    ratio = expect(FlowConfig, data.bundle.config.flow).ratio
+    aligned = min(mel.shape[1] // ratio, tokens.shape[1])
     yield "speech_token", tokens[:, :aligned]
-    yield "speech_feat", mel[:, : aligned * config.flow.ratio]
+    yield "speech_feat", mel[:, : aligned * ratio]
 
 
 def llm(data: RecordedSet) -> Produced:
@@ -170,7 +171,7 @@ def _scripted(script: str, model: LlmProbe) -> _Sample:
 
 
 def ras(data: RecordedSet) -> Produced:
-    config, recorded = data.bundle.config.llm, data.vectors["ras"]
+    config, recorded = expect(LlmConfig, data.bundle.config.llm), data.vectors["ras"]
     count, width = recorded["nucleus_ids"].shape
     ids = np.full((count, width), -1, np.int32)
     probs = np.full((count, width), np.nan, np.float32)

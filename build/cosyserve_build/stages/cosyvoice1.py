@@ -11,16 +11,15 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from cosyserve.config import TransformerConfig, WindowFlowConfig
+from cosyserve.config import TransformerConfig, WindowFlowConfig, expect
 from cosyserve.flow.solver import time_grid
 from cosyserve.flow.stream import FlowVoice
 from cosyserve.text.normalize import contains_chinese, normalize
-from cosyserve.text.tokenizer import LANGUAGE_TAGS, Tokenizer
+from cosyserve.text.special_tokens import LANGUAGE_TAGS
 from cosyserve_build.probes import Array, Join
 from cosyserve_build.probes1 import RelativeLlmProbe, WindowProbe, WindowRun
 from cosyserve_build.recorded import RecordedSet
 from cosyserve_build.stages.common import Produced, heard
-from cosyserve_build.whisper import whisper_tokenizer
 
 _NOBODY: Array = np.zeros(0, np.float32)
 
@@ -29,22 +28,14 @@ class CosyVoice1Set(RecordedSet):
     """A set of version 1. Its prompt lies in ``frontend.npz`` alone."""
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """Whisper's."""
-        return whisper_tokenizer()
-
-    @cached_property
     def opened(self) -> RelativeLlmProbe:
         """Runs of the language model."""
-        config = self.bundle.config.llm
-        assert isinstance(config, TransformerConfig)
-        return RelativeLlmProbe(config, self.bundle.llm())
+        return RelativeLlmProbe(expect(TransformerConfig, self.bundle.config.llm), self.bundle.llm())
 
     @cached_property
     def windows(self) -> WindowProbe:
         """Runs of the flow with the recorded voice and noise."""
-        config, heard = self.bundle.config.flow, self.vectors["frontend"]
-        assert isinstance(config, WindowFlowConfig)
+        config, heard = expect(WindowFlowConfig, self.bundle.config.flow), self.vectors["frontend"]
         voice = FlowVoice(heard["speech_token"][0], heard["speech_feat"][0], self.speaker)
         return WindowProbe(config, self.bundle.flow(), voice, self.vectors["flow"]["noise"][0])
 

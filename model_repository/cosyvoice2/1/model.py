@@ -1,7 +1,7 @@
 """Upstream's contract for CosyVoice 2."""
 
-from cosyserve.triton.compat import CosyVoice2
+from cosyserve.triton.compat import CompatModel
 
 
-class TritonPythonModel(CosyVoice2):
+class TritonPythonModel(CompatModel):
     """See `cosyserve.triton.compat`."""

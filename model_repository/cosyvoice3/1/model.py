@@ -1,7 +1,7 @@
 """Upstream's contract for CosyVoice 3."""
 
-from cosyserve.triton.compat import CosyVoice3
+from cosyserve.triton.compat import CompatModel
 
 
-class TritonPythonModel(CosyVoice3):
+class TritonPythonModel(CompatModel):
     """See `cosyserve.triton.compat`."""

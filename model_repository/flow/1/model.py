@@ -1,7 +1,7 @@
 """Speech tokens to mel frames."""
 
-from cosyserve.triton.sequence_model import Flow
+from cosyserve.triton.flow import Flow
 
 
 class TritonPythonModel(Flow):
-    """See `cosyserve.triton.sequence_model`."""
+    """See `cosyserve.triton.flow`."""

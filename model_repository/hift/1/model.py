@@ -1,7 +1,7 @@
 """Mel frames to PCM."""
 
-from cosyserve.triton.sequence_model import Hift
+from cosyserve.triton.hift import Hift
 
 
 class TritonPythonModel(Hift):
-    """See `cosyserve.triton.sequence_model`."""
+    """See `cosyserve.triton.hift`."""

@@ -11,7 +11,7 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cosyserve.config import CausalHiftConfig, HiftConfig
+from cosyserve.config import HiftConfig
 
 
 class Layers(Protocol):
@@ -57,10 +57,10 @@ class Symmetric:
 
 
 class Causal:
-    """Looks back, but for the first layer, which looks ahead alone."""
+    """Looks back, but for the first layer, which looks `ahead` frames ahead alone."""
 
-    def __init__(self, config: CausalHiftConfig) -> None:
-        self._ahead = config.look_right
+    def __init__(self, ahead: int) -> None:
+        self._ahead = ahead
 
     def first(self, inputs: int, outputs: int) -> nn.Module:
         """See `Layers`."""
@@ -83,7 +83,7 @@ class Causal:
 
 def layers_of(config: HiftConfig) -> Layers:
     """The kind of a vocoder."""
-    return Causal(config) if isinstance(config, CausalHiftConfig) else Symmetric()
+    return Causal(config.first_padding[1]) if config.causal else Symmetric()
 
 
 class PaddedConv(nn.Conv1d):

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cosyserve.config import HiftConfig, SampleHiftConfig
+from cosyserve.config import HiftConfig
 
 Float = NDArray[np.float32]
 
@@ -60,7 +60,7 @@ def first_phases(config: HiftConfig, seed: int) -> NDArray[np.float64]:
     CosyVoice 1 draws those of the overtones (upstream hifigan/generator.py :: SineGen); the others start at zero.
     """
     phases = np.zeros(config.harmonics + 1)
-    if isinstance(config, SampleHiftConfig):
+    if config.phase == "by sample":
         # Not the stream that the noise is drawn from.
         random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed % 2**64, 2])))
         phases[1:] = random.uniform(-0.5, 0.5, config.harmonics)

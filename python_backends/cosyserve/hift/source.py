@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cosyserve.config import HiftConfig, SampleHiftConfig
+from cosyserve.config import HiftConfig
 
 
 class HarmonicSource(nn.Module):
@@ -86,4 +86,4 @@ class SampleSource(HarmonicSource):
 
 def source_of(config: HiftConfig) -> HarmonicSource:
     """The source of a vocoder."""
-    return SampleSource(config) if isinstance(config, SampleHiftConfig) else HarmonicSource(config)
+    return SampleSource(config) if config.phase == "by sample" else HarmonicSource(config)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cosyserve.config import CausalHiftConfig, HiftConfig
+from cosyserve.config import HiftConfig
 from cosyserve.hift.noise import GaussianNoise, Noise, first_phases
 from cosyserve.hift.windows import Window, Windowed
 from cosyserve.runtimes.graph import Graph
@@ -32,11 +32,12 @@ def decoder_reach(config: HiftConfig) -> tuple[int, int]:
 
     The sum of the widths to that side of every layer between input and output, in frames, rounded up.
     """
-    if isinstance(config, CausalHiftConfig):
+    back, ahead = config.first_padding
+    if config.causal:
         # Behind the first convolution only the STFT, its inverse and the strided convolutions look ahead, all of them
         # together less than one frame.
-        return _reach(config, sides=2, first=0), config.look_right + 1
-    radius = _reach(config, sides=1, first=3)
+        return _reach(config, sides=2, first=back), ahead + 1
+    radius = _reach(config, sides=1, first=back)
     return radius, radius
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cosyserve.config import LlmConfig
+from cosyserve.config import LlmConfig, expect
 from cosyserve.llm.decoder import Ids, VocabLayout
 from cosyserve.weights import Weights, map_tensors
 
@@ -31,7 +31,7 @@ class Embeddings:
     def load(cls, weights: Weights) -> Embeddings:
         """Those of prepared weights; they stay on disk and are read row by row."""
         tables = map_tensors(weights.file("llm.safetensors"))
-        config = weights.config.llm
+        config = expect(LlmConfig, weights.config.llm)
         special = tables.get("special", np.zeros((0, config.hidden), np.float32))
         return cls(config, tables["text"], tables["speech"], special)
 

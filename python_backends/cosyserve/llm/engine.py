@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cosyserve.config import LlmConfig
+from cosyserve.config import AnyLlm, LlmConfig, expect
 from cosyserve.errors import InvalidInput, StageFailed, Unsupported
 from cosyserve.limits import MAX_SEGMENT_TEXT_TOKENS, PREFILL_CHUNK
 from cosyserve.llm.decoder import Decoder, Prompt, Scores, VocabLayout
@@ -19,6 +19,9 @@ from cosyserve.llm.scheduler import SequenceScheduler
 from cosyserve.llm.sequence import GenerationRequest, Ints, Sequence, Status, WholeText
 from cosyserve.llm.silence import SilenceFilter
 
+EncodePrompt = Callable[[GenerationRequest], Prompt]
+"""Makes the prompt of a request for a decoder that takes no ids for it."""
+
 
 class Engine:
     """Runs all sequences of one process. Not thread-safe: one thread calls its methods.
@@ -27,16 +30,16 @@ class Engine:
         decoder: the model, with at least ``slots + 1`` empty rows.
         slots: most sequences that have begun, paused ones included.
         on_cut: called when a sequence is cut: it outgrew its text or its row, or went in circles.
-        prompt_encoder: makes the prompt of a request for a decoder that takes no ids for it.
+        prompt_encoder: see `EncodePrompt`.
     """
 
     def __init__(
         self,
         decoder: Decoder,
-        config: LlmConfig,
+        config: AnyLlm,
         slots: int,
         on_cut: Callable[[], None] = lambda: None,
-        prompt_encoder: Callable[[GenerationRequest], Prompt] | None = None,
+        prompt_encoder: EncodePrompt | None = None,
     ) -> None:
         self.decoder = decoder
         self._config = config
@@ -116,9 +119,9 @@ class Engine:
         prompt = layout.prompt(request.prompt_text, request.text, request.prompt_speech)
         if not request.more:
             return WholeText(prompt, layout.speech)
-        prompt_text = request.prompt_text.tolist()
-        prefix = self._config.prefix(prompt_text)
-        feed = Interleaver(self._config, prompt_text[prefix:], request.prompt_speech.tolist(), prompt_text[:prefix])
+        config, prompt_text = expect(LlmConfig, self._config), request.prompt_text.tolist()
+        prefix = config.prefix(prompt_text)
+        feed = Interleaver(config, prompt_text[prefix:], request.prompt_speech.tolist(), prompt_text[:prefix])
         feed.add(request.text.tolist())
         return feed
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cosyserve.config import LlmConfig
+from cosyserve.config import AnyLlm
 from cosyserve.errors import StageFailed
 from cosyserve.llm.scores import softmax
 
@@ -48,7 +48,7 @@ def ras(
     logits: Callable[[], Floats],
     recent: Sequence[int],
     draw: Draw,
-    config: LlmConfig,
+    config: AnyLlm,
 ) -> int:
     """One token: drawn from the nucleus, or, if the draw is too frequent in the recent history, from all the rest.
 
@@ -81,7 +81,7 @@ class RasSampler:
         seed: seed of the stream, any 64-bit integer.
     """
 
-    def __init__(self, config: LlmConfig, seed: int) -> None:
+    def __init__(self, config: AnyLlm, seed: int) -> None:
         self._config = config
         self._random = np.random.Generator(np.random.Philox(seed & (2**64 - 1)))
         self._recent: deque[int] = deque(maxlen=config.win_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cosyserve.config import LlmConfig
+from cosyserve.config import AnyLlm
 
 LONGEST = 5
 """Silent tokens in a row that are spoken, 0.2 s: a constant upstream."""
@@ -11,7 +11,7 @@ LONGEST = 5
 class SilenceFilter:
     """Watches the tokens of one sequence. The language model remembers also those that are not spoken."""
 
-    def __init__(self, config: LlmConfig) -> None:
+    def __init__(self, config: AnyLlm) -> None:
         self._silent = config.silent_tokens
         self._run = 0
 

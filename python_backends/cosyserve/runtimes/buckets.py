@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 
-from cosyserve.config import ModelConfig
+from cosyserve.config import FlowConfig, ModelConfig, expect
 from cosyserve.errors import WeightsError
 
 BATCH = (1, 2, 4, 8, 16, 32)
@@ -33,11 +33,12 @@ def axes(graph: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:
     Raises:
         WeightsError: the graph has no ladder.
     """
-    chunk = config.flow.frame_chunk
+    flow = expect(FlowConfig, config.flow)
+    chunk = flow.frame_chunk
     # A part of the past that is empty is one masked frame; a last chunk is as short as one token.
     past = (1, *(chunk * blocks for blocks in BLOCKS))
-    ladders = {
-        "flow_estimator": {"batch": BATCH, "new": (config.flow.ratio, chunk), "prompt": past, "past": past},
+    ladders: dict[str, dict[str, tuple[int, ...]]] = {
+        "flow_estimator": {"batch": BATCH, "new": (flow.ratio, chunk), "prompt": past, "past": past},
         "hift_decoder": {
             "batch": BATCH,
             "frames": FRAMES,

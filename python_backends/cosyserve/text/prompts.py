@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cosyserve.text.tokenizer import END_OF_PROMPT, Tokenizer
-
-END_OF_INSTRUCTION = "<endofprompt>"
-"""What ends an instruction to CosyVoice 1, in plain characters (upstream's frontend appended it when that model came
-out; later callers were told to write ``<|endofprompt|>``, which this version's tokenizer does not know either)."""
+from cosyserve.text.special_tokens import END_OF_INSTRUCTION, END_OF_PROMPT
+from cosyserve.text.tokenizer import Tokenizer
 
 SYSTEM = "You are a helpful assistant."
 """What version 3 was trained to read first; an instruction follows it."""
@@ -79,7 +76,3 @@ class Prompts3(Prompts):
         if self._tokenizer.special(END_OF_PROMPT) in ids:
             return ids
         return [*super().instruction(instruction or SYSTEM), *ids]
-
-
-PROMPTS: dict[int, type[Prompts]] = {1: Prompts1, 2: Prompts, 3: Prompts3}
-"""By CosyVoice version."""

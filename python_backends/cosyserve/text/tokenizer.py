@@ -10,51 +10,9 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
+from cosyserve import versions
 from cosyserve.errors import BundleError, WeightsError
-
-END_OF_PROMPT = "<|endofprompt|>"
-
-_SPEECH_TAGS = (
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", END_OF_PROMPT),
-    *("[breath]", "<strong>", "</strong>", "[noise]", "[laughter]", "[cough]", "[clucking]", "[accent]"),
-    *("[quick_breath]", "<laughter>", "</laughter>", "[hissing]", "[sigh]", "[vocalized-noise]", "[lipsmack]"),
-    "[mn]",
-)
-
-# ARPABET; a vowel (*) also stands with each of its three stresses.
-_ENGLISH = (
-    "AA* AE* AH* AO* AW* AY* B CH D DH EH* ER* EY* F G HH IH* IY* JH K L M N NG OW* OY* P R S SH T TH UH* UW* "
-    "V W Y Z ZH"
-)
-
-# Initials and finals of pinyin with their tones.
-_CHINESE = """
-a ai an ang ao b c ch d e ei en eng f g h i ian in ing iu ià iàn iàng iào iá ián iáng iáo iè ié iòng ióng iù iú iā iān
-iāng iāo iē iě iōng iū iǎ iǎn iǎng iǎo iǒng iǔ j k l m n o ong ou p q r s sh t u uang ue un uo uà uài uàn uàng uá uái
-uán uáng uè ué uì uí uò uó uā uāi uān uāng uē uě uī uō uǎ uǎi uǎn uǎng uǐ uǒ vè w x y z zh à ài àn àng ào á ái án áng
-áo è èi èn èng èr é éi én éng ér ì ìn ìng í ín íng ò òng òu ó óng óu ù ùn ú ún ā āi ān āng āo ē ēi ēn ēng ě ěi ěn ěng
-ěr ī īn īng ō ōng ōu ū ūn ǎ ǎi ǎn ǎng ǎo ǐ ǐn ǐng ǒ ǒng ǒu ǔ ǔn ǘ ǚ ǜ
-"""
-
-
-def _phones() -> list[str]:
-    """``[AA]``, ``[AA0]``, .. ``[zh]``, .. ``[ǜ]`` in id order."""
-    english = [
-        phone.rstrip("*") + stress
-        for phone in _ENGLISH.split()
-        for stress in (("", "0", "1", "2") if phone.endswith("*") else ("",))
-    ]
-    return [f"[{phone}]" for phone in (*english, *_CHINESE.split())]
-
-
-SPECIALS: dict[int, tuple[str, ...]] = {
-    2: _SPEECH_TAGS,
-    3: (*_SPEECH_TAGS, "<|endofsystem|>", *_phones()),
-}
-"""Special tokens of each model version, in id order after the vocabulary: Qwen2's own, then CosyVoice's."""
-
-LANGUAGE_TAGS = ("<|zh|>", "<|en|>", "<|ja|>", "<|yue|>", "<|ko|>")
-"""The languages that CosyVoice 1 was taught to tell apart, as tags before a text."""
+from cosyserve.text.special_tokens import LANGUAGE_TAGS
 
 _PRIVATE = 0xF0000  # first character for private use beyond the basic plane; 65,534 follow
 
@@ -93,10 +51,10 @@ class Tokenizer:
         """Built from ``vocab.json`` and ``merges.txt`` of a bundle's ``CosyVoice-BlankEN`` folder.
 
         Raises:
-            BundleError: a file is missing or malformed, or the version is not known.
+            BundleError: a file is missing or malformed.
+            WeightsError: the version is not known.
         """
-        if version not in SPECIALS:
-            raise BundleError(f"no tokenizer is known for CosyVoice version {version}")
+        special_tokens = versions.get(version).special_tokens
         files = [folder / "vocab.json", folder / "merges.txt"]
         for file in files:
             if not file.is_file():
@@ -109,7 +67,7 @@ class Tokenizer:
         encoder.normalizer = normalizers.NFC()
         encoder.pre_tokenizer = qwen2_words()
         encoder.decoder = decoders.ByteLevel()
-        encoder.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS[version]])
+        encoder.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special_tokens])
         return cls(encoder)
 
     @classmethod

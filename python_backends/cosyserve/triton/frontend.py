@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cosyserve.contracts import FRONTEND, Tensors
 from cosyserve.frontend import Request, UtteranceFeatures
 from cosyserve.limits import FRONTEND_THREADS
-from cosyserve.load import load_frontend
+from cosyserve.load.frontend import load_frontend
 from cosyserve.triton.adapter import Reply, lower_priority, read_inputs, read_settings, values, with_replies
 
 

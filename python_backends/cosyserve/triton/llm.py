@@ -18,7 +18,7 @@ from cosyserve.errors import Cancelled, InvalidInput, StageFailed
 from cosyserve.limits import REMEMBERED_IDS, SEQUENCE_IDLE_SECONDS
 from cosyserve.llm.engine import Engine
 from cosyserve.llm.sequence import GenerationRequest
-from cosyserve.load import load_decoder, load_prompt_encoder
+from cosyserve.load.llm import load_decoder, load_prompt_encoder
 from cosyserve.metrics import COMPUTE, LLM_CUT, LLM_SEQUENCES, SPEECH_TOKENS
 from cosyserve.triton.adapter import Reply, TritonMetric, lower_priority, read_inputs, read_settings, with_replies
 

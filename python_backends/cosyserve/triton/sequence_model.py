@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from cosyserve.contracts import FLOW, HIFT, Model
-from cosyserve.hift.sequences import HiftFactory
+from cosyserve.contracts import Model
 from cosyserve.limits import SEQUENCE_IDLE_SECONDS
-from cosyserve.load import load_flow_factory, load_hift_networks
-from cosyserve.metrics import COMPUTE, FLOW_CACHE, FLOW_FRAMES, FLOW_SEQUENCES, HIFT_SEQUENCES, Metric
+from cosyserve.metrics import COMPUTE, Metric
+from cosyserve.runtimes import registry
 from cosyserve.scheduler import Batch
 from cosyserve.sequences import SequenceFactory, SequenceRequest, SequenceTable
 from cosyserve.settings import Settings
@@ -49,9 +48,8 @@ class SequenceModel:
         """Called by Triton once, before any request."""
         lower_priority()
         settings = read_settings(args)
-        # A CPU gains nothing from a batch: it computes streams side by side instead.
-        batches = settings.runtime != "onnx"
-        lanes, batch = (1, settings.concurrency) if batches else (settings.concurrency, 1)
+        at_once, alone = settings.concurrency, 1
+        lanes, batch = (at_once, alone) if registry.get(settings.runtime).side_by_side else (alone, at_once)
         self._sequences = SequenceTable(self.load(settings), SEQUENCE_IDLE_SECONDS, batch)
         self._live_sequences = TritonMetric(self.live)
         self._compute_seconds = TritonMetric(COMPUTE, model=self.model.name)
@@ -118,32 +116,3 @@ class SequenceModel:
     def _show(self) -> None:
         self._live_sequences.set(len(self._sequences))
         self.show()
-
-
-class Flow(SequenceModel):
-    """Speech tokens to mel."""
-
-    model = FLOW
-    live = FLOW_SEQUENCES
-
-    def load(self, settings: Settings) -> SequenceFactory:
-        """Flow networks, and the memory that streams and voices share."""
-        frames = TritonMetric(FLOW_FRAMES)
-        self._cache = TritonMetric(FLOW_CACHE)
-        self._flow = load_flow_factory(settings, frames.add)
-        return self._flow
-
-    def show(self) -> None:
-        """Bytes in use."""
-        self._cache.set(self._flow.nbytes)
-
-
-class Hift(SequenceModel):
-    """Mel to PCM."""
-
-    model = HIFT
-    live = HIFT_SEQUENCES
-
-    def load(self, settings: Settings) -> SequenceFactory:
-        """Vocoder networks."""
-        return HiftFactory(load_hift_networks(settings))

@@ -14,7 +14,7 @@ import numpy as np
 
 from cosyserve.contracts import TTS, Tensors
 from cosyserve.errors import Cancelled, CosyServeError, InvalidInput, LifetimeOver
-from cosyserve.load import load_chunk_grid, load_traces
+from cosyserve.load.tts import load_chunk_grid, load_traces
 from cosyserve.metrics import ACTIVE_STREAMS
 from cosyserve.pipeline.admission import Admission
 from cosyserve.pipeline.synthesizer import Synthesizer

@@ -13,7 +13,7 @@ import numpy as np
 
 from cosyserve.contracts import ACTIONS, FRONTEND, VOICES, Tensors
 from cosyserve.errors import InvalidInput
-from cosyserve.load import load_voices
+from cosyserve.load.voices import load_voices
 from cosyserve.logs import request_id
 from cosyserve.triton.adapter import REQUEST_ID, ErrorReply, public_error, read_inputs, read_settings, response, values
 from cosyserve.triton.bls import BlsStages

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from cosyserve.config import UNetFlowConfig
+from cosyserve.config import UNetFlowConfig, expect
 from cosyserve.errors import WeightsError
 from cosyserve.flow.encoder import FlowEncoder
 from cosyserve.flow.networks import EncodeJob, Float, SolveJob
@@ -122,8 +122,7 @@ class TorchFlow:
 @fitting()
 def load_flow(weights: Weights, settings: Settings) -> TorchFlow:
     """The flow with its weights, recorded for all streams that the settings allow."""
-    config, device = weights.config.flow, prepare_device(settings)
-    assert isinstance(config, UNetFlowConfig)  # whoever chose this runtime made sure
+    config, device = expect(UNetFlowConfig, weights.config.flow), prepare_device(settings)
     flow = TorchFlow(
         config,
         load_module(lambda: FlowEncoder(config), weights, "flow", device),

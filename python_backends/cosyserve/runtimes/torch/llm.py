@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from cosyserve.config import LlmConfig
+from cosyserve.config import LlmConfig, expect
 from cosyserve.errors import InvalidInput
 from cosyserve.llm.qwen2 import SpeechLM
 from cosyserve.runtimes.buckets import BATCH
@@ -159,7 +159,7 @@ class TorchScores:
 @fitting()
 def load_decoder(weights: Weights, settings: Settings) -> TorchDecoder:
     """The language model with its weights, recorded."""
-    config, device, dtype = weights.config.llm, prepare_device(settings), DTYPES[settings.precision]
+    config, device, dtype = expect(LlmConfig, weights.config.llm), prepare_device(settings), DTYPES[settings.precision]
     tables = load_file(weights.file("llm.safetensors"))
     merged = torch.cat([tables[name].to(dtype) for name in ("text", "speech", "special")]).to(device)
     module = load_module(lambda: SpeechLM(config), weights, "llm", device)

@@ -13,6 +13,7 @@ from cosyserve.config import UNetFlowConfig
 from cosyserve.errors import WeightsError
 from cosyserve.flow.unet import GuidedFlow
 from cosyserve.hift.generator import Decoder
+from cosyserve.runtimes import registry
 from cosyserve.runtimes.buckets import BATCH, BLOCKS, FRAMES
 from cosyserve.runtimes.engine_files import find_engine
 from cosyserve.runtimes.tensorrt import TensorrtGraph, load_tensorrt, this_gpu
@@ -28,11 +29,12 @@ _log = logging.getLogger(__name__)
 
 def load_engine(weights: Weights, graph: str, settings: Settings) -> TensorrtGraph | None:
     """The plan of a graph; None if the settings ask for no plans, or if there is none, which a warning explains."""
-    if settings.runtime != "tensorrt":
+    runtime = registry.get(settings.runtime)
+    if not runtime.plans:
         return None
     try:
-        if settings.device != "cuda":
-            raise WeightsError("TensorRT needs device cuda")
+        if settings.device not in runtime.devices:
+            raise WeightsError(f"TensorRT needs device {' or '.join(runtime.devices)}")
         version = load_tensorrt().__version__
         return TensorrtGraph(find_engine(weights.folder, graph, this_gpu(), version, settings.precision))
     except WeightsError as error:

@@ -9,6 +9,8 @@ import onnxruntime as ort
 
 from cosyserve.errors import WeightsError
 from cosyserve.runtimes.graph import Array, Arrays, Outputs, flat
+from cosyserve.settings import Settings
+from cosyserve.weights import Weights
 
 PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
 
@@ -55,3 +57,8 @@ class OnnxGraph:
         """The first output for inputs by position: for graphs whose tensor names differ between bundles."""
         feed = dict(zip(self._inputs, inputs, strict=True))
         return self._session.run(self._outputs[:1], feed)[0]  # type: ignore[no-any-return]
+
+
+def load_graph(weights: Weights, name: str, settings: Settings) -> OnnxGraph:
+    """A graph of prepared weights, as the settings have it run."""
+    return OnnxGraph(weights.graph(name), settings.threads, settings.device)
