@@ -317,8 +317,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "outputs of tts": _tensors("output", contracts.TTS.outputs),
     "inputs of voices": _tensors("input", contracts.VOICES.inputs),
     "outputs of voices": _tensors("output", contracts.VOICES.outputs),
-    "inputs of upstream's contract": _tensors("input", contracts.COSYVOICE2.inputs),
-    "outputs of upstream's contract": _tensors("output", contracts.COSYVOICE2.outputs),
+    "inputs of upstream's contract": _tensors("input", contracts.UPSTREAM[0].inputs),
+    "outputs of upstream's contract": _tensors("output", contracts.UPSTREAM[0].outputs),
     "defects of Triton": triton_defects.table,
 }
 """Every table by the name that pages call it by."""

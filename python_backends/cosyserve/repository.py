@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from cosyserve import versions
 from cosyserve.config import ModelConfig
 from cosyserve.contracts import MODELS, TTS, UPSTREAM, Model
 from cosyserve.errors import ServeError
@@ -59,7 +60,8 @@ def source() -> Path:
 
 def served(config: ModelConfig) -> tuple[Model, ...]:
     """The models for weights of this configuration: of upstream's contracts, only that of their version."""
-    return tuple(model for model in MODELS if model not in UPSTREAM or model.name == f"cosyvoice{config.version}")
+    own = versions.of(config).upstream
+    return tuple(model for model in MODELS if model not in UPSTREAM or model.name == own)
 
 
 def write(folder: Path, profile: str, config: ModelConfig) -> None:

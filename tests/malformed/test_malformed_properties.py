@@ -23,7 +23,6 @@ UTTERANCE = numbers("utterance", "INT64", np.asarray([2**50]))
 GOOD: dict[str, tuple[Input, ...]] = {
     "tts": (HI,),
     "cosyvoice2": TARGET,
-    "cosyvoice3": TARGET,
     "voices": (words("action", "list"),),
     "frontend": (HI,),
     "llm": (UTTERANCE, SEED, SOME, MORE),
@@ -49,7 +48,7 @@ contents = st.one_of(
 @st.composite
 def tensors(draw: st.DrawFn) -> tuple[str, Input]:
     """An input of a model, made up, but as often as not of the type and the rank that it should have."""
-    model = draw(st.sampled_from(MODELS))
+    model = draw(st.sampled_from([model for model in MODELS if model.name in GOOD]))
     tensor = draw(st.sampled_from(model.inputs))
     batch = () if model.scheduling in (Scheduling.PLAIN, Scheduling.DECOUPLED) else (1,)
     fitting = st.tuples(*(st.integers(0, 8) if dim < 0 else st.just(dim) for dim in tensor.dims))

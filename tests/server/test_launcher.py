@@ -223,6 +223,7 @@ def test_who_computes_lets_the_others_go_first(demo_weights: Path) -> None:
         nice = {model_name(process): process.nice() for process in below}
         entry = min(nice[name] for name in ("frontend", "llm", "flow", "hift"))
         assert max(nice[name] for name in ("tritonserver", "tts", "cosyvoice2", "voices")) < entry
+        assert "cosyvoice3" not in nice, "the weights are of another version"
 
 
 def test_killed_without_warning_it_takes_triton_along(demo_weights: Path) -> None:

@@ -110,6 +110,9 @@ def test_errors_name_upstream_s_fields(server: Live, given: list[Any], message: 
 def test_the_model_of_another_version_is_not_there(server: Live) -> None:
     with pytest.raises(InferenceServerException, match="unknown model: 'cosyvoice3'"):
         heard(server, "cosyvoice3", inputs(TEXT))
+    with triton.InferenceServerClient(server.url) as client:
+        assert client.is_model_ready("cosyvoice2")
+        assert not client.is_model_ready("cosyvoice3")
 
 
 def test_a_batch_dimension_is_needed(server: Live) -> None:

@@ -12,11 +12,12 @@ import pytest
 from live import PATIENCE, free_port, wait_until
 from raw import Input, call, words
 
-from cosyserve.contracts import COSYVOICE3
+from cosyserve.contracts import UPSTREAM
 from cosyserve.repository import SAMPLE_RATE, render, source
 from cosyserve.tritonserver import fetch, locate
 from cosyserve_client import Client, CosyServeClientError
 
+COSYVOICE3 = next(model for model in UPSTREAM if model.name == "cosyvoice3")
 COSYSERVE = str(Path(sys.executable).parent / "cosyserve")
 
 

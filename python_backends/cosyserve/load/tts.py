@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 def load_chunk_grid(settings: Settings) -> ChunkGrid:
     """Chunk geometry and policy."""
     config = Weights(settings.folder).config
-    if config.sample_rate != settings.sample_rate:
-        raise WeightsError(f"weights speak at {config.sample_rate} Hz, but tts promises {settings.sample_rate} Hz")
     flow = config.flow
     return ChunkGrid(
         flow.chunk,
