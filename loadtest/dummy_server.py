@@ -5,7 +5,7 @@
 The text of a request, or the first piece of a session's text, chooses what happens:
 
 anything else          a sine in five chunks of 2400 samples, all but the first at the end of a session's text
-CODE message           the stream fails with that status at once
+CODE message           the stream fails with that status at once; CODE/reason gives a reason too
 late CODE message      the same after three chunks
 slow                   a chunk every 50 ms, without end
 flood                  the same as fast as they are read
@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
+from cosyserve.codes import CODED_ERRORS, WITH_REASON, CodedMessage
 from cosyserve.contracts import TTS
-from cosyserve.errors import CODE_END, CODED_ERRORS
 
 SAMPLE_RATE = 24_000
 CHUNK = 2400
@@ -119,15 +119,16 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         pieces = self._pieces(first, session, requests)
         inputs = next(pieces)
         strict = ("triton_grpc_error", "true") in context.invocation_metadata()
-        coded = session or first.parameters[CODED_ERRORS].bool_param
+        asked = first.parameters[CODED_ERRORS]
+        with_reason = asked.string_param == WITH_REASON
+        coded = session or asked.bool_param or with_reason
 
-        def fail(code: str, message: str) -> Any:
+        def fail(code: str, message: str, reason: str = "") -> Any:
             if strict:
                 answered.set()
                 context.abort(grpc.StatusCode[code], message)
-            return service_pb2.ModelStreamInferResponse(
-                error_message=f"{code}{CODE_END}{message}" if coded else message
-            )
+            text = CodedMessage(code, reason, message).encode(with_reason=with_reason) if coded else message
+            return service_pb2.ModelStreamInferResponse(error_message=text)
 
         text = _text(inputs)
         while not text and (piece := next(pieces, None)) is not None:
@@ -137,8 +138,9 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         if word == "late":
             yield from (sine_chunk(i, final=False) for i in range(3))
             word, _, rest = rest.partition(" ")
-        if word in grpc.StatusCode.__members__:
-            yield fail(word, rest)
+        code, _, reason = word.partition("/")
+        if code in grpc.StatusCode.__members__:
+            yield fail(code, rest, reason)
             ended.wait(0.05)  # who leaves now has not read to the end
         elif word == "full" and self.calls["ModelStreamInfer"] <= int(rest):
             yield fail("UNAVAILABLE", "every slot is taken")

@@ -21,7 +21,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2_grpc
 
-from cosyserve.errors import CODE_END
+from cosyserve.codes import CodedMessage
 from cosyserve_client import wire
 from cosyserve_client.types import SpeechRequest
 
@@ -52,7 +52,8 @@ async def knock(channel: Any) -> tuple[str, float]:
             call.cancel()
             return "OK", milliseconds
         await call.read()  # the end
-        return answer.error_message.partition(CODE_END)[0], milliseconds
+        coded = CodedMessage.decode(answer.error_message)
+        return coded.status if coded else answer.error_message, milliseconds
     except grpc.aio.AioRpcError as error:
         return error.code().name, 1000 * (time.perf_counter() - began)
 

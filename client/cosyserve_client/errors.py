@@ -1,20 +1,12 @@
 """Every error the client raises on purpose.
 
-CosyServeClientError
-  ConnectFailed              no server could be reached at the address
-  StreamTruncated            the stream ended without a response marked final: audio is missing
-  ServerError                the server refused or broke off; ``code`` is the gRPC status name
-    InvalidArgument          a field is wrong; the message starts with its name (also raised before any call)
-    AlreadyExists            a voice of that name is registered
-    NotFound                 no such voice, or the server has no model ``tts``
-    Unavailable              every stream of the server is taken, or it went away
-    Cancelled                the stream was closed, here or there
-    DeadlineExceeded         ``stream_timeout`` passed
-    Unimplemented            a valid request that this server or its bundle cannot serve
-    Internal                 a stage broke; its log knows more
+`cosyserve.codes.CODES` lists the class of each code. All but `ConnectFailed` and `StreamTruncated` are a `ServerError`,
+which an `InvalidArgument` may also be before any call.
 """
 
 from __future__ import annotations
+
+from cosyserve.codes import CODES, CodedMessage
 
 
 class CosyServeClientError(Exception):
@@ -35,12 +27,14 @@ class ServerError(CosyServeClientError):
     Args:
         code: gRPC status name, such as ``RESOURCE_EXHAUSTED``.
         message: the server's words.
+        reason: tells errors of one code apart, for programs: ``voice`` of a voice that is not found; may be empty.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, reason: str = "") -> None:
         super().__init__(code, message)
         self.code = code
         self.message = message
+        self.reason = reason
 
     def __str__(self) -> str:
         return f"{self.code} {self.message}"
@@ -55,7 +49,7 @@ class AlreadyExists(ServerError):
 
 
 class NotFound(ServerError):
-    """No such voice, or no such model."""
+    """No such voice (reason ``voice``), or the server has no such model."""
 
 
 class Unavailable(ServerError):
@@ -78,19 +72,27 @@ class Internal(ServerError):
     """A stage of the server failed."""
 
 
-_BY_CODE: dict[str, type[ServerError]] = {
-    "INVALID_ARGUMENT": InvalidArgument,
-    "ALREADY_EXISTS": AlreadyExists,
-    "NOT_FOUND": NotFound,
-    "UNAVAILABLE": Unavailable,
-    "CANCELLED": Cancelled,
-    "DEADLINE_EXCEEDED": DeadlineExceeded,
-    "UNIMPLEMENTED": Unimplemented,
-    "INTERNAL": Internal,
+_BY_STATUS = {
+    code.status: kind for code in CODES for kind in ServerError.__subclasses__() if kind.__name__ == code.client
 }
 
-# gRPC reports a refused connection as UNAVAILABLE too; only its wording tells it from a full server.
-_NO_CONNECTION = ("failed to connect to all addresses", "connections to all backends failing", "DNS resolution failed")
+_NO_CONNECTION = (
+    "failed to connect to all addresses",
+    "connections to all backends failing",
+    "DNS resolution failed",
+    "errors resolving",
+)
+"""How gRPC's message begins when there is no connection.
+
+The status is UNAVAILABLE, as for a full server and for one that was killed during the call. gRPC offers nothing robust
+to tell them apart but the message: no case has metadata, the channel is in TRANSIENT_FAILURE after a refusal and after
+a kill, and `wait_for_ready` turns a refusal into DEADLINE_EXCEEDED.
+"""
+
+
+def from_message(text: str) -> ServerError:
+    """The error in the ``error_message`` of a response; of code UNKNOWN when it is Triton's own."""
+    return _coded(text) or ServerError("UNKNOWN", text)
 
 
 def from_status(status: str, message: str) -> CosyServeClientError:
@@ -106,7 +108,16 @@ def from_status(status: str, message: str) -> CosyServeClientError:
     code = status.rpartition(".")[2]
     if code == "UNAVAILABLE" and message.startswith(_NO_CONNECTION):
         return ConnectFailed(f"cannot reach a server: {message}")
-    return _BY_CODE.get(code, ServerError)(code, message)
+    return _coded(message) or _server_error(code, message)
+
+
+def _coded(text: str) -> ServerError | None:
+    coded = CodedMessage.decode(text)
+    return _server_error(coded.status, coded.message, coded.reason) if coded else None
+
+
+def _server_error(code: str, message: str, reason: str = "") -> ServerError:
+    return _BY_STATUS.get(code, ServerError)(code, message, reason)
 
 
 def invalid(field: str, problem: str) -> InvalidArgument:

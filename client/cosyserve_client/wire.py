@@ -17,10 +17,10 @@ from typing import Any
 from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import InferenceServerException
 
+from cosyserve.codes import CODED_ERRORS, WITH_REASON
 from cosyserve.contracts import TTS, VOICES, Model
-from cosyserve.errors import CODE_END, CODED_ERRORS
 from cosyserve.limits import MAX_MESSAGE_BYTES
-from cosyserve_client.errors import CosyServeClientError, ServerError, StreamTruncated, from_status, invalid
+from cosyserve_client.errors import CosyServeClientError, StreamTruncated, from_message, invalid
 from cosyserve_client.types import AudioChunk, SpeechRequest, Voice, VoiceRequest, Word
 
 STREAM_TIMEOUT_SECONDS = 600.0
@@ -73,12 +73,8 @@ def sample_rate(response: Any) -> int:
 
 
 def infer_request(request: SpeechRequest) -> Any:
-    """The ``ModelInferRequest`` that starts an utterance, under its request id or a fresh one.
-
-    Its errors come as messages with their code, not as statuses: see `CODED_ERRORS`.
-    """
+    """The ``ModelInferRequest`` that starts an utterance, under its request id or a fresh one."""
     message = _message(TTS, request, request.request_id)
-    message.parameters[CODED_ERRORS].bool_param = True
     if request.traceparent is not None:
         message.parameters["traceparent"].string_param = request.traceparent
     return message
@@ -100,6 +96,7 @@ def voices(response: Any) -> list[Voice]:
 
 def _message(model: Model, request: SpeechRequest | VoiceRequest, id: str | None = None) -> Any:
     message = service_pb2.ModelInferRequest(model_name=model.name, id=id or str(uuid.uuid4()))
+    message.parameters[CODED_ERRORS].string_param = WITH_REASON
     for tensor, array in request.tensors():
         message.inputs.add(name=tensor.name, datatype=tensor.dtype, shape=array.shape)
         content = b"".join(map(_length_prefixed, array)) if tensor.dtype == "BYTES" else array.tobytes()
@@ -167,8 +164,7 @@ class Reader:
             CosyServeClientError: an output is missing.
         """
         if response.error_message:
-            code, _, message = response.error_message.partition(CODE_END)
-            raise from_status(code, message) if message else ServerError("UNKNOWN", response.error_message)
+            raise from_message(response.error_message)
         try:
             result = InferResult(response.infer_response)
             outputs = {tensor.name: result.as_numpy(tensor.name) for tensor in TTS.outputs}

@@ -7,17 +7,8 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from cosyserve_client.errors import (
-    AlreadyExists,
-    Cancelled,
-    ConnectFailed,
-    CosyServeClientError,
-    DeadlineExceeded,
-    InvalidArgument,
-    NotFound,
-    Unavailable,
-    Unimplemented,
-)
+from cosyserve.codes import ErrorCode, of_client
+from cosyserve_client.errors import CosyServeClientError, InvalidArgument, ServerError
 from cosyserve_gateway.limits import RETRY_SECONDS
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -30,6 +21,15 @@ _HERE = {
 }
 """What the server's fields are called in requests to the gateway, where the names differ."""
 
+_PARAMS = {"voice_not_found": "voice", "voice_exists": "name"}
+"""The field that an error is about, by its code."""
+
+_WORDS = {
+    "unreachable": "the speech server cannot be reached",
+    "timeout": "the speech server took too long",
+    "server_failed": "the speech server failed",
+}
+"""Said instead of the speech server's message, which is not the caller's affair."""
 
 _SHOWN = 200  # characters of what a caller sent that an answer may repeat
 
@@ -104,20 +104,18 @@ def api_error(error: Exception) -> ApiError:
         case InvalidArgument(message=message):
             field, colon, problem = message.partition(": ")
             return invalid(_HERE.get(field, field), problem) if colon else invalid(None, message)
-        case NotFound(message=message) if message.startswith("no voice"):
-            return ApiError(404, message, "voice_not_found", param="voice")
-        case AlreadyExists(message=message):
-            return ApiError(409, message, "voice_exists", param="name")
-        case Unimplemented(message=message):
-            return ApiError(400, message, "unsupported")
-        case ConnectFailed() | NotFound():
-            return ApiError(503, "the speech server cannot be reached", "unreachable", retry_after=RETRY_SECONDS)
-        case Unavailable(message=message):
-            return ApiError(503, message, "overloaded", retry_after=RETRY_SECONDS)
-        case Cancelled(message=message):
-            return ApiError(503, message, "cancelled", retry_after=RETRY_SECONDS)
-        case DeadlineExceeded():
-            return ApiError(504, "the speech server took too long", "timeout")
+        case ServerError(message=message, reason=reason):
+            return _answer(of_client(type(error).__name__, reason), message)
         case CosyServeClientError():
-            return ApiError(502, "the speech server failed", "server_failed")
+            return _answer(of_client(type(error).__name__), str(error))
     return ApiError(500, "the gateway failed", "internal_error")
+
+
+def _answer(code: ErrorCode, message: str) -> ApiError:
+    return ApiError(
+        code.http,
+        _WORDS.get(code.http_code, message),
+        code.http_code,
+        param=_PARAMS.get(code.http_code),
+        retry_after=RETRY_SECONDS if code.http == 503 else None,
+    )

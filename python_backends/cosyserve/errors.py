@@ -1,21 +1,4 @@
-"""Every error a user or an operator can see.
-
-    CosyServeError                 code
-      InvalidInput                 INVALID_ARGUMENT   a request field is wrong; the message starts with its name
-      VoiceNotFound                NOT_FOUND          no such registered voice
-      VoiceExists                  ALREADY_EXISTS     a voice of that name is registered
-      Overloaded                   UNAVAILABLE        the server is full; try again or elsewhere
-        StreamsTaken                 reason streams   every place for an utterance is taken
-        MemoryTaken                  reason memory    the caches of running utterances leave no room
-      Draining                     UNAVAILABLE        the server is about to stop; try elsewhere (reason draining)
-      Unsupported                  UNIMPLEMENTED      a valid request that this server or bundle cannot serve
-      Cancelled                    CANCELLED          the client went away (reason client)
-      SessionIdle                  CANCELLED          nothing was written to a session for too long (reason idle)
-      LifetimeOver                 CANCELLED          the utterance took too long (reason lifetime)
-      StageFailed                  INTERNAL           a stage broke; details are in the log only
-      BundleError                  (operator)         a model bundle is incomplete or does not fit its YAML
-      WeightsError                 (operator)         prepared weights are missing, damaged or of another version
-      ServeError                   (operator)         the server could not be started
+"""Every error a user or an operator can see; `cosyserve.codes.CODES` has the code and reason of each class.
 
 Messages never carry a path of the server or a traceback when they reach a client.
 
@@ -24,17 +7,25 @@ The tables of docs/operations.md are made from the docstrings below.
 
 from __future__ import annotations
 
+from cosyserve.codes import CODES
+
 
 class CosyServeError(Exception):
     """Base of every error raised on purpose.
 
     Attributes:
-        code: the gRPC status name it maps to.
-        reason: what refused and cancelled utterances are counted by; empty for all others.
+        code: gRPC status name.
+        reason: tells errors of one code apart; may be empty.
     """
 
     code = "INTERNAL"
     reason = ""
+
+    def __init_subclass__(cls) -> None:
+        """Takes code and reason from the table; a class that is not in it has those of its base."""
+        for row in CODES:
+            if row.server == cls.__name__:
+                cls.code, cls.reason = row.status, row.reason
 
 
 class InvalidInput(CosyServeError):
@@ -47,8 +38,6 @@ class InvalidInput(CosyServeError):
         problem: what is wrong with it, and what would be right.
     """
 
-    code = "INVALID_ARGUMENT"
-
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
         self.field = field
@@ -60,16 +49,12 @@ class VoiceNotFound(CosyServeError):
     What to do: register it; do the servers share their voices?
     """
 
-    code = "NOT_FOUND"
-
 
 class VoiceExists(CosyServeError):
     """A voice of that name is registered already.
 
     What to do: replace it, or name another.
     """
-
-    code = "ALREADY_EXISTS"
 
 
 class Overloaded(CosyServeError):
@@ -78,19 +63,13 @@ class Overloaded(CosyServeError):
     What to do: more servers.
     """
 
-    code = "UNAVAILABLE"
-
 
 class StreamsTaken(Overloaded):
     """As many utterances are in progress as may be."""
 
-    reason = "streams"
-
 
 class MemoryTaken(Overloaded):
     """The caches of running utterances leave no room for another."""
-
-    reason = "memory"
 
 
 class Draining(CosyServeError):
@@ -99,9 +78,6 @@ class Draining(CosyServeError):
     What to do: clients that retry find another.
     """
 
-    code = "UNAVAILABLE"
-    reason = "draining"
-
 
 class Unsupported(CosyServeError):
     """A well-formed request for something that this server or bundle does not do; or the voices' folder is read-only.
@@ -109,14 +85,9 @@ class Unsupported(CosyServeError):
     What to do: other weights; a folder that can be written.
     """
 
-    code = "UNIMPLEMENTED"
-
 
 class Cancelled(CosyServeError):
     """The client closed the stream or its deadline passed."""
-
-    code = "CANCELLED"
-    reason = "client"
 
 
 class SessionIdle(CosyServeError):
@@ -125,18 +96,12 @@ class SessionIdle(CosyServeError):
     What to do: raise it, or write to it.
     """
 
-    code = "CANCELLED"
-    reason = "idle"
-
 
 class LifetimeOver(CosyServeError):
     """An utterance was under way for longer than `lifetime` seconds.
 
     What to do: raise it, or speak less at once.
     """
-
-    code = "CANCELLED"
-    reason = "lifetime"
 
 
 class StageFailed(CosyServeError):
@@ -145,16 +110,12 @@ class StageFailed(CosyServeError):
     What to do: the server's log has the traceback.
     """
 
-    code = "INTERNAL"
-
 
 class BundleError(CosyServeError):
     """A CosyVoice bundle is incomplete or contradicts its own YAML.
 
     What to do: download it again.
     """
-
-    code = "FAILED_PRECONDITION"
 
 
 class WeightsError(CosyServeError):
@@ -163,8 +124,6 @@ class WeightsError(CosyServeError):
     What to do: prepare the bundle again; the line names file or setting.
     """
 
-    code = "FAILED_PRECONDITION"
-
 
 class ServeError(CosyServeError):
     """The server could not be started or did not become ready, or a model process ended.
@@ -172,26 +131,9 @@ class ServeError(CosyServeError):
     What to do: the line says which; then the log.
     """
 
-    code = "FAILED_PRECONDITION"
-
-
-CODE_END = " | "
-"""Between code and message where an error has no other place for its code: those of inner models, of sessions, and of
-requests with the parameter `CODED_ERRORS`."""
-
-CODED_ERRORS = "coded_errors"
-"""Request parameter (true) of who wants the code in the message. Our clients do: Triton 2.51 dies when it ends streams
-with a status while others run, once in some hundred."""
-
 
 def passed_on(message: str, code: str, reason: str) -> CosyServeError:
     """An error of an inner model, as the entry model raises it again."""
     error = CosyServeError(message)
     error.code, error.reason = code, reason
     return error
-
-
-def reasons(code: str, kind: type[CosyServeError] = CosyServeError) -> tuple[str, ...]:
-    """All reasons of the errors with this code."""
-    own = (kind.reason,) if kind.code == code and kind.reason else ()
-    return tuple(dict.fromkeys(own + sum((reasons(code, each) for each in kind.__subclasses__()), ())))

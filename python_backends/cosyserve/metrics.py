@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cosyserve.codes import reasons
 from cosyserve.contracts import FLOW, HIFT, LLM, TTS, UPSTREAM
-from cosyserve.errors import CosyServeError, reasons
+from cosyserve.errors import CosyServeError
 
 OUTCOMES = ("complete", "invalid", "refused", "cancelled", "failed")
 """How an utterance ends: with all its audio, or with an error; see `outcome`."""

@@ -137,7 +137,7 @@ DEFECTS = (
         "Calls between models drop the code of an error",
         "2.51, 2.71",
         "the caller sees a message alone, after words of an ensemble's own",
-        "code and reason travel in the message (`CODE_END`)",
+        "code and reason travel in the message (`CodedMessage`)",
         "tests/server/test_wrong_input.py::test_errors_of_inner_models_keep_their_code",
     ),
     Defect(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,8 @@ from cosyserve_client import (
     Unavailable,
     Unimplemented,
 )
+
+DUMMY = Path(__file__).parents[2] / "loadtest" / "dummy_server.py"
 
 Speak = Callable[..., None]
 
@@ -104,11 +109,12 @@ def test_every_utterance_is_one_stream_with_its_own_request_id(speak: Speak, ser
         ("RESOURCE_EXHAUSTED", ServerError),
     ],
 )
-def test_each_status_has_its_class(speak: Speak, code: str, kind: type[ServerError]) -> None:
+@pytest.mark.parametrize("reason", ["", "voice"])
+def test_each_status_has_its_class(speak: Speak, code: str, kind: type[ServerError], reason: str) -> None:
     with pytest.raises(ServerError) as caught:
-        speak([], f"{code} text: is empty")
+        speak([], f"{code}{reason and '/'}{reason} text: is empty")
     assert type(caught.value) is kind
-    assert caught.value.code == code
+    assert (caught.value.code, caught.value.reason) == (code, reason)
     assert str(caught.value) == f"{code} text: is empty"
 
 
@@ -145,9 +151,21 @@ def test_the_stream_timeout_ends_a_silent_stream(speak: Speak) -> None:
     assert time.monotonic() - started < 3
 
 
-def test_no_server_is_a_failed_connection(speak: Speak) -> None:
+@pytest.mark.parametrize("url", ["127.0.0.1:1", "no-such-host.invalid:1", "dns:///no-such-host.invalid:1"])
+def test_no_server_is_a_failed_connection(speak: Speak, url: str) -> None:
     with pytest.raises(ConnectFailed):
-        speak([], "hello", url="127.0.0.1:1", retries=3)
+        speak([], "hello", url=url, retries=3)
+
+
+@pytest.mark.parametrize("text", ["slow", "silent"])
+def test_a_server_that_is_killed_was_reached(speak: Speak, text: str) -> None:
+    command = [sys.executable, DUMMY, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        url = server.stdout.readline().split()[-1]
+        threading.Timer(0.5, server.kill).start()
+        with pytest.raises(Unavailable):
+            speak([], text, url=url)
 
 
 def test_a_full_server_is_tried_again_when_asked(speak: Speak, server: DummyServer) -> None:

@@ -14,7 +14,7 @@ import pytest
 import typer
 
 import cosyserve_gateway
-from cosyserve import contracts
+from cosyserve import codes, contracts
 from cosyserve.cli import app
 from cosyserve.runtimes.registry import ALL_STAGES, LLM_ALONE
 from cosyserve.settings import Settings
@@ -93,7 +93,7 @@ def test_every_status_of_a_client_is_told() -> None:
 
 
 def test_every_refusal_of_the_gateway_is_told() -> None:
-    """Each ``ApiError(status, message, code)`` of its code."""
+    """Each ``ApiError(status, message, code)`` of its code, and each answer to an error of the server."""
     told = {(row[0], row[1]) for row in rows(section("api", "Statuses over HTTP"))}
     calls = [
         call.args
@@ -107,7 +107,7 @@ def test_every_refusal_of_the_gateway_is_told() -> None:
         if isinstance(args[0], ast.Constant) and isinstance(args[2], ast.Constant)
     ]
     assert len(known) > 10
-    assert set(known) <= told
+    assert set(known) | {(str(code.http), f"`{code.http_code}`") for code in codes.CODES} <= told
 
 
 def test_variables_that_are_named_exist() -> None:

@@ -83,7 +83,12 @@ def test_other_paths_methods_and_types(gateway: Gateway) -> None:
 
 FAILURES = {
     "UNAVAILABLE full": (503, "overloaded", "1"),
-    "NOT_FOUND no voice named 'x'": (404, "voice_not_found", None),
+    "NOT_FOUND/voice no voice named 'x'": (404, "voice_not_found", None),
+    "NOT_FOUND no voice is in these words": (503, "unreachable", "1"),
+    "ALREADY_EXISTS there is one": (409, "voice_exists", None),
+    "CANCELLED/idle nothing came": (503, "cancelled", "1"),
+    "UNAVAILABLE/of_tomorrow full": (503, "overloaded", "1"),
+    "RESOURCE_EXHAUSTED what is that": (502, "server_failed", None),
     "INTERNAL boom": (502, "server_failed", None),
     "DEADLINE_EXCEEDED slow": (504, "timeout", None),
     "UNIMPLEMENTED no instructions here": (400, "unsupported", None),

@@ -64,10 +64,12 @@ def test_from_registration_to_deletion(server: Live, client: Client, prompt: Spe
     finally:
         (server.weights / "voices" / "Anna 中文.safetensors").unlink(missing_ok=True)
     for gone in (client.show_voice, client.remove_voice):
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFound, match="NOT_FOUND no voice named") as missing:
             gone("Anna 中文")
-    with pytest.raises(NotFound):
+        assert missing.value.reason == "voice"
+    with pytest.raises(NotFound) as missing:
         client.synthesize(TEXT, voice="Anna 中文")
+    assert missing.value.reason == "voice"
 
 
 def test_without_a_transcript_a_voice_speaks_as_its_audio_does(client: Client, prompt: SpeechOptions) -> None:

@@ -163,6 +163,8 @@ def test_errors_of_inner_models_keep_their_code(server: Live) -> None:
     """Calls between models, and ensembles on top, pass on nothing but the message."""
     request = message("tts", TEXT, words("voice", "nobody"), coded_errors=True)
     assert send(server.url, request, seconds=5).message.startswith("NOT_FOUND | no voice named")
+    request = message("tts", TEXT, words("voice", "nobody"), coded_errors="reason")
+    assert send(server.url, request, seconds=5).message.startswith("NOT_FOUND/voice | no voice named")
     step = message("token2wav", *STEP, sequence=2**40, start=True, end=True)
     assert "INVALID_ARGUMENT/ | speaker_embedding" in send(server.url, step, seconds=5).message
 

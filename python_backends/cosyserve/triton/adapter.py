@@ -21,16 +21,9 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from cosyserve.codes import CODED_ERRORS, WITH_REASON, CodedMessage
 from cosyserve.contracts import Model, Scheduling, Tensor, Tensors
-from cosyserve.errors import (
-    CODE_END,
-    CODED_ERRORS,
-    CosyServeError,
-    InvalidInput,
-    StageFailed,
-    WeightsError,
-    passed_on,
-)
+from cosyserve.errors import CosyServeError, InvalidInput, StageFailed, WeightsError, passed_on
 from cosyserve.logs import log_json_lines, request_id
 from cosyserve.metrics import Metric
 from cosyserve.settings import Settings
@@ -57,18 +50,8 @@ _LOG = logging.getLogger("cosyserve")
 log_json_lines()  # each model has a process of its own, which begins here
 
 
-@functools.cache
-def _codes() -> dict[str, Any]:
-    # Triton adds these names to its module only after the model's module was imported.
-    return {
-        "INVALID_ARGUMENT": pb_utils.TritonError.INVALID_ARG,
-        "NOT_FOUND": pb_utils.TritonError.NOT_FOUND,
-        "ALREADY_EXISTS": pb_utils.TritonError.ALREADY_EXISTS,
-        "UNAVAILABLE": pb_utils.TritonError.UNAVAILABLE,
-        "UNIMPLEMENTED": pb_utils.TritonError.UNSUPPORTED,
-        "CANCELLED": pb_utils.TritonError.CANCELLED,
-        "INTERNAL": pb_utils.TritonError.INTERNAL,
-    }
+_TRITON_NAMES = {"INVALID_ARGUMENT": "INVALID_ARG", "UNIMPLEMENTED": "UNSUPPORTED"}
+"""Statuses that ``TritonError`` calls otherwise."""
 
 
 def read_settings(args: Mapping[str, str]) -> Settings:
@@ -177,7 +160,7 @@ def ping_request(model: Model) -> Any:
 
 def from_model(answer: Any) -> bool:
     """Whether a BLS response, an error or not, comes from the model's process; else Triton made it."""
-    return not answer.has_error() or CODE_END in answer.error().message()
+    return not answer.has_error() or CodedMessage.decode(answer.error().message()) is not None
 
 
 def read_outputs(answer: Any, model: Model) -> Tensors:
@@ -187,10 +170,10 @@ def read_outputs(answer: Any, model: Model) -> Tensors:
         CosyServeError: the inner model answered with an error; code and message are passed on.
     """
     if answer.has_error():
-        kind, _, message = answer.error().message().partition(CODE_END)
-        # An ensemble puts words of its own before the message.
-        code, _, reason = kind.rpartition(" ")[2].partition("/")
-        raise passed_on(message, code, reason) if message else StageFailed(f"{model.name} failed")
+        coded = CodedMessage.decode(answer.error().message())
+        if coded is None:
+            raise StageFailed(f"{model.name} failed")
+        raise passed_on(coded.message, coded.status, coded.reason)
     arrays = {t.name: read_tensor(pb_utils.get_output_tensor_by_name(answer, t.name)) for t in model.outputs}
     return {name: array[0] for name, array in arrays.items()} if _batched(model) else arrays
 
@@ -229,7 +212,7 @@ class Reply:
     def fail(self, error: Exception) -> None:
         """Send an error; code and reason travel in the message, because BLS drops Triton's code."""
         public = public_error(error, self._id)
-        answer = _error(f"{public.code}/{public.reason}{CODE_END}{public}", public.code)
+        answer = coded_error(public, with_reason=True)
         if self._pause:
             threading.Timer(self._pause, self._send, [answer]).start()
         else:
@@ -250,6 +233,7 @@ class ErrorReply:
     def __init__(self, request: Any) -> None:
         parameters = read_parameters(request)
         self._coded = bool(request.correlation_id() or parameters.get(CODED_ERRORS))
+        self._with_reason = parameters.get(CODED_ERRORS) == WITH_REASON
         self._status = asks_for_status(parameters)
 
     async def send(self, sender: Any, error: CosyServeError) -> None:
@@ -261,7 +245,7 @@ class ErrorReply:
         if self._status:
             _warn_of_statuses()
         await asyncio.sleep(STATUS_PAUSE_SECONDS if self._status else 0)
-        return coded_error(error) if self._coded else _error(str(error), error.code)
+        return coded_error(error, with_reason=self._with_reason) if self._coded else _error(str(error), error.code)
 
 
 @functools.cache
@@ -274,9 +258,10 @@ def _warn_of_statuses() -> None:
     )
 
 
-def coded_error(error: CosyServeError) -> Any:
-    """An error response with the code in the message."""
-    return _error(f"{error.code}{CODE_END}{error}", error.code)
+def coded_error(error: CosyServeError, *, with_reason: bool) -> Any:
+    """An error response whose message is a `CodedMessage`."""
+    message = CodedMessage(error.code, error.reason, str(error))
+    return _error(message.encode(with_reason=with_reason), error.code)
 
 
 def public_error(error: BaseException, id: str) -> CosyServeError:
@@ -288,8 +273,9 @@ def public_error(error: BaseException, id: str) -> CosyServeError:
 
 
 def _error(message: str, code: str) -> Any:
+    kinds = pb_utils.TritonError
     return pb_utils.InferenceResponse(
-        error=pb_utils.TritonError(message, _codes().get(code, pb_utils.TritonError.INTERNAL))
+        error=kinds(message, getattr(kinds, _TRITON_NAMES.get(code, code), kinds.INTERNAL))
     )
 
 

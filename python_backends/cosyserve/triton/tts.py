@@ -125,7 +125,7 @@ class Tts:
         try:
             session = self._sessions.find(id)
         except InvalidInput as error:
-            sender.send(coded_error(error), flags=FINAL)
+            sender.send(coded_error(error, with_reason=False), flags=FINAL)
             return
         try:
             piece, others = _split(self._inputs(request), ends=bool(request.flags() & SEQUENCE_END))
