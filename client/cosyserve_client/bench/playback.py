@@ -12,6 +12,8 @@ AUDIBLE = 328
 class Playback:
     """A player that starts with the first sample it gets and plays every sample as early as it can.
 
+    `cosyserve.pipeline.delivery.Delivery` judges what is sent, on the server: by chunk, without looking at the samples.
+
     A chunk starts playing when it has arrived and all audio before it has been played. A chunk that arrives after the
     audio before it has run out leaves a gap of silence, after which playback goes on, shifted by the gap. A stream
     without such a chunk is gapless.

@@ -20,7 +20,7 @@ from cosyserve.metrics import (
     UTTERANCES,
     outcome,
 )
-from cosyserve.pipeline.playback import Playback
+from cosyserve.pipeline.delivery import Delivery
 from cosyserve.pipeline.text_session import TextSession
 from cosyserve.pipeline.timeline import Chunk
 from cosyserve.triton.adapter import REQUEST_ID, TritonMetric
@@ -65,7 +65,7 @@ class UtteranceTelemetry:
         self._instruments = instruments
         self._span = span
         self._arrived = time.monotonic()
-        self._playback = Playback(self._arrived)
+        self._delivery = Delivery(self._arrived)
         self._tokens = 0
         self._segments = 0
 
@@ -77,7 +77,7 @@ class UtteranceTelemetry:
 
     def chunk_sent(self, chunk: Chunk, sample_rate: int) -> None:
         """Count a chunk that is sent now."""
-        counts, playback, session = self._instruments, self._playback, self.session
+        counts, delivery, session = self._instruments, self._delivery, self.session
         samples = len(chunk.audio)
         counts.samples.add(samples)
         self._tokens += chunk.token_count
@@ -85,12 +85,14 @@ class UtteranceTelemetry:
         if not samples:
             return
         if session is not None and session.began is not None:
-            playback.began = session.began
-        late = playback.hear(samples / sample_rate, time.monotonic(), written=session.written if session else None)
-        if playback.chunks == 1 and playback.first_audio is not None:
-            counts.first_audio.observe(playback.first_audio)
-        if playback.gap is not None:
-            counts.chunk_gap.observe(playback.gap)
+            delivery.began = session.began
+        late = delivery.chunk_sent(
+            samples / sample_rate, time.monotonic(), written=session.written if session else None
+        )
+        if delivery.chunks == 1 and delivery.first_audio is not None:
+            counts.first_audio.observe(delivery.first_audio)
+        if delivery.gap is not None:
+            counts.chunk_gap.observe(delivery.gap)
         if late:
             counts.underruns.add(1)
 
@@ -118,19 +120,19 @@ class UtteranceTelemetry:
     @property
     def _real_time_factor(self) -> float | None:
         # Of a session it would measure how fast its writer is.
-        return None if self.session else self._playback.real_time_factor
+        return None if self.session else self._delivery.real_time_factor
 
     @property
     def _summary(self) -> dict[str, str | float]:
-        playback, factor = self._playback, self._real_time_factor
+        delivery, factor = self._delivery, self._real_time_factor
         fields: dict[str, str | float] = {
             "session": self.session is not None,
             "seconds": round(time.monotonic() - self._arrived, 4),
-            "audio_seconds": round(playback.seconds, 3),
+            "audio_seconds": round(delivery.seconds, 3),
         }
-        if playback.first_audio is not None:
-            fields["first_audio_seconds"] = round(playback.first_audio, 4)
-            fields |= {"chunks": playback.chunks, "underruns": playback.underruns}
+        if delivery.first_audio is not None:
+            fields["first_audio_seconds"] = round(delivery.first_audio, 4)
+            fields |= {"chunks": delivery.chunks, "underruns": delivery.underruns}
             fields |= {"segments": self._segments, "tokens": self._tokens}
         return fields if factor is None else {**fields, "real_time_factor": round(factor, 4)}
 

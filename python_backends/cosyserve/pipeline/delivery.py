@@ -1,4 +1,4 @@
-"""Playback of an utterance by a listener who starts with the first audio."""
+"""When the server sends the audio of an utterance, and whether that is in time for its listener."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 
 @dataclass
-class Playback:
+class Delivery:
     """Takes the chunks of one utterance as they are sent. All times are seconds, of one clock.
+
+    `cosyserve_client.bench.playback.Playback` judges what arrives, on the client: sample by sample, without sessions.
 
     Where text arrives in pieces, a chunk that came after a piece may have waited for it, and one that waited for its
     text is not late. So of sessions only those chunks are judged whose text was there when the one before was sent:
@@ -31,8 +33,8 @@ class Playback:
     _sent: float = 0.0
     _lasts: float = 0.0  # until then there is something to play
 
-    def hear(self, seconds: float, now: float, *, written: float | None = None) -> bool:
-        """Take a chunk of so much audio.
+    def chunk_sent(self, seconds: float, now: float, *, written: float | None = None) -> bool:
+        """Count a chunk of so much audio, sent now.
 
         Args:
             written: when the last piece of text came; None if all was there from the beginning.
