@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -30,6 +31,16 @@ sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).parent
 
 BUILDERS = ("torch", "onnx", "onnxscript", "gguf")
 """What the extra `build` brings. Where there is no CPU build of torch for a Python, none of them is installed."""
+
+
+def pytest_configure() -> None:
+    """Let torch compute in one thread, here and in all processes that tests start.
+
+    The recorded networks are so small that a second one waits more than it computes: comparing a recorded set takes
+    fifteen times the processor time with two, and as many times as long when anything else runs on the machine. torch
+    is not imported yet, and reads this when it is.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 class _Module(pytest.Module):

@@ -1,3 +1,5 @@
+"""Random bundles: of the official layout and sizes, and they sound like speech as far as that goes."""
+
 from __future__ import annotations
 
 import json
@@ -9,17 +11,19 @@ import onnxruntime
 import pytest
 import torch
 
-from cosyserve.config import CosyVoice3LlmConfig
+from cosyserve.config import CosyVoice3LlmConfig, ModelConfig
 from cosyserve.errors import WeightsError
 from cosyserve.flow.stream import FlowVoice
 from cosyserve.llm.engine import Engine
 from cosyserve.llm.graph_decoder import GraphDecoder
 from cosyserve.llm.sequence import GenerationRequest
+from cosyserve.runtimes.onnx.graph import OnnxGraph
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve_build.bundles.bundle import Bundle, read
 from cosyserve_build.bundles.layout import read_config, version_of
 from cosyserve_build.bundles.shapes import expected_shapes
 from cosyserve_build.probes import FlowProbe, HiftProbe, LlmProbe
+from cosyserve_build.probes1 import RelativeLlmProbe, WindowProbe
 from cosyserve_build.synth import synth_bundle
 from cosyserve_build.synth_recipe import sizes, write_recipe
 
@@ -28,6 +32,13 @@ from cosyserve_build.synth_recipe import sizes, write_recipe
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("synth")
     synth_bundle(folder, 2, "tiny", seed=3)
+    return read(folder)
+
+
+@pytest.fixture(scope="module")
+def bundle1(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("synth1")
+    synth_bundle(folder, 1, "tiny", seed=3)
     return read(folder)
 
 
@@ -42,6 +53,12 @@ def bundle3(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def either(request: pytest.FixtureRequest) -> Bundle:
     found: Bundle = request.getfixturevalue(request.param)
     return found
+
+
+def full_size(folder: Path, version: int) -> ModelConfig:
+    """The recipe of a bundle of the official dimensions, which has no weights."""
+    write_recipe(folder, version, sizes(version, "full"))
+    return read_config(folder, version_of(folder))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -63,31 +80,41 @@ def test_the_bundle_says_that_its_weights_are_random(bundle: Bundle) -> None:
     assert json.loads((bundle.folder / "configuration.json").read_text())["random_weights"] is True
 
 
-def test_full_size_of_version_3_has_the_official_dimensions(tmp_path: Path) -> None:
-    write_recipe(tmp_path, 3, sizes(3, "full"))
-    config = read_config(tmp_path, version_of(tmp_path))
+@pytest.mark.parametrize(
+    ("version", "tensors", "millions"),
+    [
+        (1, {"llm": 401, "flow": 1185}, {"llm": (310.718, 0.001), "flow": (104.875, 0.001), "hift": (20.4606, 0.02)}),
+        (2, {}, {"llm": (505.8, 0.1), "flow": (112.549, 0.001), "hift": (20.8213, 0.02)}),
+        # Upstream's counts; lm_head is tied and dropped, 82 weight-normed tensors are folded from two into one.
+        (
+            3,
+            {"llm": 292, "flow": 330, "hift": 328 - 82},
+            {"llm": (506.1, 0.1), "flow": (332.257, 0.001), "hift": (20.7799, 0.02)},
+        ),
+    ],
+)
+def test_full_size_has_the_official_dimensions(
+    version: int, tensors: dict[str, int], millions: dict[str, tuple[float, float]], tmp_path: Path
+) -> None:
+    config = full_size(tmp_path, version)
     shapes = {part: expected_shapes(config, part) for part in ("llm", "flow", "hift")}
-    parameters = {part: sum(map(math.prod, tensors.values())) for part, tensors in shapes.items()}
-    # Upstream's counts; lm_head is tied and dropped, 82 weight-normed tensors are folded from two into one.
-    assert {part: len(tensors) for part, tensors in shapes.items()} == {"llm": 292, "flow": 330, "hift": 328 - 82}
-    assert parameters["llm"] == pytest.approx(506.1e6, abs=0.1e6)
-    assert parameters["flow"] == pytest.approx(332.257e6, abs=0.001e6)
-    assert parameters["hift"] == pytest.approx(20.7799e6, abs=0.02e6)
-    assert isinstance(config.llm, CosyVoice3LlmConfig)
-    assert (config.llm.end_of_prompt, config.llm.vocab) == (151646, 151936)
+    assert {part: len(shapes[part]) for part in tensors} == tensors
+    for part, (wanted, off) in millions.items():
+        assert sum(map(math.prod, shapes[part].values())) == pytest.approx(wanted * 1e6, abs=off * 1e6)
 
 
-def test_full_size_has_the_official_dimensions(tmp_path: Path) -> None:
-    write_recipe(tmp_path, 2, sizes(2, "full"))
-    config = read_config(tmp_path, version_of(tmp_path))
-    parameters = {p: sum(map(math.prod, expected_shapes(config, p).values())) for p in ("llm", "flow", "hift")}
-    assert parameters["llm"] == pytest.approx(505.8e6, abs=0.1e6)
-    assert parameters["flow"] == pytest.approx(112.549e6, abs=0.001e6)
-    assert parameters["hift"] == pytest.approx(20.8213e6, abs=0.02e6)
+def test_full_size_has_the_official_special_tokens(tmp_path: Path) -> None:
+    full_size(tmp_path, 2)
     tokenizer = Tokenizer.from_bundle(tmp_path / "CosyVoice-BlankEN", 2)
     assert tokenizer.special("<|endoftext|>") == 151643
     assert tokenizer.special("<|endofprompt|>") == 151646
     assert max(tokenizer.encode("The quiet lake, 今天的天气")) < 656
+
+
+def test_full_size_of_version_3_has_the_official_vocabulary(tmp_path: Path) -> None:
+    llm = full_size(tmp_path, 3).llm
+    assert isinstance(llm, CosyVoice3LlmConfig)
+    assert (llm.end_of_prompt, llm.vocab) == (151646, 151936)
 
 
 def test_every_byte_has_a_token_and_merges_are_used(bundle: Bundle) -> None:
@@ -169,6 +196,40 @@ def test_speaker_graph(bundle: Bundle) -> None:
     (vectors,) = session.run(None, {"input": feats})
     assert vectors.shape == (2, 192)
     assert np.linalg.norm(vectors[0] - vectors[1]) > 0.1 * np.linalg.norm(vectors[0])
+
+
+def test_of_version_1_the_end_is_likely_enough_and_speech_varied(bundle1: Bundle) -> None:
+    model = RelativeLlmProbe(bundle1.config.llm, bundle1.llm())
+    text = list(range(100, 110))
+    tokens, logits = model.greedy(model.opening([], text, [], np.ones(192, np.float32)), len(text), limit=40)
+    assert len(set(tokens)) > 5
+    likeliest = np.sort(logits[-1])[::-1]
+    assert likeliest[24] < logits[-1][bundle1.config.llm.end] < likeliest[0] + 1
+
+
+def test_the_sound_of_version_1_is_voiced_and_neither_silent_nor_clipped(bundle1: Bundle) -> None:
+    voice = bundle1.spk2info()["demo"]
+    prompt, mel, embedding = (
+        np.asarray(voice[key]) for key in ("flow_prompt_speech_token", "prompt_speech_feat", "flow_embedding")
+    )
+    assert mel.shape[1] == int(prompt.shape[1] / 50 * 22050 / 256)
+    noise = np.random.default_rng(0).standard_normal((80, 400), np.float32)
+    flow = WindowProbe(bundle1.config.flow, bundle1.flow(), FlowVoice(prompt[0], mel[0], embedding[0]), noise)
+    (run,) = flow.run(np.random.default_rng(0).integers(0, 4096, 100), streaming=False)
+    hift = HiftProbe(bundle1.config.hift, bundle1.hift())
+    f0 = hift.f0(run.mel)
+    wave = hift.wave(run.mel, hift.source(f0))
+    assert 0.3 < float(run.mel.std()) < 4
+    assert 60 < f0.min() <= f0.max() < 320
+    assert 0.02 < float(np.sqrt(np.mean(wave**2))) < 0.2
+    assert float(np.abs(wave).max()) < 0.99
+
+
+def test_the_speech_tokenizer_of_version_1_says_fifty_tokens_a_second(bundle1: Bundle) -> None:
+    feats = np.random.default_rng(0).standard_normal((1, 128, 101), dtype=np.float32)
+    ids = OnnxGraph(bundle1.speech_tokenizer).first(feats, np.array([101], np.int32))
+    assert ids.shape == (1, 51)
+    assert 0 <= ids.min() <= ids.max() < 4096
 
 
 def test_other_versions_are_refused(tmp_path: Path) -> None:
