@@ -44,7 +44,7 @@ def test_settings_have_their_defaults_and_those_of_the_profiles() -> None:
     assert {name: row[1] for name, row in rows.items()} == {f.name: str(f.default) or "empty" for f in fields(Settings)}
     assert READERS.keys() == rows.keys()
     assert rows["precision"][3].endswith("not with onnx; `bf16` in profile `gpu`")
-    assert rows["lanes"][3].endswith("`2` (flow) in profile `cpu`")
+    assert rows["concurrency"][3].endswith("`2` (flow) in profile `cpu`; `32` in profile `gpu`")
     assert "profile" not in rows["max_hop"][3]
 
 
@@ -98,8 +98,8 @@ def test_bounds_have_their_values_and_none_that_a_caller_can_meet_is_missing() -
         ("outputs of tts", contracts.TTS.outputs),
         ("inputs of voices", contracts.VOICES.inputs),
         ("outputs of voices", contracts.VOICES.outputs),
-        ("inputs of upstream's contract", contracts.COSYVOICE3.inputs),
-        ("outputs of upstream's contract", contracts.COSYVOICE3.outputs),
+        ("inputs of upstream's contract", contracts.UPSTREAM[-1].inputs),
+        ("outputs of upstream's contract", contracts.UPSTREAM[-1].outputs),
     ],
 )
 def test_tensors_have_their_types(name: str, tensors: tuple[contracts.Tensor, ...]) -> None:

@@ -74,11 +74,6 @@ def test_the_grid_is_the_model_s(weights: Path) -> None:
     assert (grid.first_hop, grid.max_hop) == (30, 60)
 
 
-def test_a_rate_other_than_promised_is_refused(weights: Path) -> None:
-    with pytest.raises(WeightsError, match="24000 Hz.*22050 Hz"):
-        load_chunk_grid(Settings(weights=str(weights), sample_rate=22_050))
-
-
 def test_a_folder_without_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no manifest\.json.*cosyserve-build prepare"):
         Weights(tmp_path)
