@@ -15,7 +15,7 @@ from cosyserve.scheduler import Batch, Computation, Scheduler, Task
 class TritonSequence(Protocol):
     """What a model keeps for one sequence."""
 
-    def steps(self, inputs: Tensors) -> Computation[Tensors]:
+    def begin_step(self, inputs: Tensors) -> Computation[Tensors]:
         """One step of the sequence."""
         ...
 
@@ -125,7 +125,7 @@ class SequenceTable:
             self._release(request.sequence)
             request.failed(error)
 
-        entry.task = Task(entry.sequence.steps(request.inputs), request.urgency, done, failed)
+        entry.task = Task(entry.sequence.begin_step(request.inputs), request.urgency, done, failed)
         self._scheduler.add(entry.task)
 
     def _resolve(self, request: SequenceRequest) -> _Entry | None:

@@ -73,7 +73,7 @@ def counter() -> Counter:
 
 
 def go_on(sequence: FlowSequence, inputs: Tensors) -> Float:
-    out = run_alone(sequence.steps(inputs))
+    out = run_alone(sequence.begin_step(inputs))
     assert out["mel_final"].tolist() == inputs["final"].tolist()
     return out["mel"].astype(np.float32)
 
@@ -160,7 +160,7 @@ def test_sessions_of_a_new_voice_compute_its_prompt_once(
     heard: list[Tensors] = []
     errors: list[Exception] = []
     opened = [factory.open(inputs) for _ in range(3)]
-    tasks = [Task(sequence.steps(inputs), 0, heard.append, errors.append) for sequence in opened]
+    tasks = [Task(sequence.begin_step(inputs), 0, heard.append, errors.append) for sequence in opened]
     for task in tasks:
         scheduler.add(task)
     turn(scheduler)

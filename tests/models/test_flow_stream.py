@@ -249,7 +249,7 @@ def run_together(networks: FlowNetworks, streams: Sequence[FlowStream], tokens: 
             go_on(index, rest)
 
         for piece, final in rest:
-            rounds.add(Task(streams[index].steps(piece, final), -index, done, failed))
+            rounds.add(Task(streams[index].begin_step(piece, final), -index, done, failed))
             return
 
     for index, (length, at) in enumerate(AT.items()):

@@ -118,7 +118,7 @@ def test_flow_streams_feed_their_graphs(
     scheduler = Scheduler(4)
     for voice in (flow_voice, flow_voice, bare):
         for full in (False, True):
-            steps = FlowStream(networks, voice, full=full).steps(flow_voice.tokens[:40], final=True)
+            steps = FlowStream(networks, voice, full=full).begin_step(flow_voice.tokens[:40], final=True)
             scheduler.add(Task(steps, 0, lambda mel: None, failed))
     while call := scheduler.schedule():
         call.run()

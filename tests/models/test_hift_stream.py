@@ -149,7 +149,7 @@ def run_together(networks: HiftNetworks, mel: Float) -> list[Float]:
             if rest[1:]:
                 go_on(index, stream, rest[1:])
 
-        rounds.add(Task(stream.steps(rest[0], final=len(rest) == 1), 0, done, failed))
+        rounds.add(Task(stream.begin_step(rest[0], final=len(rest) == 1), 0, done, failed))
 
     for index, (length, at) in enumerate(CUTS.items()):
         go_on(index, HiftStream(networks, index), np.split(mel[:, -length:], at, axis=1))
@@ -187,7 +187,7 @@ def go_on(sequence: HiftSequence, mel: Float, *, final: bool, seed: int | None =
     inputs: Tensors = {"mel": mel, "mel_final": np.array([final])}
     if seed is not None:
         inputs["seed"] = np.array([seed])
-    return run_alone(sequence.steps(inputs))["audio"].astype(np.int16)
+    return run_alone(sequence.begin_step(inputs))["audio"].astype(np.int16)
 
 
 def test_sequences_speak_pcm_with_the_seed_of_the_opening(hift_networks: HiftNetworks, mel: Float, whole: Pcm) -> None:
@@ -239,7 +239,7 @@ def test_a_speed_means_its_decimal(hift_networks: HiftNetworks, mel: Float) -> N
 
 
 def test_whole_segments_are_stretched_as_upstream_does(hift_networks: HiftNetworks, mel: Float) -> None:
-    stretched = TimeStretch(80, 1.7, whole=True)(mel, final=True)
+    stretched = TimeStretch(80, 1.7, whole=True).step(mel, final=True)
     expected = to_pcm16(HiftStream(hift_networks, SEED).step(stretched, final=True))
     given = shaped(hift_networks, [mel[:, :0], mel], speed=np.float32(1.7), stream=False)
     np.testing.assert_array_equal(given, expected)

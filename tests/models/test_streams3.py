@@ -104,7 +104,7 @@ def test_streams_share_calls_wherever_they_are(
     mels: dict[int, Float] = {}
     for index, (stream, rest) in enumerate(((first, tokens[60:]), (second, tokens))):
         scheduler.add(
-            Task(stream.steps(rest, True), 0, lambda found, index=index: mels.update({index: found}), _failed)
+            Task(stream.begin_step(rest, True), 0, lambda found, index=index: mels.update({index: found}), _failed)
         )
     widest = 0
     while call := scheduler.schedule():

@@ -25,7 +25,7 @@ def tone(samples: int, rate: int, pitch: float = 440.0) -> Float:
 def resampled(samples: Float, rate: int, target: int, at: list[int]) -> Float:
     resampler = Resampler(rate, target)
     pieces = np.split(samples, sorted(at))
-    return np.concatenate([resampler(piece, final=i == len(pieces) - 1) for i, piece in enumerate(pieces)])
+    return np.concatenate([resampler.step(piece, final=i == len(pieces) - 1) for i, piece in enumerate(pieces)])
 
 
 @settings(deadline=None)

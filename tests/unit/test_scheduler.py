@@ -37,7 +37,7 @@ class Stream:
         self.error: Exception | None = None
         self.closed = False
 
-    def steps(self) -> Computation[list[int]]:
+    def begin_step(self) -> Computation[list[int]]:
         try:
             results = []
             for number in self._numbers:
@@ -54,7 +54,7 @@ class Stream:
         def failed(error: Exception) -> None:
             self.error = error
 
-        return Task(self.steps(), urgency, done, failed)
+        return Task(self.begin_step(), urgency, done, failed)
 
 
 def update(scheduler: Scheduler) -> None:
@@ -68,14 +68,14 @@ def network() -> Doubling:
 
 
 def test_alone_carries_steps_out_one_by_one(network: Doubling) -> None:
-    assert run_alone(Stream(network, 1, 2, 3).steps()) == [2, 4, 6]
+    assert run_alone(Stream(network, 1, 2, 3).begin_step()) == [2, 4, 6]
     assert network.calls == [[1], [2], [3]]
 
 
 def test_alone_passes_a_failing_call_on(network: Doubling) -> None:
     stream = Stream(network, 1, 13, 3)
     with pytest.raises(StageFailed, match="unlucky"):
-        run_alone(stream.steps())
+        run_alone(stream.begin_step())
     assert network.calls == [[1], [13]]
 
 
@@ -207,7 +207,7 @@ class Shared:
         self._busy = False
         self._value: int | None = None
 
-    def steps(self) -> Computation[int]:
+    def begin_step(self) -> Computation[int]:
         while self._busy:
             yield None
         if self._value is None:
@@ -224,7 +224,7 @@ def test_waiters_go_on_when_another_stream_is_ready(network: Doubling) -> None:
     got: list[int] = []
     errors: list[Exception] = []
     for _ in range(3):
-        scheduler.add(Task(shared.steps(), 0, got.append, errors.append))
+        scheduler.add(Task(shared.begin_step(), 0, got.append, errors.append))
     assert got == []
     turn(scheduler)
     assert got == [20, 20, 20]
@@ -237,7 +237,7 @@ def test_a_waiter_takes_over_when_the_stream_it_waits_for_is_dropped(network: Do
     scheduler, shared = Scheduler(8), Shared(network)
     got: list[int] = []
     errors: list[Exception] = []
-    first, *others = [Task(shared.steps(), 0, got.append, errors.append) for _ in range(3)]
+    first, *others = [Task(shared.begin_step(), 0, got.append, errors.append) for _ in range(3)]
     for task in (first, *others):
         scheduler.add(task)
     scheduler.cancel(first, Cancelled("enough"))

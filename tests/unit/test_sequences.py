@@ -41,7 +41,7 @@ class Adding:
         self._sum = 0
         self.closed = 0
 
-    def steps(self, inputs: Tensors) -> Computation[Tensors]:
+    def begin_step(self, inputs: Tensors) -> Computation[Tensors]:
         value = int(inputs["value"][0])
         if value < 0:
             raise InvalidInput("value", "must not be negative")

@@ -24,7 +24,7 @@ def stretched(mel: Float, speed: float, at: list[int]) -> tuple[Float, list[int]
     """All frames, and how many came at each step."""
     stretch = TimeStretch(MELS, speed)
     pieces = np.split(mel, sorted(at), axis=1)
-    made = [stretch(piece, final=index == len(pieces) - 1) for index, piece in enumerate(pieces)]
+    made = [stretch.step(piece, final=index == len(pieces) - 1) for index, piece in enumerate(pieces)]
     return np.concatenate(made, axis=1), [frames.shape[1] for frames in made]
 
 
@@ -58,5 +58,5 @@ def test_frames_come_as_soon_as_they_are_settled(speed: float) -> None:
 def test_a_stream_keeps_a_bounded_past() -> None:
     stretch = TimeStretch(MELS, 0.7)
     for _ in range(50):
-        stretch(mel_of(20), final=False)
+        stretch.step(mel_of(20), final=False)
     assert stretch._mel.shape[1] <= 3

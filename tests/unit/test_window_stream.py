@@ -150,7 +150,7 @@ def test_a_sequence_draws_anew_for_each_segment() -> None:
     sequence = factory.open(voice)
     for seed in (1, 1, 2):
         step: Tensors = {"speech_tokens": TOKENS[:50], "final": np.asarray([True]), "seed": np.asarray([seed])}
-        outputs = run_alone(sequence.steps(step))
+        outputs = run_alone(sequence.begin_step(step))
         assert outputs["mel"].shape == (4, CONFIG.frames(50))
     first, again, other = (started["x"] for started in recorder.started)
     np.testing.assert_array_equal(first, again)

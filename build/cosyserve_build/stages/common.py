@@ -261,4 +261,4 @@ def offline(data: RecordedSet) -> Produced:
         speed = re.fullmatch(r"offline_speed_([\d.]+)", name)
         if speed:
             stretch = TimeStretch(mel.shape[1], float(speed[1]), whole=True)
-            yield f"offline_speed{speed[1].replace('.', '')}_pcm", hift.wave(stretch(mel[0], final=True)[None])
+            yield f"offline_speed{speed[1].replace('.', '')}_pcm", hift.wave(stretch.step(mel[0], final=True)[None])

@@ -31,7 +31,7 @@ class Resampler:
         self._taken = 0
         self._sent = 0
 
-    def __call__(self, samples: Float, final: bool) -> Float:
+    def step(self, samples: Float, final: bool) -> Float:
         """Take the next samples ``[n]``, and return those that they settle.
 
         Args:

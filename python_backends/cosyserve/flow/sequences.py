@@ -31,7 +31,7 @@ class SegmentStream(Protocol):
         """Bytes kept for the next step, besides what streams of a voice share."""
         ...
 
-    def steps(self, tokens: NDArray[np.int32], final: bool) -> Computation[NDArray[np.float32]]:
+    def begin_step(self, tokens: NDArray[np.int32], final: bool) -> Computation[NDArray[np.float32]]:
         """Mel frames ``[mels, frames]`` that the next speech tokens settle."""
         ...
 
@@ -74,11 +74,11 @@ class FlowSequence:
         """Bytes of cache held besides the voice's."""
         return self._stream.nbytes if self._stream else 0
 
-    def steps(self, inputs: Tensors) -> Computation[Tensors]:
+    def begin_step(self, inputs: Tensors) -> Computation[Tensors]:
         """Mel frames that these speech tokens settle; the last of a segment frees its state."""
         tokens, final = self._owner.tokens("speech_tokens", inputs), bool(inputs["final"][0])
         stream = self._stream = self._stream or (yield from self._begin(inputs))
-        mel = yield from stream.steps(tokens, final)
+        mel = yield from stream.begin_step(tokens, final)
         self._owner.count_frames(stream.frames - self._counted)
         self._counted = stream.frames
         self._owner.check(self)

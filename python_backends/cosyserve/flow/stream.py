@@ -66,7 +66,7 @@ class FlowStream:
     def prime(cls, networks: FlowNetworks, voice: FlowVoice) -> Computation[FlowState]:
         """The state after the prompt; the streams of a voice start from its forks."""
         stream = cls(networks, voice, state=FlowState(networks.open(), voice.tokens.tolist()))
-        yield from stream.steps(np.zeros(0, np.int32), final=False)
+        yield from stream.begin_step(np.zeros(0, np.int32), final=False)
         return stream._state
 
     @property
@@ -80,10 +80,10 @@ class FlowStream:
         return self._state.cache.nbytes
 
     def step(self, tokens: Ints, final: bool) -> Float:
-        """As `steps`, alone."""
-        return run_alone(self.steps(tokens, final))
+        """Run one step; see `begin_step`."""
+        return run_alone(self.begin_step(tokens, final))
 
-    def steps(self, tokens: Ints, final: bool) -> Computation[Float]:
+    def begin_step(self, tokens: Ints, final: bool) -> Computation[Float]:
         """Take the next speech tokens and return the mel frames that they settle.
 
         Args:

@@ -151,10 +151,10 @@ class WindowStream:
         return kept.noise.nbytes + kept.mu.nbytes + kept.mel.nbytes if kept else 0
 
     def step(self, tokens: Ints, final: bool) -> Float:
-        """As `steps`, alone."""
-        return run_alone(self.steps(tokens, final))
+        """Run one step; see `begin_step`."""
+        return run_alone(self.begin_step(tokens, final))
 
-    def steps(self, tokens: Ints, final: bool) -> Computation[Float]:
+    def begin_step(self, tokens: Ints, final: bool) -> Computation[Float]:
         """Take the next speech tokens and return the mel frames that they settle.
 
         Args:

@@ -47,13 +47,13 @@ class _Segment:
         own = shape.sample_rate == config.sample_rate
         self._resampler = None if own else Resampler(config.sample_rate, shape.sample_rate)
 
-    def steps(self, inputs: Tensors, final: bool) -> Computation[Tensors]:
+    def begin_step(self, inputs: Tensors, final: bool) -> Computation[Tensors]:
         mel = inputs["mel"].astype(np.float32)
         if self._stretch:
-            mel = self._stretch(mel, final)
-        audio = yield from self._stream.steps(mel, final)
+            mel = self._stretch.step(mel, final)
+        audio = yield from self._stream.begin_step(mel, final)
         if self._resampler:
-            audio = self._resampler(audio, final)
+            audio = self._resampler.step(audio, final)
         return {"audio": to_pcm16(audio)}
 
 
@@ -65,12 +65,12 @@ class HiftSequence:
         self._shape = shape
         self._segment: _Segment | None = None
 
-    def steps(self, inputs: Tensors) -> Computation[Tensors]:
+    def begin_step(self, inputs: Tensors) -> Computation[Tensors]:
         """PCM that these mel frames settle. A segment's first step may bring its seed; else it is 0."""
         if self._segment is None:
             self._segment = _Segment(self._networks, self._shape, seed_of(inputs))
         final = bool(inputs["mel_final"][0])
-        outputs = yield from self._segment.steps(inputs, final)
+        outputs = yield from self._segment.begin_step(inputs, final)
         if final:
             self._segment = None
         return outputs

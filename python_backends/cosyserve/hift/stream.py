@@ -141,10 +141,10 @@ class HiftStream:
         return frames
 
     def step(self, mel: Float, final: bool) -> Float:
-        """As `steps`, alone."""
-        return run_alone(self.steps(mel, final))
+        """Run one step; see `begin_step`."""
+        return run_alone(self.begin_step(mel, final))
 
-    def steps(self, mel: Float, final: bool) -> Computation[Float]:
+    def begin_step(self, mel: Float, final: bool) -> Computation[Float]:
         """Take the next mel frames and return the samples that they settle.
 
         Args:

@@ -28,7 +28,7 @@ class TimeStretch:
         self._base = 0
         self._made = 0
 
-    def __call__(self, mel: Float, final: bool) -> Float:
+    def step(self, mel: Float, final: bool) -> Float:
         """Take the next frames ``[mels, n]``, and return those that they settle.
 
         Args:
