@@ -29,17 +29,17 @@ from cosyserve.config import (
     WindowFlowConfig,
 )
 from cosyserve.errors import BundleError
-from cosyserve.flow.dit import GuidedDit
-from cosyserve.flow.encoder import FlowEncoder
-from cosyserve.flow.lookahead import LookaheadEncoder
-from cosyserve.flow.unet import GuidedFlow
-from cosyserve.flow.window_encoder import WindowEncoder
-from cosyserve.flow.window_unet import WindowFlow
-from cosyserve.hift.generator import Decoder, F0Predictor
-from cosyserve.hift.source import source_of
 from cosyserve.lazy import resolve
-from cosyserve.llm.qwen2 import SpeechLM
-from cosyserve.llm.transformer import Positions, RelativeLM, TextEncoder
+from cosyserve.networks.dit import GuidedDit
+from cosyserve.networks.flow_encoder import FlowEncoder
+from cosyserve.networks.hift import Decoder, F0Predictor
+from cosyserve.networks.hift_source import source_of
+from cosyserve.networks.lookahead import LookaheadEncoder
+from cosyserve.networks.qwen2 import SpeechLM
+from cosyserve.networks.transformer import Positions, RelativeLM, TextEncoder
+from cosyserve.networks.unet import GuidedFlow
+from cosyserve.networks.window_encoder import WindowEncoder
+from cosyserve.networks.window_unet import WindowFlow
 from cosyserve.runtimes.graph import Outputs, flat
 from cosyserve.runtimes.onnx.graph import OnnxGraph
 from cosyserve_build.precision import Precision

@@ -17,19 +17,12 @@ from torch.utils.hooks import RemovableHandle
 
 from cosyserve import versions
 from cosyserve.config import DitFlowConfig, FlowConfig, HiftConfig, LlmConfig, ModelConfig, UNetFlowConfig, expect
-from cosyserve.flow.dit import GuidedDit
-from cosyserve.flow.encoder import FlowEncoder
 from cosyserve.flow.encoders import ConformerGraph, Encoder, LookaheadGraph
 from cosyserve.flow.graphs import GraphFlow
-from cosyserve.flow.guided import Cache, Guided, Part
 from cosyserve.flow.kv_cache import FlowKVCache
-from cosyserve.flow.lookahead import LookaheadEncoder
 from cosyserve.flow.solver import time_grid
 from cosyserve.flow.stream import FlowStream, FlowVoice
-from cosyserve.flow.unet import GuidedFlow
-from cosyserve.hift.generator import Decoder, F0Predictor
 from cosyserve.hift.noise import FixedNoise
-from cosyserve.hift.source import source_of
 from cosyserve.hift.stream import HiftNetworks, HiftStream
 from cosyserve.lazy import resolve
 from cosyserve.limits import MAX_TOKENS_PER_TEXT_TOKEN, MIN_TOKENS_PER_TEXT_TOKEN
@@ -37,7 +30,14 @@ from cosyserve.llm.decoder import VocabLayout
 from cosyserve.llm.embeddings import Embeddings
 from cosyserve.llm.graph_decoder import LlmNetworks
 from cosyserve.llm.kv_cache import KVCache
-from cosyserve.llm.qwen2 import SpeechLM
+from cosyserve.networks.dit import GuidedDit
+from cosyserve.networks.flow_encoder import FlowEncoder
+from cosyserve.networks.guided import Cache, Guided, Part
+from cosyserve.networks.hift import Decoder, F0Predictor
+from cosyserve.networks.hift_source import source_of
+from cosyserve.networks.lookahead import LookaheadEncoder
+from cosyserve.networks.qwen2 import SpeechLM
+from cosyserve.networks.unet import GuidedFlow
 from cosyserve.runtimes.graph import Arrays, Graph, Outputs, flat
 from cosyserve_build.bundles.bundle import StateDict
 from cosyserve_build.noise import flow_noise

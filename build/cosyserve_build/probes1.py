@@ -12,14 +12,14 @@ import torch
 from cosyserve.config import TransformerConfig, WindowFlowConfig
 from cosyserve.flow.solver import time_grid
 from cosyserve.flow.stream import FlowVoice
-from cosyserve.flow.window_encoder import WindowEncoder
 from cosyserve.flow.window_stream import WindowNetworks, WindowStream
-from cosyserve.flow.window_unet import WindowFlow
 from cosyserve.limits import PREFILL_CHUNK
 from cosyserve.llm.graph_decoder import LlmNetworks
 from cosyserve.llm.relative_decoder import PromptEncoder, RelativeDecoder, SpeechEmbeddings
 from cosyserve.llm.sequence import GenerationRequest
-from cosyserve.llm.transformer import Positions, RelativeLM, TextEncoder
+from cosyserve.networks.transformer import Positions, RelativeLM, TextEncoder
+from cosyserve.networks.window_encoder import WindowEncoder
+from cosyserve.networks.window_unet import WindowFlow
 from cosyserve.runtimes.graph import Arrays, Outputs
 from cosyserve_build.bundles.bundle import StateDict
 from cosyserve_build.probes import Array, TorchGraph, likeliest

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from cosyserve.config import LlmConfig, ModelConfig, TransformerConfig, expect
-from cosyserve.hift.generator import Decoder, F0Predictor
-from cosyserve.hift.source import source_of
-from cosyserve.llm.qwen2 import SpeechLM
-from cosyserve.llm.transformer import Positions, RelativeLM
+from cosyserve.networks.hift import Decoder, F0Predictor
+from cosyserve.networks.hift_source import source_of
+from cosyserve.networks.qwen2 import SpeechLM
+from cosyserve.networks.transformer import Positions, RelativeLM
 from cosyserve_build.bundles.bundle import StateDict
 from cosyserve_build.bundles.shapes import Shapes, expected_shapes
 

@@ -85,7 +85,7 @@ def serve_only(code: str, *arguments: str) -> None:
 
 def test_the_guard_below_refuses_torch() -> None:
     with pytest.raises(AssertionError, match="torch is not installed"):
-        serve_only("import cosyserve.llm.qwen2")
+        serve_only("import cosyserve.networks.qwen2")
 
 
 @pytest.mark.parametrize("name", HANDLED)

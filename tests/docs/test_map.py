@@ -133,7 +133,7 @@ def test_every_row_of_caches_names_classes() -> None:
 
 
 def test_every_class_that_is_called_a_cache_has_a_row() -> None:
-    """But protocols, and `cosyserve.flow.guided.Cache`, which a network is given for one call."""
+    """But protocols, and `cosyserve.networks.guided.Cache`, which a network is given for one call."""
     told = {name for row in rows(section(ARCHITECTURE, "Caches")) for _, name in symbols(row[1])}
     kinds = [node for path in sources() for node in defined(path).values() if isinstance(node, ast.ClassDef)]
     bases = {node.name: {ast.unparse(base) for base in node.bases} | {node.name} for node in kinds}

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from cosyserve.config import ModelConfig
 from cosyserve.errors import WeightsError
-from cosyserve.flow.encoder import FlowEncoder
-from cosyserve.flow.unet import GuidedFlow
-from cosyserve.hift.generator import Decoder, F0Predictor
-from cosyserve.hift.source import HarmonicSource
-from cosyserve.llm.qwen2 import SpeechLM
+from cosyserve.networks.flow_encoder import FlowEncoder
+from cosyserve.networks.hift import Decoder, F0Predictor
+from cosyserve.networks.hift_source import HarmonicSource
+from cosyserve.networks.qwen2 import SpeechLM
+from cosyserve.networks.unet import GuidedFlow
 from cosyserve.runtimes.buckets import BATCH
 from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs, batches, bucket
 from cosyserve.runtimes.torch.encoder import PagedEncoder

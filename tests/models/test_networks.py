@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from cosyserve.config import HiftConfig, LlmConfig, UNetFlowConfig
-from cosyserve.flow.encoder import FlowEncoder
-from cosyserve.flow.guided import Cache, Part
-from cosyserve.flow.unet import GuidedFlow
-from cosyserve.hift.generator import Decoder, F0Predictor
-from cosyserve.hift.source import HarmonicSource
-from cosyserve.llm.qwen2 import SpeechLM
+from cosyserve.networks.flow_encoder import FlowEncoder
+from cosyserve.networks.guided import Cache, Part
+from cosyserve.networks.hift import Decoder, F0Predictor
+from cosyserve.networks.hift_source import HarmonicSource
+from cosyserve.networks.qwen2 import SpeechLM
+from cosyserve.networks.unet import GuidedFlow
 from cosyserve_build.bundles.bundle import read
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from cosyserve.flow.networks import SolveJob
 from cosyserve.flow.stream import FlowStream, FlowVoice
-from cosyserve.flow.unet import GuidedFlow
-from cosyserve.hift.generator import Decoder
 from cosyserve.hift.stream import HiftNetworks, HiftStream
 from cosyserve.load.flow import load_flow_networks
 from cosyserve.load.hift import load_hift_networks
+from cosyserve.networks.hift import Decoder
+from cosyserve.networks.unet import GuidedFlow
 from cosyserve.runtimes import engine_files
 from cosyserve.runtimes.buckets import BLOCKS
 from cosyserve.runtimes.engine_files import EngineSpec, Gpu, save_engine

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from cosyserve.errors import Overloaded, WeightsError
 from cosyserve.flow.networks import SolveJob
 from cosyserve.flow.stream import FlowState, FlowStream, FlowVoice
-from cosyserve.flow.unet import GuidedFlow
 from cosyserve.load.flow import load_flow_networks
+from cosyserve.networks.unet import GuidedFlow
 from cosyserve.runtimes.torch.flow import TorchFlow, load_flow
 from cosyserve.runtimes.torch.modules import load_module
 from cosyserve.runtimes.torch.paged_kv_cache import EMPTY, RESERVED

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from cosyserve.config import LlmConfig
 from cosyserve.errors import InvalidInput
 from cosyserve.llm.decoder import Decoder
-from cosyserve.llm.qwen2 import SpeechLM
 from cosyserve.llm.scores import top
+from cosyserve.networks.qwen2 import SpeechLM
 from cosyserve.runtimes.torch.llm import CAPACITIES, TorchDecoder, TorchScores, load_decoder
 from cosyserve.runtimes.torch.modules import load_module
 from cosyserve.settings import Settings

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosyserve.config import UNetFlowConfig
-from cosyserve.flow.encoder import FlowEncoder
-from cosyserve.flow.guided import Cache, Part
-from cosyserve.flow.unet import GuidedFlow
+from cosyserve.networks.flow_encoder import FlowEncoder
+from cosyserve.networks.guided import Cache, Part
+from cosyserve.networks.unet import GuidedFlow
 from cosyserve_build.demo_voice.codebook import used_ids
 from cosyserve_build.demo_voice.source import Recording
 from cosyserve_build.demo_voice.training import Run, device, train

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosyserve.config import LlmConfig
-from cosyserve.llm.qwen2 import SpeechLM
+from cosyserve.networks.qwen2 import SpeechLM
 from cosyserve.text.tokenizer import Tokenizer
 from cosyserve_build.demo_voice.codebook import used_ids
 from cosyserve_build.demo_voice.training import Run, device, train

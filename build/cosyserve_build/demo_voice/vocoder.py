@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from cosyserve.audio.features import mel_filters
 from cosyserve.config import HiftConfig
-from cosyserve.hift.generator import Decoder, F0Predictor
-from cosyserve.hift.source import HarmonicSource
+from cosyserve.networks.hift import Decoder, F0Predictor
+from cosyserve.networks.hift_source import HarmonicSource
 from cosyserve_build.demo_voice.source import Recording
 from cosyserve_build.demo_voice.training import Run, device, train
 

@@ -21,7 +21,7 @@ VERSION = Version(
     llm=LlmNetwork(
         name="Qwen2LM",
         config=LlmConfig,
-        modules=("cosyserve.llm.qwen2:SpeechLM",),
+        modules=("cosyserve.networks.qwen2:SpeechLM",),
         shapes="cosyserve_build.bundles.shapes:qwen2_shapes",
         graphs="cosyserve_build.export:qwen2_graphs",
         onnx="cosyserve.runtimes.onnx.llm:load_graph_decoder",
@@ -31,7 +31,7 @@ VERSION = Version(
     flow=FlowNetwork(
         name="CausalMaskedDiffWithXvec",
         config=UNetFlowConfig,
-        modules=("cosyserve.flow.encoder:FlowEncoder", "cosyserve.flow.unet:GuidedFlow"),
+        modules=("cosyserve.networks.flow_encoder:FlowEncoder", "cosyserve.networks.unet:GuidedFlow"),
         shapes="cosyserve_build.bundles.shapes:unet_flow_shapes",
         graphs="cosyserve_build.export:unet_flow_graphs",
         onnx="cosyserve.runtimes.onnx.flow:load_conformer_flow",
@@ -42,9 +42,9 @@ VERSION = Version(
         name="HiFTGenerator with SineGen2",
         config=HiftConfig,
         modules=(
-            "cosyserve.hift.generator:F0Predictor",
-            "cosyserve.hift.source:HarmonicSource",
-            "cosyserve.hift.generator:Decoder",
+            "cosyserve.networks.hift:F0Predictor",
+            "cosyserve.networks.hift_source:HarmonicSource",
+            "cosyserve.networks.hift:Decoder",
         ),
         shapes="cosyserve_build.bundles.shapes:hift_shapes",
         graphs="cosyserve_build.export:hift_graphs",

@@ -47,7 +47,7 @@ VERSION = Version(
     llm=LlmNetwork(
         name="CosyVoice3LM",
         config=CosyVoice3LlmConfig,
-        modules=("cosyserve.llm.qwen2:SpeechLM",),
+        modules=("cosyserve.networks.qwen2:SpeechLM",),
         shapes="cosyserve_build.bundles.shapes:qwen2_shapes",
         graphs="cosyserve_build.export:qwen2_graphs",
         onnx="cosyserve.runtimes.onnx.llm:load_graph_decoder",
@@ -56,7 +56,7 @@ VERSION = Version(
     flow=FlowNetwork(
         name="CausalMaskedDiffWithDiT",
         config=DitFlowConfig,
-        modules=("cosyserve.flow.lookahead:LookaheadEncoder", "cosyserve.flow.dit:GuidedDit"),
+        modules=("cosyserve.networks.lookahead:LookaheadEncoder", "cosyserve.networks.dit:GuidedDit"),
         shapes="cosyserve_build.bundles.shapes:dit_flow_shapes",
         graphs="cosyserve_build.export:dit_flow_graphs",
         onnx="cosyserve.runtimes.onnx.flow:load_lookahead_flow",
@@ -67,9 +67,9 @@ VERSION = Version(
         name="CausalHiFTGenerator",
         config=CausalHiftConfig,
         modules=(
-            "cosyserve.hift.generator:F0Predictor",
-            "cosyserve.hift.source:HarmonicSource",
-            "cosyserve.hift.generator:Decoder",
+            "cosyserve.networks.hift:F0Predictor",
+            "cosyserve.networks.hift_source:HarmonicSource",
+            "cosyserve.networks.hift:Decoder",
         ),
         shapes="cosyserve_build.bundles.shapes:hift_shapes",
         graphs="cosyserve_build.export:hift_graphs",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cosyserve.config import UNetFlowConfig
-from cosyserve.flow.encoder import FlowEncoder
+from cosyserve.networks.flow_encoder import FlowEncoder
 from cosyserve.runtimes.torch.paged_kv_cache import EMPTY, RESERVED
 
 

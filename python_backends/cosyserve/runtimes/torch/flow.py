@@ -10,9 +10,9 @@ from safetensors.numpy import load_file
 
 from cosyserve.config import UNetFlowConfig, expect
 from cosyserve.errors import WeightsError
-from cosyserve.flow.encoder import FlowEncoder
 from cosyserve.flow.networks import EncodeJob, Float, SolveJob
-from cosyserve.flow.unet import GuidedFlow
+from cosyserve.networks.flow_encoder import FlowEncoder
+from cosyserve.networks.unet import GuidedFlow
 from cosyserve.runtimes.torch.encoder import PagedEncoder
 from cosyserve.runtimes.torch.modules import DTYPES, fitting, load_module, prepare_device
 from cosyserve.runtimes.torch.network import PagedNetwork

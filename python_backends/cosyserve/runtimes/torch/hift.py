@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cosyserve.hift.generator import Decoder, F0Predictor
-from cosyserve.hift.source import HarmonicSource
 from cosyserve.hift.stream import HiftNetworks
+from cosyserve.networks.hift import Decoder, F0Predictor
+from cosyserve.networks.hift_source import HarmonicSource
 from cosyserve.runtimes.buckets import BATCH, FRAMES
 from cosyserve.runtimes.graph import Arrays, Outputs, flat
 from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs, batches, bucket

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cosyserve.config import LlmConfig, expect
 from cosyserve.errors import InvalidInput
-from cosyserve.llm.qwen2 import SpeechLM
+from cosyserve.networks.qwen2 import SpeechLM
 from cosyserve.runtimes.buckets import BATCH
 from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs, bucket
 from cosyserve.runtimes.torch.modules import DTYPES, fitting, load_module, prepare_device

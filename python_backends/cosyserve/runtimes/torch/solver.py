@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cosyserve.config import UNetFlowConfig
-from cosyserve.flow.guided import Cache
 from cosyserve.flow.solver import time_grid
-from cosyserve.flow.unet import GuidedFlow, UNet
+from cosyserve.networks.guided import Cache
+from cosyserve.networks.unet import GuidedFlow, UNet
 from cosyserve.runtimes.torch.paged_kv_cache import EMPTY, RESERVED
 
 _ALIGNMENT = 16  # elements; fused attention copies a mask whose rows begin elsewhere, in every layer

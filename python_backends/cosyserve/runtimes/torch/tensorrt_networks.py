@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from cosyserve.config import UNetFlowConfig
 from cosyserve.errors import WeightsError
-from cosyserve.flow.unet import GuidedFlow
-from cosyserve.hift.generator import Decoder
+from cosyserve.networks.hift import Decoder
+from cosyserve.networks.unet import GuidedFlow
 from cosyserve.runtimes import registry
 from cosyserve.runtimes.buckets import BATCH, BLOCKS, FRAMES
 from cosyserve.runtimes.engine_files import find_engine

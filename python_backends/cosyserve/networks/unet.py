@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosyserve.config import UNetFlowConfig
-from cosyserve.flow.attention import Attend, Attention
-from cosyserve.flow.guided import Cache, CausalGuided, mish, sinusoid
+from cosyserve.networks.attention import Attend, Attention
+from cosyserve.networks.guided import Cache, CausalGuided, mish, sinusoid
 
 _TAIL = 2  # left padding of a causal convolution of kernel 3
 

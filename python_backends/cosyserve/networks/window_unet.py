@@ -1,7 +1,7 @@
 """The velocity field of CosyVoice 1: a U-Net that halves time, over one whole window.
 
 Source of the algorithm: upstream flow/decoder.py :: ConditionalDecoder; guidance and speaker projection as in
-`cosyserve.flow.unet`. Parameter names are the keys of ``flow.pt``.
+`cosyserve.networks.unet`. Parameter names are the keys of ``flow.pt``.
 
 Nothing here is causal: attention sees the whole window, convolutions look both ways and the group norms take their
 statistics over time. So there is no state to keep, and windows of different lengths cannot share a call.
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from cosyserve.config import WindowFlowConfig
-from cosyserve.flow.guided import Guided, mish
-from cosyserve.flow.unet import Mish, TimeMlp, TransformerBlock
+from cosyserve.networks.guided import Guided, mish
+from cosyserve.networks.unet import Mish, TimeMlp, TransformerBlock
 
 _GROUPS = 8  # of the norms, a constant upstream
 

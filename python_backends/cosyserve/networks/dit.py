@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosyserve.config import DIT_GROUPS, DIT_TIME, DitFlowConfig
-from cosyserve.flow.attention import Attention
-from cosyserve.flow.guided import Cache, CausalGuided, mish, sinusoid
+from cosyserve.networks.attention import Attention
+from cosyserve.networks.guided import Cache, CausalGuided, mish, sinusoid
 
 
 class GuidedDit(CausalGuided):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosyserve.config import TransformerConfig
-from cosyserve.conformer import Conformer, Embed, FeedForward, RelativeAttention, sinusoids
+from cosyserve.networks.conformer import Conformer, Embed, FeedForward, RelativeAttention, sinusoids
 
 
 class TextEncoder(nn.Module):

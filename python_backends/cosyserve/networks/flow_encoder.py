@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from cosyserve.config import UNetFlowConfig
-from cosyserve.conformer import ConformerLayer, Embed, distance_rows
-from cosyserve.flow.lookahead import PreLookahead
+from cosyserve.networks.conformer import ConformerLayer, Embed, distance_rows
+from cosyserve.networks.lookahead import PreLookahead
 
 
 class FlowEncoder(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cosyserve.config import WindowFlowConfig
-from cosyserve.conformer import Conformer
-from cosyserve.flow.guided import mish
+from cosyserve.networks.conformer import Conformer
+from cosyserve.networks.guided import mish
 
 
 class WindowEncoder(nn.Module):

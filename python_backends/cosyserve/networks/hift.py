@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosyserve.config import HiftConfig
-from cosyserve.hift.layers import Layers, layers_of
+from cosyserve.networks.hift_layers import Layers, layers_of
 
 _MAX_LOG_MAGNITUDE = math.log(100.0)  # upstream clips the spectrum here before the inverse STFT
 
