@@ -47,21 +47,21 @@ def _read(field: str, source: str | Path | BinaryIO, most: float) -> tuple[NDArr
         raise CosyServeClientError("reading audio files needs: pip install 'cosyserve[client]'") from None
     name = source if isinstance(source, str | Path) else "the file"
     if isinstance(source, str | Path) and not Path(source).is_file():
-        raise invalid(field, f"no file {name}")
+        raise invalid(field, f"file {name} does not exist")
     try:
         with soundfile.SoundFile(source) as file:
             # The header says how much memory reading would take; at a high rate, seconds alone bound it little.
             if file.samplerate > MAX_AUDIO_RATE:
-                raise invalid(field, f"{name} has {file.samplerate} Hz, at most {MAX_AUDIO_RATE}")
+                raise invalid(field, f"{name} has {file.samplerate} Hz, maximum is {MAX_AUDIO_RATE}")
             if file.frames > most * file.samplerate:
                 seconds = file.frames / file.samplerate
-                raise invalid(field, f"{name} has {seconds:.1f} s, at most {most:.0f}")
+                raise invalid(field, f"{name} has {seconds:.1f} s, maximum is {most:.0f}")
             frames = file.read(dtype="float32", always_2d=True)
             rate = int(file.samplerate)
     except (OSError, soundfile.SoundFileError) as error:
         raise invalid(field, f"cannot read {name}: {getattr(error, 'error_string', error)}") from None
     if not len(frames):
-        raise invalid(field, f"{name} holds no samples")
+        raise invalid(field, f"{name} has no samples")
     return frames.mean(axis=1, dtype=np.float32), rate
 
 

@@ -45,21 +45,29 @@ class Progress:
 
 
 def say(
-    text: Annotated[str | None, typer.Argument(help="What to say; - reads standard input.")] = None,
-    output: Annotated[str, typer.Option("-o", "--output", help="WAV file; - is raw PCM16 to stdout.")] = "out.wav",
-    voice: Annotated[str | None, typer.Option(help="Name of a registered voice.")] = None,
-    prompt_wav: Annotated[str | None, typer.Option(help="Audio file with the voice to clone.")] = None,
-    prompt_text: Annotated[str | None, typer.Option(help="What is said in the prompt audio.")] = None,
-    instruct: Annotated[str | None, typer.Option(help="How to speak.")] = None,
-    source_wav: Annotated[str | None, typer.Option(help="Audio file to say in the voice, instead of a text.")] = None,
-    speed: Annotated[float | None, typer.Option(help="Speaking rate, 0.5 to 2; 1 = as generated.")] = None,
-    sample_rate: Annotated[int | None, typer.Option(help="Hz: 8000, 16000, 24000, 48000 or the model's.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same samples.")] = None,
-    stream: Annotated[bool, typer.Option(help="Hear it as it is made, or wait for full-attention quality.")] = True,
-    timestamps: Annotated[bool, typer.Option("--timestamps", help="Print each word with its estimated start.")] = False,
-    url: Annotated[str, typer.Option(help="The server's gRPC host:port.")] = "127.0.0.1:8001",
+    text: Annotated[str | None, typer.Argument(help="Text to speak; - reads standard input")] = None,
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="WAV file to write; - writes raw 16-bit PCM to standard output")
+    ] = "out.wav",
+    voice: Annotated[str | None, typer.Option(help="Name of a registered voice")] = None,
+    prompt_wav: Annotated[str | None, typer.Option(help="Audio file with the voice to clone")] = None,
+    prompt_text: Annotated[str | None, typer.Option(help="Transcript of the prompt audio")] = None,
+    instruct: Annotated[str | None, typer.Option(help="Instruction on how to speak")] = None,
+    source_wav: Annotated[
+        str | None, typer.Option(help="Audio file to convert to the voice, instead of a text")
+    ] = None,
+    speed: Annotated[float | None, typer.Option(help="Speaking rate, 0.5 to 2; 1 is as generated")] = None,
+    sample_rate: Annotated[
+        int | None, typer.Option(help="Sample rate in Hz: 8000, 16000, 24000, 48000 or the model's")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed; the same seed gives the same samples")] = None,
+    stream: Annotated[bool, typer.Option(help="Stream the audio, or wait for full-attention quality")] = True,
+    timestamps: Annotated[
+        bool, typer.Option("--timestamps", help="Print each word with its estimated start time")
+    ] = False,
+    url: Annotated[str, typer.Option(help="gRPC address of the server, host:port")] = "127.0.0.1:8001",
 ) -> None:
-    """Speak TEXT, or what another voice says, into a WAV file, written as the audio arrives."""
+    """Speak TEXT, or convert the speech of --source-wav, into a WAV file that grows as the audio arrives."""
     try:
         prompt_audio, rate = read_prompt(prompt_wav) if prompt_wav is not None else (None, None)
         source_audio, source_rate = read_source(source_wav) if source_wav is not None else (None, None)

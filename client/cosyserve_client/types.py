@@ -86,7 +86,7 @@ class SpeechRequest:
         self.tensors()
         for name in ("request_id", "traceparent"):
             if not isinstance(value := getattr(self, name), str | None):
-                raise invalid(name, f"is {type(value).__name__}, wants str")
+                raise invalid(name, f"is {type(value).__name__}, expected str")
 
     @classmethod
     def of(cls, text: str | SpeechRequest | None, **options: Unpack[SpeechOptions]) -> SpeechRequest:
@@ -132,19 +132,19 @@ def _array(tensor: Tensor, value: object) -> NDArray[Any]:
 
 def _samples(tensor: Tensor, value: object) -> NDArray[Any]:
     if not isinstance(value, np.ndarray):
-        raise invalid(tensor.name, f"is {type(value).__name__}, wants a float32 array")
+        raise invalid(tensor.name, f"is {type(value).__name__}, expected a float32 array")
     if value.dtype != tensor.numpy or value.ndim != 1:
-        raise invalid(tensor.name, f"is {value.dtype} with {value.ndim} axes, wants float32 with one (mono)")
+        raise invalid(tensor.name, f"is {value.dtype} with {value.ndim} axes, expected mono float32 with one axis")
     return value
 
 
 def _utf8(tensor: Tensor, value: object) -> bytes:
     if not isinstance(value, str):
-        raise invalid(tensor.name, f"is {type(value).__name__}, wants str")
+        raise invalid(tensor.name, f"is {type(value).__name__}, expected str")
     try:
         return value.encode()
     except UnicodeEncodeError:
-        raise invalid(tensor.name, "holds a lone surrogate, which UTF-8 cannot carry") from None
+        raise invalid(tensor.name, "has a lone surrogate, which UTF-8 cannot encode") from None
 
 
 def _number(tensor: Tensor, value: object) -> bool | int | float:
@@ -161,7 +161,7 @@ def _number(tensor: Tensor, value: object) -> bool | int | float:
             raise invalid(tensor.name, f"{value} does not fit {tensor.dtype.lower()}")
         return int(value)
     wanted = {"BOOL": "bool", "FP32": "float"}.get(tensor.dtype, "int")
-    raise invalid(tensor.name, f"is {type(value).__name__}, wants {wanted}")
+    raise invalid(tensor.name, f"is {type(value).__name__}, expected {wanted}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,20 +13,20 @@ from cosyserve_client.audio import read_prompt
 from cosyserve_client.errors import CosyServeClientError
 from cosyserve_client.sync import Client
 
-voice = typer.Typer(no_args_is_help=True, help="Registered voices.")
+voice = typer.Typer(no_args_is_help=True, help="Manage registered voices.")
 
-Name = Annotated[str, typer.Argument(help="Name of the voice.")]
-Url = Annotated[str, typer.Option(help="The server's gRPC host:port.")]
+Name = Annotated[str, typer.Argument(help="Name of the voice")]
+Url = Annotated[str, typer.Option(help="gRPC address of the server, host:port")]
 _URL = "127.0.0.1:8001"
 
 
 @voice.command()
 def add(
     name: Name,
-    prompt_wav: Annotated[str, typer.Option(help="Audio file with the voice, up to 30 s.")],
-    prompt_text: Annotated[str | None, typer.Option(help="What is said in it; better speech with it.")] = None,
-    consent: Annotated[str | None, typer.Option(help="Note on the speaker's consent.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Take the place of a voice of that name.")] = False,
+    prompt_wav: Annotated[str, typer.Option(help="Audio file with the voice, up to 30 s")],
+    prompt_text: Annotated[str | None, typer.Option(help="Transcript of the audio file; improves the speech")] = None,
+    consent: Annotated[str | None, typer.Option(help="Note on the speaker's consent")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing voice of that name")] = False,
     url: Url = _URL,
 ) -> None:
     """Register a voice."""
@@ -38,7 +38,7 @@ def add(
 
 @voice.command(name="list")
 def list_voices(url: Url = _URL) -> None:
-    """All voices: name, seconds of prompt, when registered."""
+    """List all voices: name, seconds of prompt, registration time."""
     with _client(url) as client:
         for each in client.list_voices():
             typer.echo(f"{each.name}\t{each.prompt_seconds:.2f}\t{each.created or 'bundle'}")
@@ -46,7 +46,7 @@ def list_voices(url: Url = _URL) -> None:
 
 @voice.command()
 def show(name: Name, url: Url = _URL) -> None:
-    """What is known of a voice."""
+    """Show the details of a voice."""
     with _client(url) as client:
         for key, value in asdict(client.show_voice(name)).items():
             typer.echo(f"{key}: {value}")

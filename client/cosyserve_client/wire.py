@@ -135,7 +135,7 @@ class Writer:
             InvalidArgument: the last one ended the session.
         """
         if self._ended:
-            raise invalid("session", "has been ended; nothing more can be written to it")
+            raise invalid("session", "has ended; no more text can be written")
         message = infer_request(piece)
         message.parameters["sequence_id"].int64_param = self.id
         message.parameters["sequence_start"].bool_param = not self._started

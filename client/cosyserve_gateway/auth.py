@@ -44,7 +44,7 @@ class AuthMiddleware:
         origin = headers.get("origin")
         own = origin is not None and origin.partition("://")[2] == headers.get("host")
         if origin is not None and not own and origin not in self._settings.origins:
-            raise ApiError(403, "pages of this origin may not call the gateway", "forbidden_origin")
+            raise ApiError(403, "this origin is not allowed to call the gateway", "forbidden_origin")
 
     def _identify(self, headers: Headers, address: tuple[str, int] | None) -> str:
         if not self._keys:
@@ -53,7 +53,7 @@ class AuthMiddleware:
         shown = _digest(key) if scheme.lower() == "bearer" else b""
         # Digests, all of them, in constant time: how long it takes tells nothing of a key.
         if not sum(hmac.compare_digest(shown, known) for known in self._keys):
-            raise ApiError(401, "an API key of this gateway is needed, as a bearer token", "invalid_api_key")
+            raise ApiError(401, "an API key of this gateway is required as a bearer token", "invalid_api_key")
         return f"key-{shown.hex()[:8]}"
 
 
@@ -80,7 +80,7 @@ class RateLimit:
         if not enough:
             wait = math.ceil((1 - left) * 60 / self._per_minute)
             raise ApiError(
-                429, f"more than {self._per_minute} requests a minute", "rate_limit_exceeded", retry_after=wait
+                429, f"more than {self._per_minute} requests per minute", "rate_limit_exceeded", retry_after=wait
             )
 
 
@@ -99,7 +99,7 @@ class StreamSlots:
         own = self._taken.get(caller, 0)
         if own >= self._most_each:
             raise ApiError(
-                429, f"more than {self._most_each} utterances at once", "too_many_streams", retry_after=RETRY_SECONDS
+                429, f"more than {self._most_each} concurrent utterances", "too_many_streams", retry_after=RETRY_SECONDS
             )
         if sum(self._taken.values()) >= self._most:
             raise ApiError(503, f"all {self._most} streams are in use", "overloaded", retry_after=RETRY_SECONDS)

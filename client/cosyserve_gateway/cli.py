@@ -21,30 +21,30 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(context_settings={"auto_envvar_prefix": "COSYSERVE_GATEWAY"})
 def serve(
-    url: Annotated[str, typer.Option(help="The server's gRPC host:port.")] = Settings.url,
-    host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to bind.")] = 8080,
+    url: Annotated[str, typer.Option(help="gRPC address of the server, host:port")] = Settings.url,
+    host: Annotated[str, typer.Option(help="Address to bind")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to bind")] = 8080,
     api_key: Annotated[
         list[str] | None,
         typer.Option(
-            help="Keys of which callers of /v1 must show one, better in the environment; with none anybody may call."
+            help="API key(s) required from callers of /v1 (none: open to all); prefer the environment variable"
         ),
     ] = None,
     origin: Annotated[
-        list[str] | None, typer.Option(help="Web pages elsewhere that may call, as https://example.org.")
+        list[str] | None, typer.Option(help="Allowed origin(s) of other web pages, such as https://example.org")
     ] = None,
     requests_per_minute: Annotated[
-        int, typer.Option(min=1, help="Requests of one client a minute.")
+        int, typer.Option(min=1, help="Requests per minute and client")
     ] = limits.REQUESTS_PER_MINUTE,
-    streams: Annotated[int, typer.Option(min=1, help="Utterances at once.")] = limits.STREAMS,
+    streams: Annotated[int, typer.Option(min=1, help="Concurrent utterances")] = limits.STREAMS,
     streams_per_client: Annotated[
-        int, typer.Option(min=1, help="Utterances of one client at once.")
+        int, typer.Option(min=1, help="Concurrent utterances per client")
     ] = limits.STREAMS_PER_CLIENT,
-    voice_changes: Annotated[bool, typer.Option(help="Whether callers may register and delete voices.")] = True,
+    voice_changes: Annotated[bool, typer.Option(help="Allow callers to register and delete voices")] = True,
 ) -> None:
     """Serve OpenAI's speech endpoint, a WebSocket and a page until interrupted.
 
-    Each option is also read from the environment, as COSYSERVE_GATEWAY_URL; several keys there have blanks in between.
+    Each option can be set in the environment too, as COSYSERVE_GATEWAY_URL; separate several keys with spaces.
     """
     log_json_lines()
     settings = Settings(

@@ -153,11 +153,11 @@ async def _next(socket: WebSocket, turn: Turn) -> Config | Text | Flush | End | 
             break
         except TimeoutError:
             if not turn.speaking:
-                raise ApiError(408, f"nothing came for {SOCKET_IDLE_SECONDS:g} s", "idle_timeout") from None
+                raise ApiError(408, f"no message arrived for {SOCKET_IDLE_SECONDS:g} s", "idle_timeout") from None
     if received["type"] == "websocket.disconnect":
         raise WebSocketDisconnect
     if (text := received.get("text")) is None:
-        raise invalid("type", "messages are JSON in text frames")
+        raise invalid("type", "messages must be JSON in text frames")
     try:
         return _MESSAGES.validate_json(text)
     except ValidationError as error:
@@ -204,7 +204,7 @@ class Turn:
     async def write(self, message: Text | Flush | End) -> None:
         """Passes a message on; `ApiError` when the utterance has been ended."""
         if self.ended:
-            raise invalid(message.type, "the utterance has been ended: wait for done, or cancel it")
+            raise invalid(message.type, "the utterance has ended: wait for done, or cancel it")
         if isinstance(message, Text) and self._task is None:
             self._utterance = SpeechTelemetry(self._metrics)
             self._task = asyncio.create_task(self._speak())

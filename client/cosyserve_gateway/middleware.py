@@ -153,7 +153,7 @@ class DisconnectMiddleware:
 async def _body(scope: Scope, receive: Receive) -> bytes:
     headers = Headers(scope=scope)
     most = MAX_UPLOAD_BYTES if scope["path"] == VOICES else MAX_JSON_BYTES
-    large = ApiError(413, f"the body has more than {most} bytes", "request_too_large")
+    large = ApiError(413, f"the body is larger than {most} bytes", "request_too_large")
     if int(headers.get("content-length", 0)) > most:
         raise large
     body = bytearray()
@@ -169,4 +169,4 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:
-        raise ApiError(408, f"the body did not come within {BODY_SECONDS:g} s", "request_timeout") from None
+        raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:g} s", "request_timeout") from None

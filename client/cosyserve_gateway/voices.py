@@ -41,7 +41,7 @@ class Voices:
         if not isinstance(name, str):
             raise invalid("name", "is missing")
         if not isinstance(consent, str) or not consent.strip():
-            raise invalid("consent", "say that the speaker agrees, and where that is recorded")
+            raise invalid("consent", "state that the speaker agrees, and where the agreement is recorded")
         async with self._reading:
             samples, rate = await asyncio.to_thread(read_prompt, io.BytesIO(data))
         transcript = prompt_text if isinstance(prompt_text, str) and prompt_text else None
@@ -60,7 +60,7 @@ class Voices:
 
     def _check_changes(self) -> None:
         if not self._changes:
-            raise ApiError(403, "voices of this gateway are fixed", "voices_fixed")
+            raise ApiError(403, "this gateway does not allow changes to voices", "voices_fixed")
 
 
 def _described(voice: Voice) -> dict[str, object]:

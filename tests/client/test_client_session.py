@@ -88,13 +88,13 @@ async def test_nothing_is_written_behind_the_end(server: DummyServer) -> None:
         session.push("Hello ")
         session.end()
         for write in (lambda: session.push("more"), session.flush, session.end):
-            with pytest.raises(InvalidArgument, match="session: has been ended"):
+            with pytest.raises(InvalidArgument, match="session: has ended"):
                 write()
         assert list(session)[-1].final
     async with AsyncClient(server.url) as other, other.session() as session_:
         await session_.push("Hello ")
         await session_.end()
-        with pytest.raises(InvalidArgument, match="session: has been ended"):
+        with pytest.raises(InvalidArgument, match="session: has ended"):
             await session_.push("more")
 
 

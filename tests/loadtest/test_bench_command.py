@@ -173,7 +173,7 @@ def test_a_picture_without_matplotlib_is_refused_before_the_run(
     monkeypatch.delitem(sys.modules, "cosyserve_client.bench.plot", raising=False)
     code, _, err = run(server, "--png", "bench.png")
     assert code == 1
-    assert err == "error: a picture needs: pip install 'cosyserve[loadtest]'\n"
+    assert err == "error: plotting needs: pip install 'cosyserve[loadtest]'\n"
     assert not server.requests
 
 

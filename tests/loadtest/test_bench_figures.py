@@ -11,7 +11,7 @@ import pytest
 from cosyserve_client.bench import report
 from cosyserve_client.bench.generator import Budget, Closed, Open
 from cosyserve_client.bench.playback import Playback
-from cosyserve_client.bench.results import INAUDIBLE, OK, REFUSED, Level, Percentiles, Result
+from cosyserve_client.bench.results import INAUDIBLE, OK, REFUSED, LoadResult, Percentiles, Result
 
 RATE = 1000
 
@@ -24,8 +24,8 @@ def utterance(*arrivals: float, outcome: str = OK, late: float = 0.0) -> Result:
     return Result(0.0, late, arrivals[-1] if arrivals else 0.01, outcome, playback)
 
 
-def level(*utterances: Result, seconds: float = 2.0, cpu_seconds: float = 0.1) -> Level:
-    return Level(("concurrency", 4), seconds, cpu_seconds, list(utterances))
+def level(*utterances: Result, seconds: float = 2.0, cpu_seconds: float = 0.1) -> LoadResult:
+    return LoadResult(("concurrency", 4), seconds, cpu_seconds, list(utterances))
 
 
 def test_percentiles_interpolate() -> None:

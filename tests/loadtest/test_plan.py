@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from cosyserve.cli import app
 from cosyserve_client.bench.report import document
-from cosyserve_client.bench.results import REFUSED, Level, Result
+from cosyserve_client.bench.results import REFUSED, LoadResult, Result
 
 GOOD = utterance(0.2, 0.25)
 SLOW = utterance(1.5, 1.55)
@@ -21,11 +21,11 @@ FAILED = utterance(outcome="INTERNAL")
 FULL = utterance(outcome=REFUSED)
 
 
-def measured(concurrency: int, *utterances: Result) -> Level:
-    return Level(("concurrency", concurrency), 2.0, 0.1, list(utterances))
+def measured(concurrency: int, *utterances: Result) -> LoadResult:
+    return LoadResult(("concurrency", concurrency), 2.0, 0.1, list(utterances))
 
 
-def planned(tmp_path: Path, levels: list[Level], *options: str) -> Any:
+def planned(tmp_path: Path, levels: list[LoadResult], *options: str) -> Any:
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(document(levels, {})), "utf-8")
     return CliRunner().invoke(app, ["plan", str(path), *options])
@@ -56,7 +56,7 @@ def test_servers_are_planned_with_a_share_of_what_one_holds(tmp_path: Path, spoi
 def test_the_goal_can_be_another(tmp_path: Path) -> None:
     levels = [measured(4, GOOD), measured(8, SLOW, BROKEN)]
     done = planned(tmp_path, levels, "--streams", "9", "--first-audio", "2", "--gapless", "0.5", "--load", "1")
-    assert "8   the most that was measured" in done.stdout
+    assert "8   the highest load measured" in done.stdout
     assert "2   for 9 streams" in done.stdout
 
 
@@ -75,9 +75,9 @@ def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "other.json"
     path.write_text(text)
     done = CliRunner().invoke(app, ["plan", str(path), "--streams", "3"])
-    assert (done.exit_code, done.stderr) == (1, f"error: {path} is no report of `cosyserve bench --json`\n")
+    assert (done.exit_code, done.stderr) == (1, f"error: {path} is not a report of `cosyserve bench --json`\n")
 
 
 def test_a_report_of_open_loops_alone_is_refused(tmp_path: Path) -> None:
-    done = planned(tmp_path, [Level(("rate", 2.0), 2.0, 0.1, [GOOD])], "--streams", "3")
-    assert (done.exit_code, done.stderr.endswith("holds no closed loop: measure with --concurrency\n")) == (1, True)
+    done = planned(tmp_path, [LoadResult(("rate", 2.0), 2.0, 0.1, [GOOD])], "--streams", "3")
+    assert (done.exit_code, done.stderr.endswith("has no closed loop: measure with --concurrency\n")) == (1, True)

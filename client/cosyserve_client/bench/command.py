@@ -20,8 +20,8 @@ from rich.console import Console
 from cosyserve_client.aio import AsyncClient
 from cosyserve_client.audio import read_prompt
 from cosyserve_client.bench import environment, report
-from cosyserve_client.bench.generator import Budget, Closed, Load, Open, run_level
-from cosyserve_client.bench.results import Level
+from cosyserve_client.bench.generator import Budget, Closed, Load, Open, run_load
+from cosyserve_client.bench.results import LoadResult
 from cosyserve_client.bench.speaker import Script, Speaker
 from cosyserve_client.errors import CosyServeClientError, invalid
 from cosyserve_client.types import SpeechRequest
@@ -53,27 +53,29 @@ class LoadSchedule:
 
 
 def bench(
-    url: Annotated[str, typer.Option(help="The server's gRPC host:port.")] = "127.0.0.1:8001",
-    concurrency: Annotated[str, typer.Option(help="Closed loops: numbers of clients, such as 1,4,16.")] = "",
-    rate: Annotated[str, typer.Option(help="Open loops: mean utterances a second, such as 0.5,2.")] = "",
-    requests: Annotated[int | None, typer.Option(min=1, help="Utterances of each level.")] = None,
+    url: Annotated[str, typer.Option(help="gRPC address of the server, host:port")] = "127.0.0.1:8001",
+    concurrency: Annotated[str, typer.Option(help="Closed loops: numbers of concurrent clients, such as 1,4,16")] = "",
+    rate: Annotated[str, typer.Option(help="Open loops: mean utterances per second, such as 0.5,2")] = "",
+    requests: Annotated[int | None, typer.Option(min=1, help="Utterances per load")] = None,
     duration: Annotated[
-        float | None, typer.Option(min=0.1, help=f"Seconds within which a level starts utterances: {_SECONDS:g}.")
+        float | None, typer.Option(min=0.1, help=f"Seconds in which a load starts utterances; default {_SECONDS:g}")
     ] = None,
-    warmup: Annotated[int, typer.Option(min=0, help="Utterances of each client before a level that do not count.")] = 1,
-    text: Annotated[str | None, typer.Option(help="What to say.")] = None,
-    texts: Annotated[Path | None, typer.Option(help="File of texts, one a line, said in turn.")] = None,
-    voice: Annotated[str | None, typer.Option(help="Name of a registered voice.")] = None,
-    prompt_wav: Annotated[str | None, typer.Option(help="Audio file with the voice to clone.")] = None,
-    prompt_text: Annotated[str | None, typer.Option(help="What is said in the prompt audio.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the schedule and of the first utterance.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON to stdout, the table to stderr.")] = False,
-    png: Annotated[str | None, typer.Option(help="File for a picture of first audio and throughput.")] = None,
+    warmup: Annotated[int, typer.Option(min=0, help="Utterances of each client before a load, not measured")] = 1,
+    text: Annotated[str | None, typer.Option(help="Text to speak")] = None,
+    texts: Annotated[Path | None, typer.Option(help="File with one text per line, spoken in turn")] = None,
+    voice: Annotated[str | None, typer.Option(help="Name of a registered voice")] = None,
+    prompt_wav: Annotated[str | None, typer.Option(help="Audio file with the voice to clone")] = None,
+    prompt_text: Annotated[str | None, typer.Option(help="Transcript of the prompt audio")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the schedule and of the first utterance")] = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON to standard output, the table to standard error")
+    ] = False,
+    png: Annotated[str | None, typer.Option(help="PNG file to plot first audio and throughput to")] = None,
 ) -> None:
-    """Measure what listeners hear of a server under load, one level after another.
+    """Measure what listeners hear of a server under load, one load after another.
 
-    Exits with 1 when any utterance failed, or none of a level succeeded. An utterance that a full server refuses is
-    counted apart.
+    Exits with 1 when any utterance failed, or none of a load succeeded. Utterances that a full server refuses are
+    counted separately.
     """
     console = Console(stderr=as_json)
     try:
@@ -86,37 +88,37 @@ def bench(
             script=Script(_request(voice, prompt_wav, prompt_text), _texts(text, texts), seed),
         )
         draw = _drawing() if png else None
-        server, levels = asyncio.run(_run(plan, console))
-        console.print(report.table(levels))
+        server, results = asyncio.run(_run(plan, console))
+        console.print(report.table(results))
         if as_json:
-            typer.echo(json.dumps(report.document(levels, _facts(server)), indent=1))
+            typer.echo(json.dumps(report.document(results, _facts(server)), indent=1))
         if png and draw:
-            draw(levels, png)
+            draw(results, png)
     except (CosyServeClientError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    for warning in report.warnings(levels):
+    for warning in report.warnings(results):
         typer.echo(f"warning: {warning}", err=True)
-    problems = report.problems(levels)
+    problems = report.problems(results)
     for problem in problems:
         typer.echo(f"failed: {problem}", err=True)
     if problems:
         raise typer.Exit(1)
 
 
-async def _run(plan: LoadSchedule, console: Console) -> tuple[dict[str, Any], list[Level]]:
-    """What the server says about itself, and each level of the plan."""
+async def _run(plan: LoadSchedule, console: Console) -> tuple[dict[str, Any], list[LoadResult]]:
+    """What the server says about itself, and the result of each load of the plan."""
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(AsyncClient(plan.url)) for _ in range(CONNECTIONS)]
         server = await environment.server(clients[0])
         await asyncio.gather(*(client.sample_rate() for client in clients))  # connects them
-        levels = []
+        results = []
         for load in plan.loads:
             name, value = load.label
             with console.status(f"{name} {value:g}"):
                 await load.run(Speaker(clients, plan.script), load.warmup(plan.warmup))
-                levels.append(await run_level(load, Speaker(clients, plan.script), plan.budget))
-        return server, levels
+                results.append(await run_load(load, Speaker(clients, plan.script), plan.budget))
+        return server, results
 
 
 def _facts(server: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def _loads(concurrency: str, rate: str, seed: int) -> list[Load]:
 
 
 def _numbers(option: str, listed: str, kind: Callable[[str], Number]) -> list[Number]:
-    wrong = typer.BadParameter(f"{listed}: wants numbers above 0, separated by commas", param_hint=option)
+    wrong = typer.BadParameter(f"{listed}: expected numbers above 0, separated by commas", param_hint=option)
     try:
         numbers = [kind(word) for word in listed.split(",")] if listed else []
     except ValueError:
@@ -169,14 +171,14 @@ def _texts(text: str | None, texts: Path | None) -> Sequence[str]:
     except UnicodeDecodeError:
         raise invalid("text", f"{texts} is not UTF-8") from None
     if not lines:
-        raise invalid("text", f"{texts} holds no line")
+        raise invalid("text", f"{texts} has no text")
     return lines
 
 
-def _drawing() -> Callable[[Sequence[Level], str], None]:
+def _drawing() -> Callable[[Sequence[LoadResult], str], None]:
     """Looked for before the run, so that a missing package does not waste it."""
     try:
         from cosyserve_client.bench.plot import draw
     except ModuleNotFoundError:
-        raise CosyServeClientError("a picture needs: pip install 'cosyserve[loadtest]'") from None
+        raise CosyServeClientError("plotting needs: pip install 'cosyserve[loadtest]'") from None
     return draw

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cosyserve_client.bench.results import OK, Level, Result
+from cosyserve_client.bench.results import OK, LoadResult, Result
 from cosyserve_client.bench.speaker import Speaker
 
 _PAUSE_SECONDS = 0.1  # after a refusal or an error, so that a closed loop does not flood a full server
@@ -18,13 +18,13 @@ _PAUSE_SECONDS = 0.1  # after a refusal or an error, so that a closed loop does 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How long a level is: a number of utterances or, when that is None, the seconds within which they start."""
+    """How long a load lasts: a number of utterances or, when that is None, the seconds within which they start."""
 
     utterances: int | None
     seconds: float = 0.0
 
     def bound(self, starts: Iterable[float]) -> Iterator[float]:
-        """Those of `starts`, in seconds after the start of the level, that are within the budget."""
+        """Those of `starts`, in seconds after the start of the load, that are within the budget."""
         if self.utterances is not None:
             return itertools.islice(starts, self.utterances)
         return itertools.takewhile(lambda start: start < self.seconds, starts)
@@ -96,7 +96,7 @@ class Open:
         return [task.result() for task in tasks]
 
     def schedule(self) -> Iterator[float]:
-        """Seconds after the start of the level of each arrival; the first is at 0."""
+        """Seconds after the start of the load of each arrival; the first is at 0."""
         random = np.random.default_rng(self.seed)
         gaps = (float(random.exponential(1 / self.rate)) for _ in itertools.count())
         return itertools.accumulate(gaps, initial=0.0)
@@ -105,11 +105,11 @@ class Open:
 Load = Closed | Open
 
 
-async def run_level(load: Load, speaker: Speaker, budget: Budget) -> Level:
+async def run_load(load: Load, speaker: Speaker, budget: Budget) -> LoadResult:
     """Runs `load` with a `speaker` made for it."""
     cpu = time.process_time()
     utterances = await load.run(speaker, budget)
-    return Level(load.label, speaker.now(), time.process_time() - cpu, utterances)
+    return LoadResult(load.label, speaker.now(), time.process_time() - cpu, utterances)
 
 
 def _whenever(now: Callable[[], float]) -> Iterator[float]:

@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cosyserve_client.bench.results import Figures, Level
+from cosyserve_client.bench.results import Figures, LoadResult
 
-UNITS = {"concurrency": "concurrent streams", "rate": "utterances a second"}
+UNITS = {"concurrency": "concurrent streams", "rate": "utterances per second"}
 
 
-def draw(levels: Sequence[Level], path: str) -> None:
-    """Writes the picture of `levels` to `path`: a row for each kind of load.
+def draw(results: Sequence[LoadResult], path: str) -> None:
+    """Writes the picture of `results` to `path`: a row for each kind of load.
 
     Raises:
         OSError: the file cannot be written.
     """
-    kinds = [kind for kind in UNITS if any(level.load[0] == kind for level in levels)]
+    kinds = [kind for kind in UNITS if any(result.load[0] == kind for result in results)]
     figure = Figure(figsize=(10, 4 * len(kinds)), layout="constrained")
     for (latency, throughput), kind in zip(figure.subplots(len(kinds), 2, squeeze=False), kinds, strict=True):
-        chosen = sorted((level for level in levels if level.load[0] == kind), key=lambda level: level.load)
-        measured = [(level.load[1], level.figures()) for level in chosen]
+        chosen = sorted((result for result in results if result.load[0] == kind), key=lambda result: result.load)
+        measured = [(result.load[1], result.figures()) for result in chosen]
         _latency(latency, measured)
         _throughput(throughput, measured)
         for axes in (latency, throughput):
@@ -43,4 +43,4 @@ def _latency(axes: Axes, measured: list[tuple[float, Figures]]) -> None:
 def _throughput(axes: Axes, measured: list[tuple[float, Figures]]) -> None:
     rates = [figures.audio_seconds_per_second for _, figures in measured]
     axes.plot([load for load, _ in measured], rates, "o-", clip_on=False)
-    axes.set(ylabel="audio seconds a second")
+    axes.set(ylabel="audio seconds per second")

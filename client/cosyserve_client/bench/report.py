@@ -8,47 +8,47 @@ from typing import Any
 
 from rich.table import Table
 
-from cosyserve_client.bench.results import Figures, Level, Percentiles
+from cosyserve_client.bench.results import Figures, LoadResult, Percentiles
 
 BUSY = 0.8
 """Share of a core from which on the client itself may have been the bottleneck."""
 
 
-def table(levels: Sequence[Level]) -> Table:
-    """A column for each level, a row for each figure."""
+def table(results: Sequence[LoadResult]) -> Table:
+    """A column for each load, a row for each figure."""
     table = Table(title="p50/p95/p99, times in ms", title_justify="left")
     table.add_column("")
-    for level in levels:
-        table.add_column(str(level), justify="right")
-    columns = [level.figures() for level in levels]
+    for result in results:
+        table.add_column(str(result), justify="right")
+    columns = [result.figures() for result in results]
     for name, cell in _ROWS.items():
         table.add_row(name, *map(cell, columns))
     return table
 
 
-def warnings(levels: Sequence[Level]) -> list[str]:
+def warnings(results: Sequence[LoadResult]) -> list[str]:
     """What to know before trusting the figures."""
     return [
-        f"{level}: this client used {figures.client_cpu:.0%} of a core, so it may be what was measured"
-        for level in levels
-        if (figures := level.figures()).client_cpu > BUSY
+        f"{result}: this client used {figures.client_cpu:.0%} of a core, so the client may be the bottleneck"
+        for result in results
+        if (figures := result.figures()).client_cpu > BUSY
     ]
 
 
-def problems(levels: Sequence[Level]) -> list[str]:
-    """Why this run is not a measurement, a line for each level that is none."""
-    return [problem for level in levels if (problem := level.problem())]
+def problems(results: Sequence[LoadResult]) -> list[str]:
+    """Why this run is not a measurement, a line for each load that is none."""
+    return [problem for result in results if (problem := result.problem())]
 
 
-def document(levels: Sequence[Level], facts: dict[str, Any]) -> dict[str, Any]:
-    """Facts, figures of each level, and every utterance, as JSON."""
-    return {**facts, "problems": problems(levels), "levels": [_level(level) for level in levels]}
+def document(results: Sequence[LoadResult], facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts, figures of each load, and every utterance, as JSON."""
+    return {**facts, "problems": problems(results), "levels": [_load(result) for result in results]}
 
 
-def _level(level: Level) -> dict[str, Any]:
-    name, value = level.load
-    rows = [utterance.row() for utterance in level.utterances]
-    return {name: value, "seconds": level.seconds, **asdict(level.figures()), "rows": rows}
+def _load(result: LoadResult) -> dict[str, Any]:
+    name, value = result.load
+    rows = [utterance.row() for utterance in result.utterances]
+    return {name: value, "seconds": result.seconds, **asdict(result.figures()), "rows": rows}
 
 
 def _spread(percentiles: Percentiles | None, digits: int = 0) -> str:

@@ -27,7 +27,7 @@ class Result:
     """What became of one utterance.
 
     Attributes:
-        due: seconds after the start of the level.
+        due: seconds after the start of the load.
         late: seconds from then until the client sent it; only a client at its limits is late.
         seconds: from due to the end of the stream.
         outcome: `OK`, `REFUSED`, or what went wrong: a gRPC status, `INAUDIBLE` or the name of a client error.
@@ -77,7 +77,7 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a level comes to; times and rates are those of the utterances that succeeded.
+    """What a load comes to; times and rates are those of the utterances that succeeded.
 
     Attributes:
         utterances: started.
@@ -111,7 +111,7 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class LoadResult:
     """One load and its utterances.
 
     Attributes:
@@ -152,7 +152,7 @@ class Level:
         )
 
     def problem(self) -> str | None:
-        """Why this level is not a measurement, in one line; None when it is one."""
+        """Why this load is not a measurement, in one line; None when it is one."""
         figures = self.figures()
         if figures.errors:
             causes = ", ".join(f"{count} {outcome}" for outcome, count in figures.errors.items())

@@ -1,4 +1,4 @@
-"""Speaks the utterances of one level and times them."""
+"""Speaks the utterances of one load and times them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cosyserve_client.types import SpeechRequest
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What is said: utterance n has text n (in turn) and seed n, so that every level says the same.
+    """What is said: utterance n has text n (in turn) and seed n, so that every load says the same.
 
     Attributes:
         request: voice and options; its text is not used.
