@@ -129,11 +129,11 @@ class BaseSession(BaseStream):
         self._writer = wire.Writer()
 
     async def _start(self) -> None:
-        # No deadline: a conversation may be long, and the server closes one that nobody writes to.
+        # No deadline: a conversation may be long, and the server closes an idle one.
         await self._open(self._requests, None)
         try:
             await self._write(self._request)
-        except BaseException:  # who fails to enter a context never leaves it
+        except BaseException:  # a context that was not entered is not left either
             self._finish()
             raise
 
@@ -352,7 +352,7 @@ class ClientMethods(BaseClient[StreamT, SessionT]):
 
 
 def closed() -> Cancelled:
-    """The error of who still listens to a stream, or writes to it, when it is closed."""
+    """The error for reading or writing a stream that has been closed."""
     return Cancelled("CANCELLED", "the stream was closed")
 
 

@@ -21,7 +21,7 @@ _INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
 
 @dataclass(slots=True)
 class Progress:
-    """What has been heard so far of one utterance."""
+    """What one utterance has received so far."""
 
     sample_rate: int
     started: float = field(default_factory=time.perf_counter)

@@ -121,7 +121,7 @@ def backoff(retries: int) -> Iterator[float]:
 
 
 class Writer:
-    """Makes the messages of one session, under an `id` that nobody can guess: who knows it could write to it."""
+    """Makes the messages of one session, under a random `id`: a caller who knew it could write to the session."""
 
     def __init__(self) -> None:
         self.id = secrets.randbits(62) + 1

@@ -1,4 +1,4 @@
-"""Who may call ``/v1``, and how often."""
+"""Authentication, rate limits and stream quotas of ``/v1``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cosyserve_gateway.metrics import Metrics
 from cosyserve_gateway.settings import Settings
 
 CALLER = "cosyserve.caller"
-"""In the scope of a request that was let in: who counts as one client."""
+"""In the scope of an admitted request: identity of its client, for limits and logs."""
 
 
 class AuthMiddleware:
@@ -40,7 +40,7 @@ class AuthMiddleware:
         await self._app(scope, receive, send)
 
     def _check_origin(self, headers: Headers) -> None:
-        # A page may post forms and open WebSockets anywhere, whatever CORS says; its browser only tells on it.
+        # A page may post forms and open WebSockets anywhere, whatever CORS says; its browser only sends the origin.
         origin = headers.get("origin")
         own = origin is not None and origin.partition("://")[2] == headers.get("host")
         if origin is not None and not own and origin not in self._settings.origins:
@@ -51,7 +51,7 @@ class AuthMiddleware:
             return address[0] if address else "local"
         scheme, _, key = headers.get("authorization", "").partition(" ")
         shown = _digest(key) if scheme.lower() == "bearer" else b""
-        # Digests, all of them, in constant time: how long it takes tells nothing of a key.
+        # Digests, all of them, in constant time: the time it takes reveals nothing about a key.
         if not sum(hmac.compare_digest(shown, known) for known in self._keys):
             raise ApiError(401, "an API key of this gateway is required as a bearer token", "invalid_api_key")
         return f"key-{shown.hex()[:8]}"

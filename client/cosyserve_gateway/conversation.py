@@ -115,7 +115,7 @@ class Conversation:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         socket = WebSocket(scope, receive, send)
         await socket.accept()
-        # Who left is told nothing more.
+        # A client that left gets nothing more.
         with contextlib.suppress(ClientLeft, WebSocketDisconnect):
             await self._converse(socket)
 
@@ -214,7 +214,7 @@ class Turn:
             return
         self.ended = isinstance(message, End)
         await self._opened.wait()
-        # An error is told by who reads the audio.
+        # The reader of the audio reports an error.
         with contextlib.suppress(CosyServeClientError):
             if self.speaking:
                 await self._pass_on(message)

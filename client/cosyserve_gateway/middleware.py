@@ -18,7 +18,7 @@ from cosyserve_gateway.limits import BODY_SECONDS, MAX_JSON_BYTES, MAX_UPLOAD_BY
 from cosyserve_gateway.metrics import Metrics
 
 NOTES = "cosyserve.notes"
-"""In the scope: what is to be told of a request in the log, never its text or audio."""
+"""In the scope: fields for the log line of a request, never its text or audio."""
 
 REQUEST_ID = "cosyserve.request_id"
 """In the scope: what the request is called in all logs."""
@@ -26,11 +26,11 @@ REQUEST_ID = "cosyserve.request_id"
 VOICES = "/v1/audio/voices"
 
 _LOG = logging.getLogger("cosyserve_gateway")
-_CLIENT_CLOSED = 499  # as nginx logs it; nobody is there to read it
+_CLIENT_CLOSED = 499  # as nginx logs it; no client is left to read it
 
 
 def origin(scope: Scope) -> SpeechOptions:
-    """What the server is told of where an utterance comes from."""
+    """Options that tell the server where an utterance comes from."""
     return {"request_id": scope[REQUEST_ID], "traceparent": Headers(scope=scope).get("traceparent")}
 
 
@@ -58,7 +58,7 @@ class AccessLogMiddleware:
             if message["type"] in ("http.response.start", "websocket.accept", "websocket.http.response.start"):
                 status = message.get("status", 101)
                 MutableHeaders(scope=message)["x-request-id"] = id
-            # Whoever does not read would hold a place for ever.
+            # A client that does not read would hold a slot for ever.
             try:
                 async with asyncio.timeout(STALLED_SECONDS):
                     await send(message)

@@ -105,7 +105,7 @@ NEXT = """next:
 
 
 def _heard(wave: Path) -> str:
-    """What a recogniser hears in a file, as far as it is words that the demo voice was taught, in a line of its own."""
+    """One line with the words that a recogniser finds in a file; it knows those that the demo voice was taught."""
     try:
         from cosyserve_build.judge.recogniser import Recogniser
     except ModuleNotFoundError as error:

@@ -193,7 +193,7 @@ class FlowConfig:
 
     @property
     def positions(self) -> bool:
-        """Whether the estimator must be told where a chunk lies."""
+        """Whether the estimator takes the position of a chunk."""
         return False
 
     @property

@@ -34,7 +34,7 @@ PACKAGES = ("numpy", "onnxruntime", "tritonclient", "grpcio", "tokenizers", "wet
 OPTIONAL = {
     "torch": "prepare bundles, or serve on a GPU",
     "tensorrt": "TensorRT plans",
-    "pocketsphinx": "judge what is heard",
+    "pocketsphinx": "check the speech of the demo",
     "av": "the gateway's formats",
 }
 """Packages of further roles, and what they are for."""
@@ -80,7 +80,7 @@ def findings() -> Iterator[Finding]:
         try:
             yield Finding(name, *look())
         except Exception as error:  # a bug report needs the other lines all the more
-            yield Finding(name, State.PROBLEM, f"cannot be told: {type(error).__name__}: {error}")
+            yield Finding(name, State.PROBLEM, f"unknown: {type(error).__name__}: {error}")
 
 
 def next_step(found: list[Finding]) -> str:

@@ -218,7 +218,7 @@ class Frontend:
         )
 
     def _source(self, request: Request) -> list[Int32]:
-        """Speech tokens of the source, a piece at a time: the speech tokenizer hears 30 s, and pauses hide a seam.
+        """Speech tokens of the source, a piece at a time: the speech tokenizer takes 30 s, and pauses hide a seam.
 
         (Upstream's cli/frontend.py :: frontend_vc refuses longer sources; up to there the tokens are the same.)
         """
@@ -331,7 +331,7 @@ class Frontend:
         return self._tokenizer.around_tags(text, lambda part: normalize(part, self._normalizer))
 
     def _cached_voice(self, samples: Float32, rate: int) -> Voice:
-        """Nameless voice of checked audio, from the cache if these very samples were heard lately."""
+        """The features of checked prompt audio, from the cache if the same samples came lately."""
         key = hashlib.sha256(samples.data).digest() + rate.to_bytes(4, "little")
         with self._lock:
             if key in self._prompts:

@@ -32,7 +32,7 @@ def log_json_lines() -> None:
 
 
 class _Lines(logging.Handler):
-    """Writes from a thread of its own: whoever logs never waits for who reads the log, and drops what is too much."""
+    """Writes from a thread of its own: logging never waits for the log's reader, and drops lines beyond a bound."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """The model repository: for each model its ``model.py`` and a ``config.pbtxt`` rendered from the contracts.
 
 `cosyserve serve` renders one for its profile and its weights at each start. The one in the source is the profile
-``gpu`` at 24 kHz, for whoever starts tritonserver without the launcher.
+``gpu`` at 24 kHz, for starting tritonserver without the launcher.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Starting tritonserver on the model repository, and stopping it with whoever started it."""
+"""The launcher: starts tritonserver on a model repository, and stops it when its own process ends."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ HARDENING = (
 
 LOCKED = ("shared-memory", "model-repository", "statistics", "trace", "logging")
 """Triton's gRPC services that no caller needs: through them anyone could read another's tensors, have the log written
-elsewhere, or learn who speaks how much."""
+elsewhere, or learn how much others speak."""
 
 UNLOCKABLE = ("statistics",)
-"""Of these, what an operator may open: perf_analyzer and its kind ask for it. It tells how much is spoken."""
+"""Of these, what an operator may open: perf_analyzer and other tools need it. It shows how much is spoken."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Server:
             environ = {"COSYSERVE_DRAIN_FILE": str(scratch / "drain"), **triton.environ(scratch / "lib")}
             environ |= self._environ()
             drain_file = Path(environ["COSYSERVE_DRAIN_FILE"])
-            # Left by whoever stopped a server here before; a container that starts again keeps its /tmp.
+            # Left from a server that was stopped before; a container that starts again keeps its /tmp.
             drain_file.unlink(missing_ok=True)
             out = stack.enter_context(self.log.open("wb")) if self.log else None
             process = subprocess.Popen(
@@ -271,7 +271,7 @@ def _tell(line: str) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes], drain_file: Path) -> None:
-    """End the server and every stub of its session, after its callers have been told."""
+    """Stop the server and every stub of its session, after its callers got the error."""
     if process.poll() is None:
         with contextlib.suppress(OSError):
             drain_file.write_text(STOP, "utf-8")

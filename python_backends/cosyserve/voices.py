@@ -139,7 +139,7 @@ def is_voice_name(name: str) -> bool:
 class VoiceStore:
     """The voices of one folder, which any number of processes and replicas may share.
 
-    A voice is one file, so whoever reads it sees all of one version: safetensors with a description in its header. A
+    A voice is one file, so a reader sees all of one version: safetensors with a description in its header. A
     new file is linked into place or moved over the old one, both in one step. What was read stays in memory and is
     read again after its file has changed.
 

@@ -70,7 +70,7 @@ def test_a_look_that_fails_is_told_and_the_others_still_are(monkeypatch: pytest.
     monkeypatch.setattr(os, "sched_getaffinity", refuse)
     told = {each.name: each for each in findings()}
     assert list(told) == names
-    assert told["cores"] == Finding("cores", State.PROBLEM, "cannot be told: PermissionError: not here")
+    assert told["cores"] == Finding("cores", State.PROBLEM, "unknown: PermissionError: not here")
 
 
 def test_the_first_problem_is_to_be_mended_first() -> None:

@@ -31,7 +31,7 @@ class Result:
         late: seconds from then until the client sent it; only a client at its limits is late.
         seconds: from due to the end of the stream.
         outcome: `OK`, `REFUSED`, or what went wrong: a gRPC status, `INAUDIBLE` or the name of a client error.
-        playback: what was heard of it.
+        playback: of its audio.
     """
 
     due: float

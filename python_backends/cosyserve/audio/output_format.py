@@ -7,7 +7,7 @@ from cosyserve.errors import InvalidInput
 
 
 def check_output_format(speed: float | None, sample_rate: int | None, native_rate: int) -> None:
-    """Refuses a speed or a sample rate out of bounds; None is what nobody asked for.
+    """Refuse a speed or a sample rate out of bounds; None stands for the default.
 
     Raises:
         InvalidInput: names ``speed`` or ``sample_rate``.

@@ -46,7 +46,7 @@ class PrimedVoice:
     sequences: list[FlowSequence] = field(default_factory=list)
 
     def primed(self, owner: FlowFactory) -> Computation[FlowState]:
-        """The state after the prompt, computed by whoever asks first."""
+        """The state after the prompt; the first caller computes it, the others wait."""
         while self.priming:
             yield None
         if self.state is None:

@@ -140,7 +140,7 @@ class Engine:
                 self._finish(sequence)
 
     def _decode(self, batch: list[Sequence]) -> Scores:
-        # Text is fed id by id too: a step costs what it costs, and no one waits for somebody's block of text.
+        # Text is fed id by id too: a step costs the same, and no sequence waits for the block of text of another.
         fed = np.asarray([sequence.ids.popleft() for sequence in batch], np.int64)
         scores = self.decoder.step(fed, np.asarray([sequence.position for sequence in batch], np.int64))
         for sequence in batch:

@@ -22,9 +22,9 @@ class Interleaver:
     """Says what to feed a language model whose text arrives little by little.
 
     The sequence is ``start, (5 text, 15 speech)*, rest of the text, task, speech``. After each full speech block the
-    model is taken to ask for text by the fill token, which is never fed. Whoever feeds it takes `next` until there is
-    none, and hands each drawn token to `take`. Blocks are cut by count alone, so what is fed does not depend on when
-    text arrives.
+    model is taken to ask for text by the fill token, which is never fed. The caller feeds what `next` returns until it
+    returns None, and passes each drawn token to `take`. Blocks are cut by count alone, so what is fed does not depend
+    on when text arrives.
 
     Args:
         config: block sizes and special ids.

@@ -1,4 +1,4 @@
-"""Self-attention of the estimators; who calls it says what is attended to.
+"""Self-attention of the estimators; the caller passes what is attended to.
 
 Source of the algorithm: upstream flow/DiT/modules.py :: Attention, and flow/decoder.py, whose blocks attend alike.
 """

@@ -147,8 +147,8 @@ class CausalGuided(Guided):
             prompt_v: values, same shape.
             past_k: keys of the past behind it, float [C, 2B, heads, hd].
             past_v: values, same shape.
-            position: of the first new frame, counted from the start of the prompt, int64 [B]; for estimators that are
-                told where a chunk lies (`FlowConfig.positions`).
+            position: of the first new frame, counted from the start of the prompt, int64 [B]; for estimators that
+                take it (`FlowConfig.positions`).
 
         Returns:
             Velocity [B, mels, n], the new tails, and per layer keys and values [n, 2B, heads, hd] of the new frames.

@@ -40,7 +40,7 @@ class Admission:
     @contextmanager
     def slot(self) -> Iterator[None]:
         """Hold one slot; `StreamsTaken` at once when there is none, `Draining` when the server is about to stop."""
-        # Nothing is awaited between this look and the count: whoever made the file sees every utterance that began.
+        # Nothing is awaited between this check and the count: `active` has every utterance that began before the file.
         if self.drain_file is not None and self.drain_file.exists():
             raise Draining("this server is about to stop; try another")
         if self.active >= self.limit:

@@ -9,7 +9,7 @@ from typing import Any
 from cosyserve.limits import LEAVE_SECONDS
 
 _running: set[asyncio.Task[object]] = set()
-"""Calls that nobody waits for any more: a loop alone would not keep them."""
+"""References to the tasks: an event loop holds only weak ones."""
 
 
 async def run_detached(call: Coroutine[Any, Any, object]) -> None:

@@ -44,7 +44,7 @@ PING = "ping"
 """Parameter of a request that the process of an inner model answers at once, without any work."""
 
 SAMPLE_RATE = "sample_rate"
-"""Parameter of the model `tts` that tells clients the rate of its audio in Hz. It is no setting."""
+"""Parameter of the model `tts` that tells clients the rate of its audio in Hz. It is not a setting."""
 
 _LOG = logging.getLogger("cosyserve")
 log_json_lines()  # each model has a process of its own, which begins here

@@ -99,7 +99,7 @@ class Llm:
                 return
             try:
                 self._engine.admit(request)
-            except Exception as error:  # nobody else is to suffer for it
+            except Exception as error:  # it concerns this request only
                 buffer.fail(error)
                 return
             self._live[request.id] = buffer

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from cosyserve.traces import Traces
 
 TRACEPARENT = "traceparent"
-"""The parameter, or header, of a request with the W3C trace context of who sends it."""
+"""The parameter, or header, of a request that carries the W3C trace context of its sender."""
 
 SWITCH_SECONDS = 0.0005
 """How long a thread of a BLS call may keep the interpreter from the event loop, instead of 5 ms."""

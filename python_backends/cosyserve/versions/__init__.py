@@ -1,4 +1,4 @@
-"""The versions of CosyVoice: one description each, and whoever needs to know asks here.
+"""The versions of CosyVoice: one description each; all other code asks here.
 
 Other versions come from installed packages: an entry point of group `GROUP`, named by the version's number, that is a
 `Version`. Every process of a server finds it, without a change here.

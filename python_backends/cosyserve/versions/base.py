@@ -66,7 +66,7 @@ class BundleLayout:
     """How bundles are laid out.
 
     Attributes:
-        yaml: the file that describes the model, by which the version is told.
+        yaml: the file that describes the model; its name identifies the version.
         speech_tokenizer: ONNX graph of the speech tokenizer.
         others: files that must be there besides, beyond those of every version.
         reader: folder, content of `yaml` and version to the model's sizes.

@@ -11,14 +11,14 @@ EMPTY = 0
 """The page that stands for the time before a stream's first chunk: always zero."""
 
 SCRATCH = 1
-"""The page for what nobody reads again: rows that only fill up a batch write there."""
+"""The page that is never read: rows that only pad a batch write there."""
 
 RESERVED = 2
 """Pages that are never handed out."""
 
 
 class Page:
-    """A page in use; it is free again when nobody holds this object any more."""
+    """A page in use; it is free again when the last reference to this object is gone."""
 
     __slots__ = ("__weakref__", "number")
 
@@ -38,7 +38,7 @@ class PagePool:
 
     @property
     def free(self) -> int:
-        """Pages that nobody holds."""
+        """Pages that are free."""
         return len(self._free)
 
     def take(self, count: int) -> list[Page]:
