@@ -76,7 +76,7 @@ when it ends streams with a status while others run, once in some hundred."""
 WITH_REASON = "reason"
 """Value of `CODED_ERRORS` that asks for the form with a reason, which older clients take for a part of the code."""
 
-_CODED = re.compile(r"(?<!\S)([A-Z_]+)(?:/([a-z]*))? \| (.*)", re.DOTALL)
+_CODED = re.compile(r"(?<!\S)([A-Z_]+)(?:/([a-z_]*))? \| (.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
