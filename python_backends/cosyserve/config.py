@@ -27,7 +27,6 @@ class SpecialIds(NamedTuple):
     eos: int  # the id that the model was taught to end with; all ids behind the ordinary ones end a sequence too
     start_row: int
     task_row: int
-    fill: int = -1  # the id that asks for the next block of text in text-in streaming; -1 where there is none
 
 
 class SpeechIds:
@@ -56,11 +55,6 @@ class SpeechIds:
         return self.speech_tokens + self.special.eos
 
     @property
-    def fill(self) -> int:
-        """The id that asks for the next block of text in text-in streaming."""
-        return self.speech_tokens + self.special.fill
-
-    @property
     def start_row(self) -> int:
         """What opens a sequence."""
         return self.speech_tokens + self.special.start_row
@@ -75,7 +69,8 @@ class SpeechIds:
 class LlmConfig(SpeechIds):
     """Qwen2 decoder with speech embeddings and head, as CosyVoice2 has it (upstream llm/llm.py :: Qwen2LM)."""
 
-    special = SpecialIds(rows=3, eos=0, fill=2, start_row=3, task_row=4)
+    special = SpecialIds(rows=3, eos=0, start_row=3, task_row=4)
+    fill_offset: ClassVar[int] = 2
     head_bias: ClassVar[bool] = True
 
     hidden: int
@@ -94,6 +89,11 @@ class LlmConfig(SpeechIds):
     win_size: int
     tau_r: float
 
+    @property
+    def fill(self) -> int:
+        """The id that asks for the next block of text in text-in streaming."""
+        return self.speech_tokens + self.fill_offset
+
     def prefix(self, prompt_text: Sequence[int]) -> int:
         """How many ids of a prompt text stand outside the blocks of text-in streaming, right behind the start."""
         return 0
@@ -106,7 +106,8 @@ class CosyVoice3LlmConfig(LlmConfig):
     Most of the special ids are spare. The silent ones are a constant upstream (cli/model.py :: CosyVoice3Model).
     """
 
-    special = SpecialIds(rows=200, eos=1, fill=3, start_row=0, task_row=2)
+    special = SpecialIds(rows=200, eos=1, start_row=0, task_row=2)
+    fill_offset = 3
     head_bias = False
     silent_tokens = frozenset({1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323})
 

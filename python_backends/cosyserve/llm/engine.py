@@ -155,7 +155,7 @@ class Engine:
             if sequence.ids:
                 continue
             if not sequence.draws:
-                sequence.sampler.note(self._config.fill)
+                sequence.sampler.note(expect(LlmConfig, self._config).fill)
                 self._go_on(sequence)
                 continue
             try:
