@@ -9,7 +9,8 @@ from pathlib import Path
 
 from live import Live
 
-from cosyserve.contracts import MODELS
+from cosyserve.repository import served
+from cosyserve.weights import Weights
 
 
 def test_bench_measures_a_real_server(server: Live) -> None:
@@ -19,7 +20,7 @@ def test_bench_measures_a_real_server(server: Live) -> None:
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["server"]["name"] == "triton"
-    assert set(document["server"]["models"]) == {model.name for model in MODELS}
+    assert set(document["server"]["models"]) == {model.name for model in served(Weights(server.weights).config)}
     assert [(level["concurrency"], level["succeeded"]) for level in document["levels"]] == [(1, 2), (2, 2)]
     for level in document["levels"]:
         assert 0 < level["first_audio_ms"]["p50"] <= level["first_audible_ms"]["p50"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tritonclient.grpc import service_pb2
 
 from cosyserve.contracts import MODELS
 from cosyserve_client.aio import AsyncClient
+from cosyserve_client.errors import NotFound
 
 
 def machine() -> dict[str, Any]:
@@ -20,19 +22,19 @@ def machine() -> dict[str, Any]:
 
 
 async def server(client: AsyncClient) -> dict[str, Any]:
-    """Name and version of the server, and the configured parameters of each model.
+    """Name and version of the server, and the configured parameters of each model that it serves.
 
     Environment variables of the server that override a parameter are not visible to a client.
 
     Raises:
-        CosyServeClientError: the server cannot be reached or lacks a model.
+        CosyServeClientError: the server cannot be reached.
     """
     described = await client._unary("ServerMetadata", service_pb2.ServerMetadataRequest())
-    return {
-        "name": described.name,
-        "version": described.version,
-        "models": {model.name: await _parameters(client, model.name) for model in MODELS},
-    }
+    models = {}
+    for model in MODELS:
+        with suppress(NotFound):  # a model of another version of CosyVoice
+            models[model.name] = await _parameters(client, model.name)
+    return {"name": described.name, "version": described.version, "models": models}
 
 
 async def _parameters(client: AsyncClient, model: str) -> dict[str, str]:
