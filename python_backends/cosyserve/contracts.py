@@ -1,6 +1,6 @@
 """The Triton models, their tensors and how they are scheduled: written once, rendered to ``config.pbtxt``.
 
-Adapters, client, BLS calls and tests read tensor names, types and shapes from here; nothing else spells them.
+Adapters, client, BLS calls and tests read types and shapes from here.
 Shapes leave out the batch dimension. ``-1`` is a variable length.
 """
 

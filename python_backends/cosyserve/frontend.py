@@ -341,7 +341,7 @@ class Frontend:
         with self._lock:
             self._prompts[key] = voice
             if len(self._prompts) > limits.CACHED_PROMPTS:
-                self._prompts.popitem(last=False)
+                self._prompts.popitem(last=False)  # evict the least recently used
         return voice
 
     def _compute_voice(self, samples: Float32, rate: int) -> Voice:

@@ -1,4 +1,4 @@
-"""Every bound of the server, each with its reason. Nothing else in the code holds one."""
+"""The bounds of the server, each with its reason. (Sizes of windows and buffers are with the code that has them.)"""
 
 from __future__ import annotations
 

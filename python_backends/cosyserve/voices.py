@@ -194,7 +194,7 @@ class VoiceStore:
             self._read[name] = known
             self._read.move_to_end(name)
             if len(self._read) > limits.CACHED_PROMPTS:
-                self._read.popitem(last=False)
+                self._read.popitem(last=False)  # evict the least recently used
         return known[1]
 
     def check_new(self, name: str, *, replace: bool) -> None:

@@ -1,4 +1,4 @@
-"""Pages of device memory: one holds what one chunk of one stream leaves behind for the next ones."""
+"""The paged KV cache of the flow in device memory: a page holds what one chunk of one stream leaves for the next."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class PagePool:
 
 @dataclass(eq=False)
 class PageTable:
-    """What one stream has left in one network, oldest first.
+    """The pages of one stream in one network, oldest first.
 
     Attributes:
         shared: pages at the front that belong to another stream too.
@@ -79,8 +79,8 @@ class PageTable:
         """Add the newest page."""
         self.pages.append(page)
         if self.window and self.own > self.window:
-            del self.pages[self.shared]
+            del self.pages[self.shared]  # trim the oldest
 
     def fork(self, window: int = 0) -> PageTable:
-        """A chain that goes on from here."""
+        """A table that goes on from here; the pages so far are shared."""
         return PageTable(list(self.pages), len(self.pages), window)
