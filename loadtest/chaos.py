@@ -488,8 +488,8 @@ async def crowd(scene: Scene, connections: int = 500, held: int = 12, refusals: 
     begun = [asyncio.Event() for _ in range(held)]
     holding = [asyncio.create_task(hear(scene.server.url, text, begun=each, enough=enough)) for each in begun]
     await asyncio.gather(*(each.wait() for each in begun))
-    single = await _knocks(scene, refusals)
-    burst = await _knocks(scene, connections - held, "--at-once")
+    single = await _refusals(scene, refusals)
+    burst = await _refusals(scene, connections - held, "--at-once")
     enough.set()
     for heard in await asyncio.gather(*holding):
         scene.expect(heard.error is None, f"one of those who were there first was told {heard.error!r}")
@@ -497,9 +497,9 @@ async def crowd(scene: Scene, connections: int = 500, held: int = 12, refusals: 
     return f"{held} held; {refusals} refused one by one {single}; {connections - held} at once {burst}"
 
 
-async def _knocks(scene: Scene, count: int, *options: str) -> str:
+async def _refusals(scene: Scene, count: int, *options: str) -> str:
     """How refusals took, in milliseconds, in a process apart."""
-    command = [sys.executable, str(Path(__file__).with_name("knock.py")), scene.server.url, "--count", str(count)]
+    command = [sys.executable, str(Path(__file__).with_name("refusals.py")), scene.server.url, "--count", str(count)]
     knocking = await asyncio.create_subprocess_exec(*command, *options, stdout=subprocess.PIPE)
     output, _ = await knocking.communicate()
     result = json.loads(output)

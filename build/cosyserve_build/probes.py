@@ -45,7 +45,7 @@ from cosyserve_build.noise import flow_noise
 Array = NDArray[Any]
 
 
-class TorchGraph:
+class ModuleGraph:
     """A torch network behind the `Graph` protocol.
 
     Args:
@@ -112,7 +112,7 @@ class LlmProbe:
 
     def __init__(self, config: LlmConfig, state: StateDict) -> None:
         self.config = config
-        self._graph = TorchGraph(SpeechLM(config), state, "logits", "new_k*", "new_v*")
+        self._graph = ModuleGraph(SpeechLM(config), state, "logits", "new_k*", "new_v*")
         speech, text = (
             state[f"{name}.weight"].numpy() for name in ("speech_embedding", "llm.model.model.embed_tokens")
         )
@@ -218,16 +218,16 @@ class _Taps:
 class ProbedFlow:
     """The networks of one kind of flow."""
 
-    encoder: TorchGraph
-    estimator: TorchGraph
+    encoder: ModuleGraph
+    estimator: ModuleGraph
     stage: Callable[[Any, Graph], Encoder]  # what the server runs the encoder in
     tap: Callable[[Callable[[Array], None]], RemovableHandle]  # hands out what upstream calls the encoder's output
 
 
 def unet_flow(config: UNetFlowConfig, state: StateDict) -> ProbedFlow:
     """An up-sampling conformer and a causal U-Net."""
-    encoder = TorchGraph(FlowEncoder(config), state, "mu", "conv_tail_out", "up_tail_out", "new_k*", "new_v*")
-    estimator = TorchGraph(GuidedFlow(config), state, "velocity", "new_tails*", "new_k*", "new_v*")
+    encoder = ModuleGraph(FlowEncoder(config), state, "mu", "conv_tail_out", "up_tail_out", "new_k*", "new_v*")
+    estimator = ModuleGraph(GuidedFlow(config), state, "velocity", "new_tails*", "new_k*", "new_v*")
     projection = cast(FlowEncoder, encoder.module).encoder_proj
     return ProbedFlow(
         encoder,
@@ -239,8 +239,8 @@ def unet_flow(config: UNetFlowConfig, state: StateDict) -> ProbedFlow:
 
 def dit_flow(config: DitFlowConfig, state: StateDict) -> ProbedFlow:
     """Two convolutions and a diffusion transformer."""
-    encoder = TorchGraph(LookaheadEncoder(config), state, "mu", "conv_tail_out")
-    estimator = TorchGraph(GuidedDit(config), state, "velocity", "new_tails*", "new_k*", "new_v*")
+    encoder = ModuleGraph(LookaheadEncoder(config), state, "mu", "conv_tail_out")
+    estimator = ModuleGraph(GuidedDit(config), state, "velocity", "new_tails*", "new_k*", "new_v*")
     layer = cast(LookaheadEncoder, encoder.module).pre_lookahead_layer
     return ProbedFlow(
         encoder,
@@ -341,9 +341,9 @@ class HiftProbe:
         self.config = config
         self._networks = HiftNetworks(
             config,
-            f0=TorchGraph(F0Predictor(config), state, "f0"),
-            source=TorchGraph(source_of(config), state, "source", "phases"),
-            decoder=TorchGraph(Decoder(config), state, "audio"),
+            f0=ModuleGraph(F0Predictor(config), state, "f0"),
+            source=ModuleGraph(source_of(config), state, "source", "phases"),
+            decoder=ModuleGraph(Decoder(config), state, "audio"),
         )
 
     def f0(self, mel: Array) -> Array:

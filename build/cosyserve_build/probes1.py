@@ -22,7 +22,7 @@ from cosyserve.networks.window_encoder import WindowEncoder
 from cosyserve.networks.window_unet import WindowFlow
 from cosyserve.runtimes.graph import Arrays, Outputs
 from cosyserve_build.bundles.bundle import StateDict
-from cosyserve_build.probes import Array, TorchGraph, likeliest
+from cosyserve_build.probes import Array, ModuleGraph, likeliest
 
 
 class RelativeLlmProbe:
@@ -32,9 +32,9 @@ class RelativeLlmProbe:
         self.config = config
         tables = {name: state[f"{name}_embedding.weight"].numpy() for name in ("text", "speech")}
         tables["special"] = state["llm_embedding.weight"].numpy()
-        self._opening = PromptEncoder(config, tables, TorchGraph(TextEncoder(config), state, "text", "speaker_out"))
-        self._graph = TorchGraph(RelativeLM(config), state, "logits", "new_k*", "new_v*")
-        self._positions = TorchGraph(Positions(config), state, "positions*")
+        self._opening = PromptEncoder(config, tables, ModuleGraph(TextEncoder(config), state, "text", "speaker_out"))
+        self._graph = ModuleGraph(RelativeLM(config), state, "logits", "new_k*", "new_v*")
+        self._positions = ModuleGraph(Positions(config), state, "positions*")
         self._networks = LlmNetworks(self._graph, SpeechEmbeddings(config, tables["speech"]))
 
     def opening(self, prompt_text: Sequence[int], text: Sequence[int], speech: Sequence[int], speaker: Array) -> Array:
@@ -100,8 +100,8 @@ class WindowProbe:
     def __init__(self, config: WindowFlowConfig, state: StateDict, voice: FlowVoice, noise: Array) -> None:
         self.config = config
         self._voice, self._noise = voice, noise
-        self._encoder = TorchGraph(WindowEncoder(config), state, "mu")
-        self._estimator = TorchGraph(WindowFlow(config), state, "velocity")
+        self._encoder = ModuleGraph(WindowEncoder(config), state, "mu")
+        self._estimator = ModuleGraph(WindowFlow(config), state, "velocity")
         self._guided = cast(WindowFlow, self._estimator.module)
 
     def run(self, tokens: Array, *, streaming: bool) -> list[WindowRun]:

@@ -24,10 +24,10 @@ def test_a_full_server_survives_callers_who_ask_for_statuses(demo_weights: Path,
             for session in (one, other):
                 session.push("They hold the places ")
 
-            def knock(_: int) -> str:
+            def refused(_: int) -> str:
                 return call(live.url, words("text", "Hi."), status=True, seconds=30).code
 
-            told = Counter(pool.map(knock, range(REFUSALS)))
+            told = Counter(pool.map(refused, range(REFUSALS)))
             for session in (one, other):
                 session.push("and are heard to the end.")
                 session.end()

@@ -1,10 +1,10 @@
 """Asks a server for utterances and notes what it answers first and after how long: how a full server refuses.
 
-    python loadtest/knock.py 127.0.0.1:8001 --count 1000
-    python loadtest/knock.py 127.0.0.1:8001 --count 500 --at-once
+    python loadtest/refusals.py 127.0.0.1:8001 --count 1000
+    python loadtest/refusals.py 127.0.0.1:8001 --count 500 --at-once
 
 One after another on one connection, or all at once, each on a connection of its own that is open by then. A process
-apart from whoever holds the streams, so that it measures the server. Prints JSON: ``answers``, by code (``OK`` is
+apart from the one that holds the streams, so that it measures the server. Prints JSON: ``answers``, by code (``OK`` is
 audio), and ``milliseconds``, sorted.
 """
 
@@ -39,7 +39,7 @@ async def connect(url: str) -> Any:
     return channel
 
 
-async def knock(channel: Any) -> tuple[str, float]:
+async def first_answer(channel: Any) -> tuple[str, float]:
     """The code of the first answer, and the milliseconds until it came."""
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
     message = wire.infer_request(SpeechRequest(text="Hello."))
@@ -63,7 +63,7 @@ async def one_by_one(url: str, count: int) -> list[tuple[str, float]]:
     channel = await connect(url)
     answers = []
     for _ in range(count):
-        answers.append(await knock(channel))
+        answers.append(await first_answer(channel))
         await asyncio.sleep(random.uniform(0, PAUSE_SECONDS))
     await channel.close()
     return answers
@@ -72,7 +72,7 @@ async def one_by_one(url: str, count: int) -> list[tuple[str, float]]:
 async def at_once(url: str, count: int) -> list[tuple[str, float]]:
     """`count` answers."""
     channels = await asyncio.gather(*(connect(url) for _ in range(count)))
-    answers = await asyncio.gather(*(knock(channel) for channel in channels))
+    answers = await asyncio.gather(*(first_answer(channel) for channel in channels))
     await asyncio.gather(*(channel.close() for channel in channels))
     return list(answers)
 
