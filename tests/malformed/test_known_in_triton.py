@@ -25,7 +25,7 @@ def test_a_shape_beyond_64_bits_is_refused_or_ends_the_server(demo_weights: Path
 
     with server.running() as process, ThreadPoolExecutor(1) as pool:
         assert send(url, message("tts", HI), seconds=ANSWERED_SECONDS).code == "OK"
-        watching = pool.submit(watch, process)
+        watching = pool.submit(watch, process, server.processes)
         told = send(url, fatal, seconds=ANSWERED_SECONDS)
         assert told.code != "OK"
         if "prompt_audio" in told.message:  # refused by name: it lives, and speaks
