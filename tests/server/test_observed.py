@@ -153,7 +153,7 @@ def breaking(demo_weights: Path, collector: Collector, tmp_path_factory: pytest.
     """A server that sends spans, whose inner models can be made to fail, and whose memory is enough for one stream."""
     folder = tmp_path_factory.mktemp("breaking")
     models = shutil.copytree(repository.source(), folder / "models")
-    for name, module, handler in (("frontend", "frontend", "Frontend"), ("flow", "sequence_model", "Flow")):
+    for name, module, handler in (("frontend", "frontend", "Frontend"), ("flow", "flow", "Flow")):
         code = BREAKING.format(name=name, module=module, handler=handler, contract=name.upper())
         (models / name / "1" / "model.py").write_text(code, "utf-8")
     with pytest.MonkeyPatch.context() as patch:
