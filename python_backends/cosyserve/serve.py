@@ -173,9 +173,13 @@ class Server:
 
         try:
             with grpc_client.InferenceServerClient(f"{self.host}:{self.grpc_port}") as client:
-                return bool(client.is_server_ready(client_timeout=2))
+                ready = bool(client.is_server_ready(client_timeout=2))
         except InferenceServerException:
             return False
+        # Triton opens the port of its metrics a moment later.
+        with contextlib.suppress(OSError), socket.create_connection((self.host, self.metrics_port), timeout=2):
+            return ready
+        return False
 
 
 def watch(process: subprocess.Popen[bytes], models: int) -> None:
