@@ -236,14 +236,7 @@ def configs(
     """Render the Triton configurations of the source from the contracts."""
     from cosyserve.repository import paths
 
-    texts = paths(folder)
-    stale = [path for path, text in texts.items() if not path.is_file() or path.read_text("utf-8") != text]
-    if check and stale:
-        print("stale, run `make configs`: " + ", ".join(map(str, stale)), file=sys.stderr)
-        raise typer.Exit(1)
-    for path in stale:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(texts[path], "utf-8")
+    _render(paths(folder), "make configs", check=check)
 
 
 @app.command()
@@ -253,10 +246,17 @@ def docs(
 ) -> None:
     """Make the tables of docs/ that repeat what the code says."""
     with one_line_errors():
-        from cosyserve_build import docs_tables
+        from cosyserve_build.docs_tables import pages
 
-        if not check:
-            docs_tables.write(folder)
-        elif stale := docs_tables.stale(folder):
-            print("stale, run `make docs`: " + ", ".join(map(str, stale)), file=sys.stderr)
-            raise typer.Exit(1)
+        _render(pages(folder), "make docs", check=check)
+
+
+def _render(texts: dict[Path, str], target: str, *, check: bool) -> None:
+    """Write the files that are not what they should be; with `check` name them, and exit 1."""
+    stale = [path for path, text in texts.items() if not path.is_file() or path.read_text("utf-8") != text]
+    if check and stale:
+        print(f"stale, run `{target}`: " + ", ".join(map(str, stale)), file=sys.stderr)
+        raise typer.Exit(1)
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(texts[path], "utf-8")

@@ -106,17 +106,6 @@ def pages(folder: Path) -> dict[Path, str]:
     return {path: _MARKED.sub(_filled, text) for path, text in found.items() if _MARKED.search(text)}
 
 
-def write(folder: Path) -> None:
-    """Write every such page."""
-    for path, text in pages(folder).items():
-        path.write_text(text, "utf-8")
-
-
-def stale(folder: Path) -> list[Path]:
-    """Pages whose tables differ from the code."""
-    return [path for path, text in pages(folder).items() if path.read_text("utf-8") != text]
-
-
 def _filled(match: re.Match[str]) -> str:
     if match[2] not in TABLES:
         raise ValueError(f"there is no table {match[2]!r}; there are {', '.join(TABLES)}")

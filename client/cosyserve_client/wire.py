@@ -18,7 +18,7 @@ from tritonclient.grpc import InferResult, service_pb2
 from tritonclient.utils import InferenceServerException
 
 from cosyserve.codes import CODED_ERRORS, WITH_REASON
-from cosyserve.contracts import TTS, VOICES, Model
+from cosyserve.contracts import SAMPLE_RATE_PARAMETER, TTS, VOICES, Model
 from cosyserve.limits import MAX_MESSAGE_BYTES
 from cosyserve_client.errors import CosyServeClientError, StreamTruncated, from_message, invalid
 from cosyserve_client.types import AudioChunk, SpeechRequest, Voice, VoiceRequest, Word
@@ -66,7 +66,7 @@ def config_request() -> Any:
 def sample_rate(response: Any) -> int:
     """The rate in Hz that a ``ModelConfigResponse`` declares; `CosyServeClientError` when it declares none."""
     parameters = response.config.parameters
-    value = parameters["sample_rate"].string_value if "sample_rate" in parameters else ""
+    value = parameters[SAMPLE_RATE_PARAMETER].string_value if SAMPLE_RATE_PARAMETER in parameters else ""
     if not value.isdecimal():
         raise CosyServeClientError(f"model {TTS.name} declares no sample_rate: is this a CosyServe server?")
     return int(value)

@@ -56,10 +56,19 @@ SENTENCE = "Hello, how are you today? The next train to London leaves in twenty 
 SEED = 1  # the demo always says it alike
 
 
+def _known_profile(profile: str) -> str:
+    if profile not in PROFILES:
+        raise typer.BadParameter(f"one of {', '.join(PROFILES)}", param_hint="--profile")
+    return profile
+
+
+Profile = Annotated[str, typer.Option(help="cpu or gpu", callback=_known_profile)]
+
+
 @app.command()
 def serve(
     weights: Annotated[Path, typer.Option(help="folder written by cosyserve-build prepare")],
-    profile: Annotated[str, typer.Option(help="cpu or gpu")] = "cpu",
+    profile: Profile = "cpu",
     host: Annotated[str, typer.Option(help="address to bind")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(min=1, max=65535, help="gRPC port")] = 8001,
     metrics_port: Annotated[int, typer.Option(min=1, max=65535, help="metrics port")] = 8002,
@@ -69,8 +78,6 @@ def serve(
     ] = None,
 ) -> None:
     """Run Triton on the model repository until interrupted."""
-    if profile not in PROFILES:
-        raise typer.BadParameter(f"one of {', '.join(PROFILES)}", param_hint="--profile")
     if not set(unlock or ()) <= set(UNLOCKABLE):
         raise typer.BadParameter(f"one of {', '.join(UNLOCKABLE)}", param_hint="--unlock")
     server = Server(weights, profile, host, grpc_port, metrics_port, unlock=tuple(unlock or ()))
@@ -119,11 +126,9 @@ def _heard(wave: Path) -> str:
 def render_repository(
     out: Annotated[Path, typer.Argument(help="new folder, for `tritonserver --model-repository`")],
     weights: Annotated[Path, typer.Option(help="folder written by cosyserve-build prepare")],
-    profile: Annotated[str, typer.Option(help="cpu or gpu")] = "gpu",
+    profile: Profile = "gpu",
 ) -> None:
     """Write the model repository that `serve` would run, for those who start tritonserver themselves."""
-    if profile not in PROFILES:
-        raise typer.BadParameter(f"one of {', '.join(PROFILES)}", param_hint="--profile")
     with one_line_errors():
         repository.write(out, profile, Weights(weights).config)
     print(f"{out}: ready; run it with COSYSERVE_WEIGHTS={weights.resolve()} in the environment of tritonserver")

@@ -16,6 +16,9 @@ from cosyserve import limits
 from cosyserve.versions import BUILT_IN
 from cosyserve.versions.base import Version
 
+SAMPLE_RATE_PARAMETER = "sample_rate"
+"""Parameter in the configuration of `tts` that tells clients the rate of its audio in Hz. It is not a setting."""
+
 Tensors = dict[str, NDArray[np.generic]]
 """Values by tensor name."""
 

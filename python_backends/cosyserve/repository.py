@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cosyserve import versions
 from cosyserve.config import ModelConfig
-from cosyserve.contracts import MODELS, TTS, UPSTREAM, Model
+from cosyserve.contracts import MODELS, SAMPLE_RATE_PARAMETER, TTS, UPSTREAM, Model
 from cosyserve.errors import ServeError
 from cosyserve.limits import MAX_LLM_SLOTS, MAX_STREAMS
 from cosyserve.runtimes.registry import TORCH
@@ -92,5 +92,5 @@ def render(model: Model, profile: str, sample_rate: int) -> str:
 
     parameters = PARAMETERS.get(model.name, {}) | PROFILES[profile].get(model.name, {})
     if model is TTS:
-        parameters["sample_rate"] = str(sample_rate)
+        parameters[SAMPLE_RATE_PARAMETER] = str(sample_rate)
     return render_config(model, parameters, on_gpu=profile == "gpu" and model.computes)

@@ -182,13 +182,13 @@ class Server:
         return False
 
 
-def watch(process: subprocess.Popen[bytes], models: int) -> None:
+def watch(process: subprocess.Popen[bytes], processes: int) -> None:
     """Wait until the server ends, or one of its model processes: Triton stays ready without it, and useless.
 
     What is under way waits for it in vain, so Triton is not asked to end then, which would wait with it, but killed.
 
     Args:
-        models: model processes of the server.
+        processes: see `Server.processes`.
 
     Raises:
         ServeError: always; it says which of the two happened.
@@ -200,7 +200,7 @@ def watch(process: subprocess.Popen[bytes], models: int) -> None:
                 living.append(os.pidfd_open(pid))
                 stack.callback(os.close, living[-1])
         # One that has ended before it was looked for is missed.
-        if len(living) > models:
+        if len(living) > processes:
             select.select(living, [], [])
     if process.poll() is None:
         process.kill()

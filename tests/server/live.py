@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
 from cosyserve.metrics import ACTIVE_STREAMS, FLOW_SEQUENCES, HIFT_SEQUENCES, LLM_SEQUENCES, Metric
 from cosyserve.serve import Server, free_port
+from cosyserve.tritonserver import fetch, locate
 
 PATIENCE = 30.0
 """Seconds after which what should happen in a fraction of one has failed: the cores may be busy."""
@@ -61,8 +64,6 @@ class Live:
 
     def _series(self) -> list[tuple[str, set[str], float]]:
         """Name, labels and value of each of ours."""
-        # Triton opens this port a moment after it answers that it is ready.
-        wait_until(self._answers, lambda: "no metrics")
         with urllib.request.urlopen(self.metrics_url, timeout=PATIENCE) as page:
             lines = page.read().decode().splitlines()
         found = []
@@ -70,13 +71,6 @@ class Live:
             name, _, labels = series.rstrip("}").partition("{")
             found.append((name, set(labels.split(",")), float(value)))
         return found
-
-    def _answers(self) -> bool:
-        try:
-            urllib.request.urlopen(self.metrics_url, timeout=PATIENCE).close()
-        except urllib.error.URLError:
-            return False
-        return True
 
 
 def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
@@ -95,6 +89,32 @@ def running(weights: Path, log: Path, **settings: str) -> Iterator[Live]:
     server = Server(weights, grpc_port=free_port(), metrics_port=free_port(), settings=settings, log=log)
     with server.running():
         yield Live(f"127.0.0.1:{server.grpc_port}", f"http://127.0.0.1:{server.metrics_port}/metrics", weights, log)
+
+
+@contextmanager
+def bare_triton(folder: Path, *flags: str, **environ: str) -> Iterator[str]:
+    """The address of a tritonserver that serves ``folder/models`` without the launcher, once it is ready."""
+    triton, port, scratch, log = locate() or fetch(print), free_port(), folder / "lib", folder / "log"
+    scratch.mkdir()
+    own = [f"--model-repository={folder / 'models'}", f"--grpc-port={port}", "--allow-http=false"]
+    command = triton.arguments([*own, "--allow-metrics=false", *flags])
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, env={**triton.environ(scratch), **environ}, stdout=file, stderr=file)
+
+    def ready() -> bool:
+        assert process.poll() is None, log.read_text()
+        try:
+            with InferenceServerClient(f"127.0.0.1:{port}") as client:
+                return bool(client.is_server_ready())
+        except InferenceServerException:
+            return False
+
+    try:
+        wait_until(ready, log.read_text)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=PATIENCE)
 
 
 def wait_until(condition: Callable[[], bool], report: Callable[[], str]) -> None:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc_client
-from live import PATIENCE
+from live import bare_triton
 from numpy.typing import NDArray
-from tritonclient.utils import InferenceServerException
-
-from cosyserve.serve import free_port
-from cosyserve.tritonserver import fetch, locate
 
 TYPES = {"BYTES": "STRING", "FP32": "FP32", "INT16": "INT16", "INT32": "INT32", "INT64": "INT64", "BOOL": "BOOL"}
 
@@ -67,30 +61,11 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         version.mkdir(parents=True)
         (version / "model.py").write_text(MODEL)
         (version.parent / "config.pbtxt").write_text(CONFIG.format(name=kind, type=spelled))
-    port, triton = free_port(), locate() or fetch(print)
-    (folder / "lib").mkdir()
-    flags = [f"--model-repository={folder / 'models'}", f"--grpc-port={port}", "--allow-http=false"]
-    flags += ["--allow-metrics=false", "--model-load-thread-count=1"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(triton.arguments(flags), env=triton.environ(folder / "lib"), stdout=log, stderr=log)
-    try:
-        with grpc_client.InferenceServerClient(f"127.0.0.1:{port}") as client:
-            deadline = time.monotonic() + PATIENCE
-            while not ready(client):
-                assert process.poll() is None, (folder / "log").read_text()
-                assert time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.1)
-            yield client
-    finally:
-        process.terminate()
-        process.wait(timeout=PATIENCE)
-
-
-def ready(client: Any) -> bool:
-    try:
-        return bool(client.is_server_ready())
-    except InferenceServerException:
-        return False
+    with (
+        bare_triton(folder, "--model-load-thread-count=1") as url,
+        grpc_client.InferenceServerClient(url) as client,
+    ):
+        yield client
 
 
 @pytest.mark.parametrize(("kind", "array"), list(cases()), ids=lambda case: str(getattr(case, "shape", case)))

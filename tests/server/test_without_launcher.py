@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live import PATIENCE, free_port, wait_until
+from live import PATIENCE, bare_triton
 from raw import Input, call, words
 
 from cosyserve.contracts import UPSTREAM
 from cosyserve.repository import SAMPLE_RATE, render, source
-from cosyserve.tritonserver import fetch, locate
-from cosyserve_client import Client, CosyServeClientError
+from cosyserve_client import Client
 
 COSYVOICE3 = next(model for model in UPSTREAM if model.name == "cosyvoice3")
 COSYSERVE = str(Path(sys.executable).parent / "cosyserve")
@@ -24,32 +23,14 @@ COSYSERVE = str(Path(sys.executable).parent / "cosyserve")
 @pytest.fixture(scope="module")
 def url(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("alone")
-    models, scratch, port = folder / "models", folder / "lib", free_port()
+    models = folder / "models"
     command = [COSYSERVE, "render-repository", str(models), "--weights", str(demo_weights), "--profile", "cpu"]
     subprocess.run(command, check=True, timeout=PATIENCE)
     # The repository of the source holds the models of both of upstream's contracts.
     shutil.copytree(source() / COSYVOICE3.name, models / COSYVOICE3.name)
     (models / COSYVOICE3.name / "config.pbtxt").write_text(render(COSYVOICE3, "cpu", SAMPLE_RATE), "utf-8")
-    scratch.mkdir()
-    triton = locate() or fetch(print)
-    environ = {**triton.environ(scratch), "COSYSERVE_WEIGHTS": str(demo_weights)}
-    flags = [f"--model-repository={models}", f"--grpc-port={port}", "--allow-http=false", "--allow-metrics=false"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(triton.arguments(flags), env=environ, stdout=log, stderr=log)
-    try:
-        with Client(f"127.0.0.1:{port}") as client:
-            wait_until(lambda: ready(client), lambda: (folder / "log").read_text("utf-8")[-2000:])
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=PATIENCE)
-
-
-def ready(client: Client) -> bool:
-    try:
-        return client.ready()
-    except CosyServeClientError:
-        return False
+    with bare_triton(folder, COSYSERVE_WEIGHTS=str(demo_weights)) as url:
+        yield url
 
 
 def test_it_speaks_and_tells_its_rate(url: str) -> None:

@@ -7,20 +7,11 @@ from pathlib import Path
 from cosyserve.config import ModelConfig, SampleHiftConfig, TransformerConfig, WindowFlowConfig
 from cosyserve.errors import Unsupported
 from cosyserve.versions.base import Version
-from cosyserve_build.bundles.parts import hift_sizes, mel_config, sampling
+from cosyserve_build.bundles.parts import CONFORMER, hift_sizes, mel_config, sampling
 from cosyserve_build.bundles.section import Section
 
 WHISPER_IDS = 51866
 """Ids of the text tokenizer, which no bundle holds (see ``cosyserve_build.whisper``)."""
-
-_PLAIN = {
-    "normalize_before": True,
-    "pos_enc_layer_type": "rel_pos_espnet",
-    "selfattention_layer_type": "rel_selfattn",
-    "use_cnn_module": False,
-    "macaron_style": False,
-}
-"""What the layers here implement."""
 
 
 def read(folder: Path, root: Section, version: Version) -> ModelConfig:
@@ -44,9 +35,11 @@ def _llm_config(llm: Section) -> TransformerConfig:
     vocab, inputs = llm.integer("text_token_size"), llm.integer("llm_input_size")
     if vocab != WHISPER_IDS:
         raise Unsupported(f"{llm.file}: a text tokenizer of {vocab} ids; only whisper's of {WHISPER_IDS} is known")
-    text.require(input_size=llm.integer("text_encoder_input_size"), input_layer="linear", static_chunk_size=1, **_PLAIN)
+    text.require(
+        input_size=llm.integer("text_encoder_input_size"), input_layer="linear", static_chunk_size=1, **CONFORMER
+    )
     decoder.require(input_size=inputs, output_size=llm.integer("llm_output_size"), input_layer="linear_legacy")
-    decoder.require(static_chunk_size=1, **_PLAIN)
+    decoder.require(static_chunk_size=1, **CONFORMER)
     return TransformerConfig(
         inputs=inputs,
         hidden=decoder.integer("output_size"),
@@ -71,7 +64,7 @@ def _flow_config(flow: Section, frame_rate: float) -> WindowFlowConfig:
     settings = decoder.section("cfm_params").section("content")
     estimator = decoder.section("estimator", "ConditionalDecoder")
     mels, inputs = flow.integer("output_size"), flow.integer("input_size")
-    encoder.require(input_size=inputs, input_layer="linear", static_chunk_size=0, use_dynamic_chunk=False, **_PLAIN)
+    encoder.require(input_size=inputs, input_layer="linear", static_chunk_size=0, use_dynamic_chunk=False, **CONFORMER)
     regulator.require(channels=mels)
     ratios = regulator.integers("sampling_ratios")
     if set(ratios) != {1}:

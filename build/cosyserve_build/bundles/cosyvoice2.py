@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cosyserve.config import HiftConfig, LlmConfig, ModelConfig, UNetFlowConfig
 from cosyserve.versions.base import Version
-from cosyserve_build.bundles.parts import hift_sizes, llm_sizes, mel_config, solver
+from cosyserve_build.bundles.parts import CONFORMER, hift_sizes, llm_sizes, mel_config, solver
 from cosyserve_build.bundles.section import Section
 
 UP_BLOCKS = 4  # encoder layers after up-sampling: a constant upstream
@@ -31,15 +31,7 @@ def _flow_config(flow: Section) -> UNetFlowConfig:
     mels, width = flow.integer("output_size"), encoder.integer("output_size")
     settings, estimator = solver(flow, mels, "CausalConditionalDecoder")
     flow.require(input_size=width)
-    encoder.require(
-        input_size=width,
-        normalize_before=True,
-        input_layer="linear",
-        pos_enc_layer_type="rel_pos_espnet",
-        selfattention_layer_type="rel_selfattn",
-        use_cnn_module=False,
-        macaron_style=False,
-    )
+    encoder.require(input_size=width, input_layer="linear", **CONFORMER)
     estimator.require(in_channels=4 * mels, act_fn="gelu")
     return UNetFlowConfig(
         tokens=flow.integer("vocab_size"),

@@ -12,6 +12,15 @@ from cosyserve_build.bundles.section import Section
 
 QWEN = "CosyVoice-BlankEN"
 
+CONFORMER = {
+    "normalize_before": True,
+    "pos_enc_layer_type": "rel_pos_espnet",
+    "selfattention_layer_type": "rel_selfattn",
+    "use_cnn_module": False,
+    "macaron_style": False,
+}
+"""What a conformer must be configured as: what the layers here implement."""
+
 
 def llm_sizes(folder: Path, llm: Section) -> dict[str, Any]:
     """`LlmConfig` by field: from the YAML's section `llm` and Qwen2's own file."""

@@ -22,7 +22,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from cosyserve.codes import CODED_ERRORS, WITH_REASON, CodedMessage
-from cosyserve.contracts import Model, Scheduling, Tensor, Tensors
+from cosyserve.contracts import SAMPLE_RATE_PARAMETER, Model, Scheduling, Tensor, Tensors
 from cosyserve.errors import CosyServeError, InvalidInput, StageFailed, WeightsError, passed_on
 from cosyserve.logs import log_json_lines, request_id
 from cosyserve.metrics import Metric
@@ -43,9 +43,6 @@ REQUEST_ID = ContextVar("request_id", default="")
 PING = "ping"
 """Parameter of a request that the process of an inner model answers at once, without any work."""
 
-SAMPLE_RATE = "sample_rate"
-"""Parameter of the model `tts` that tells clients the rate of its audio in Hz. It is not a setting."""
-
 _LOG = logging.getLogger("cosyserve")
 log_json_lines()  # each model has a process of its own, which begins here
 
@@ -56,7 +53,7 @@ _TRITON_NAMES = {"INVALID_ARGUMENT": "INVALID_ARG", "UNIMPLEMENTED": "UNSUPPORTE
 
 def read_settings(args: Mapping[str, str]) -> Settings:
     """Settings of the model that Triton is initialising, from its parameters and the environment."""
-    return Settings.read({name: text for name, text in _parameters(args).items() if name != SAMPLE_RATE})
+    return Settings.read({name: text for name, text in _parameters(args).items() if name != SAMPLE_RATE_PARAMETER})
 
 
 def check_sample_rate(args: Mapping[str, str], rate: int) -> None:
@@ -65,7 +62,7 @@ def check_sample_rate(args: Mapping[str, str], rate: int) -> None:
     Raises:
         WeightsError: naming both rates in Hz.
     """
-    promised = _parameters(args).get(SAMPLE_RATE, str(rate))
+    promised = _parameters(args).get(SAMPLE_RATE_PARAMETER, str(rate))
     if promised != str(rate):
         problem = f"the weights speak at {rate} Hz, but the configuration promises {promised} Hz"
         raise WeightsError(f"{problem}: render it with `cosyserve render-repository`")

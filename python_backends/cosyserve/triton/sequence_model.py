@@ -48,8 +48,8 @@ class SequenceModel:
         """Called by Triton once, before any request."""
         lower_priority()
         settings = read_settings(args)
-        at_once, alone = settings.concurrency, 1
-        lanes, batch = (at_once, alone) if registry.get(settings.runtime).side_by_side else (alone, at_once)
+        side_by_side = registry.get(settings.runtime).side_by_side
+        lanes, batch = (settings.concurrency, 1) if side_by_side else (1, settings.concurrency)
         self._sequences = SequenceTable(self.load(settings), SEQUENCE_IDLE_SECONDS, batch)
         self._live_sequences = TritonMetric(self.live)
         self._compute_seconds = TritonMetric(COMPUTE, model=self.model.name)
