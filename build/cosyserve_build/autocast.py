@@ -1,8 +1,8 @@
-"""Mixed precision written into an ONNX graph: what strongly typed TensorRT takes in place of precision flags.
+"""Mixed precision written into an ONNX graph, which strongly typed TensorRT needs in place of precision flags.
 
 The rule is that of torch.autocast: matrix products and convolutions in half precision, everything else in float32. So
-norms, softmax, masks, residual sums and the time embedding (sines of angles up to 1000) keep their range. Keys and
-values are half at the graph's edge too: they are what fills the memory, and only products read them.
+norms, softmax, masks, residual sums and the time embedding (sines of angles up to 1000) keep their range. The KV
+cache is half precision at the graph's inputs and outputs too: it takes most of the memory, and only products read it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, version_converter
 
 OPSET = 22
-"""The first whose convolutions take bfloat16."""
+"""First opset whose convolutions accept bfloat16."""
 
 HALF = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
@@ -21,10 +21,10 @@ _CACHE = re.compile(r"(prompt|past|new)_[kv]_\d+")
 
 
 def autocast(model: ModelProto, precision: str) -> ModelProto:
-    """A copy of a float32 graph whose products compute in half precision.
+    """Return a copy of a float32 graph whose products compute in half precision.
 
     Args:
-        model: with its weights loaded; nodes in execution order, as ONNX demands.
+        model: the graph with its weights loaded; nodes in execution order, as ONNX demands.
         precision: ``fp16`` or ``bf16``.
     """
     cast: ModelProto = version_converter.convert_version(model, OPSET)
@@ -57,7 +57,7 @@ class _Rewriter:
 
     def _rewrite(self, node: NodeProto) -> None:
         product = node.op_type in _PRODUCTS
-        # A transposed cache stays half on its way to its product.
+        # A transposed cache stays in half precision until its product.
         through = node.op_type == "Transpose" and node.input[0] in self.halves
         if node.op_type != "Shape":
             read = self._as_half if product or through else self._as_full

@@ -1,4 +1,4 @@
-"""``cosyserve-build``: what turns a CosyVoice bundle into something to serve, and proves it right."""
+"""Command ``cosyserve-build``: prepares CosyVoice bundles for the server and verifies them against recorded tensors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Size(StrEnum):
 
 
 class WeightPrecision(StrEnum):
-    """What the weights of ONNX graphs are kept in."""
+    """Types in which ONNX graphs store their weights."""
 
     fp32 = "fp32"
     int8 = "int8"
@@ -65,10 +65,10 @@ def prepare(
     out: Annotated[Path, typer.Argument(help="new folder for the prepared weights")],
     runtime: Annotated[
         list[str],
-        typer.Option(help=f"what will run the networks: {' or '.join(registry.PREPARED)}; give it twice for both"),
+        typer.Option(help=f"runtime of the networks: {' or '.join(registry.PREPARED)}; give it twice for both"),
     ] = ONNX_ALONE,
     llm_gguf: Annotated[
-        Quantisation | None, typer.Option(help="add the language model for llama.cpp, its matrices of this type")
+        Quantisation | None, typer.Option(help="also write the language model for llama.cpp; type of its matrices")
     ] = None,
     precision: Annotated[
         WeightPrecision,
@@ -77,7 +77,7 @@ def prepare(
 ) -> None:
     """Turn a bundle into weights that the server loads."""
     if not set(runtime) <= set(registry.PREPARED):
-        raise typer.BadParameter(f"one of {', '.join(registry.PREPARED)}", param_hint="--runtime")
+        raise typer.BadParameter(f"must be one of {', '.join(registry.PREPARED)}", param_hint="--runtime")
     with one_line_errors():
         from cosyserve_build.prepare import prepare as run
 
@@ -96,9 +96,9 @@ def prepare(
 
 @app.command()
 def engines(
-    weights: Annotated[Path, typer.Argument(help="prepared weights; the plans go into their folder plans/")],
-    precision: Annotated[Precision, typer.Option(help="of the flow; the vocoder stays float32")] = Precision.bf16,
-    graphs: Annotated[str, typer.Option(help="names with commas between them")] = "flow_estimator,hift_decoder",
+    weights: Annotated[Path, typer.Argument(help="prepared weights; the plans are written to their folder plans/")],
+    precision: Annotated[Precision, typer.Option(help="for the flow; the vocoder stays float32")] = Precision.bf16,
+    graphs: Annotated[str, typer.Option(help="names, separated by commas")] = "flow_estimator,hift_decoder",
 ) -> None:
     """Build TensorRT plans for this machine's GPU (not verified on hardware)."""
     with one_line_errors():
@@ -112,7 +112,7 @@ def verify(
     folder: Annotated[Path, typer.Argument(metavar="SET", help="folder with bundle/, vectors/, manifest.json")],
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Compare every stage with recorded tensors; exit 1 on any miss."""
+    """Compare every stage with recorded tensors; exit with 1 on any miss."""
     with one_line_errors():
         from cosyserve_build.verify import verify as run
 
@@ -127,16 +127,16 @@ def judge(
     url: Annotated[str, typer.Option(help="the server's gRPC host:port")] = "127.0.0.1:8001",
     voice: Annotated[str | None, typer.Option(help="name of a registered voice")] = None,
     source: Annotated[
-        str | None, typer.Option(help="judge this voice of flite instead, which the demo voice was taught")
+        str | None, typer.Option(help="measure this voice of flite instead, on which the demo voice was trained")
     ] = None,
-    sentences: Annotated[int, typer.Option(min=1, help="that are said, none of which the demo voice was taught")] = 100,
-    full: Annotated[bool, typer.Option("--full", help="full attention instead of streaming")] = False,
-    seed: Annotated[int, typer.Option(help="of the first utterance")] = 0,
-    at_once: Annotated[int, typer.Option(min=1, help="utterances in progress")] = 2,
-    max_wer: Annotated[float | None, typer.Option(help="exit 1 above this word error rate, in percent")] = None,
+    sentences: Annotated[int, typer.Option(min=1, help="number of sentences; none is in the training data")] = 100,
+    full: Annotated[bool, typer.Option("--full", help="use full attention instead of streaming")] = False,
+    seed: Annotated[int, typer.Option(help="seed of the first utterance")] = 0,
+    at_once: Annotated[int, typer.Option(min=1, help="utterances in progress at once")] = 2,
+    max_wer: Annotated[float | None, typer.Option(help="exit with 1 above this word error rate, in percent")] = None,
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Let a server speak, and tell which words a recogniser hears and what is wrong with the signal."""
+    """Measure word error rate and signal defects of a running server."""
     import json as written
 
     from rich.console import Console
@@ -150,7 +150,7 @@ def judge(
     else:
         Console().print(verdict.table())
     if max_wer is not None and 100 * verdict.wer > max_wer:
-        print(f"failed: word error rate {verdict.wer:.1%}, at most {max_wer:g} %", file=sys.stderr)
+        print(f"failed: word error rate {verdict.wer:.1%}, must be at most {max_wer:g} %", file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -159,7 +159,7 @@ def synth_bundle(
     out: Annotated[Path, typer.Argument(help="new folder for the bundle")],
     version: Annotated[int, typer.Option(help="CosyVoice generation")] = 2,
     size: Annotated[Size, typer.Option(help="full has the official dimensions")] = Size.tiny,
-    seed: Annotated[int, typer.Option(help="same seed, same bundle")] = 0,
+    seed: Annotated[int, typer.Option(help="of the random weights")] = 0,
 ) -> None:
     """Write a bundle of random weights in the official layout, for tests and benchmarks."""
     with one_line_errors():
@@ -171,13 +171,13 @@ def synth_bundle(
 
 @app.command("demo-voice")
 def demo_voice(
-    work: Annotated[Path, typer.Argument(help="folder for corpus and checkpoints; a run that was cut off goes on")],
-    archive: Annotated[Path, typer.Argument(help="file for the voice: its bundle and its prepared weights")],
+    work: Annotated[Path, typer.Argument(help="folder for corpus and checkpoints; an interrupted run resumes")],
+    archive: Annotated[Path, typer.Argument(help="archive to write, with bundle and prepared weights")],
     stage: Annotated[
         list[str] | None, typer.Option(help="train only this: speaker, tokenizer, pitch, vocoder, language or flow")
     ] = None,
 ) -> None:
-    """Teach a small English voice from nothing: hours on two cores, needs flite and the extra `voice`."""
+    """Train a small English voice from scratch: takes hours on two cores, needs flite and the extra `voice`."""
     with one_line_errors():
         from cosyserve_build.demo_voice.making import STAGES, make
 
@@ -189,10 +189,10 @@ def demo_voice(
 
 @app.command("demo-bundle")
 def demo_bundle(
-    archive: Annotated[Path, typer.Argument(help="written by demo-voice")],
-    out: Annotated[Path, typer.Argument(help="folder for the bundle, replaced")],
+    archive: Annotated[Path, typer.Argument(help="archive that demo-voice wrote")],
+    out: Annotated[Path, typer.Argument(help="folder for the bundle; replaced if it exists")],
 ) -> None:
-    """Take the demo voice's bundle out of its archive."""
+    """Extract the demo voice's bundle from its archive."""
     with one_line_errors():
         from cosyserve_build.demo_voice.packing import unpack_bundle
 
@@ -231,7 +231,7 @@ def export_gguf(
 @app.command()
 def configs(
     folder: Annotated[Path, typer.Argument(help="model repository")] = Path("model_repository"),
-    check: Annotated[bool, typer.Option("--check", help="write nothing; exit 1 when a file is stale")] = False,
+    check: Annotated[bool, typer.Option("--check", help="write nothing; exit with 1 when a file is stale")] = False,
 ) -> None:
     """Render the Triton configurations of the source from the contracts."""
     from cosyserve.repository import paths
@@ -241,10 +241,10 @@ def configs(
 
 @app.command()
 def docs(
-    folder: Annotated[Path, typer.Argument(help="pages in Markdown")] = Path("docs"),
-    check: Annotated[bool, typer.Option("--check", help="write nothing; exit 1 when a page is stale")] = False,
+    folder: Annotated[Path, typer.Argument(help="folder of the Markdown pages")] = Path("docs"),
+    check: Annotated[bool, typer.Option("--check", help="write nothing; exit with 1 when a page is stale")] = False,
 ) -> None:
-    """Make the tables of docs/ that repeat what the code says."""
+    """Generate the tables of docs/ from the code."""
     with one_line_errors():
         from cosyserve_build.docs_tables import pages
 
@@ -252,7 +252,7 @@ def docs(
 
 
 def _render(texts: dict[Path, str], target: str, *, check: bool) -> None:
-    """Write the files that are not what they should be; with `check` name them, and exit 1."""
+    """Write the files that are stale; with `check`, name them and exit with 1 instead."""
     stale = [path for path, text in texts.items() if not path.is_file() or path.read_text("utf-8") != text]
     if check and stale:
         print(f"stale, run `{target}`: " + ", ".join(map(str, stale)), file=sys.stderr)

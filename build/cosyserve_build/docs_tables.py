@@ -1,11 +1,11 @@
-"""Tables of docs/ that repeat what the code says: made from it, between two comments of a page.
+"""Generate tables of docs/ from the code, between two comments of a page.
 
     <!-- generated: settings -->
     ...
     <!-- end -->
 
-`make docs` writes them, `make check` refuses stale ones. What a cell says stands in the code, as the docstring of an
-attribute, a constant or a class, as the description of a tensor or a metric, or as the help of an option.
+`make docs` writes them, `make check` refuses stale ones. The text of a cell is in the code: the docstring of an
+attribute, a constant or a class, the description of a tensor or a metric, or the help of an option.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ READERS: dict[str, Sequence[str]] = {
     "flow_cache_mib": ("flow",),
     "flow_window": ("flow",),
 }
-"""The models that use each setting, which they are all given."""
+"""Models that use each setting; every model receives all settings."""
 
 BOUNDS: dict[ModuleType, Sequence[str]] = {
     limits: (
@@ -91,16 +91,16 @@ BOUNDS: dict[ModuleType, Sequence[str]] = {
         "SHUTDOWN_SECONDS",
     ),
 }
-"""The bounds that callers can meet; there are more."""
+"""Limits that callers can meet; the modules have more."""
 
 _MARKED = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.S)
 
 
 def pages(folder: Path) -> dict[Path, str]:
-    """Every page with generated tables, with the text that it should have.
+    """Return each page that has generated tables, with its up-to-date text.
 
     Raises:
-        ValueError: a page asks for a table that there is not, or something of a table has no description.
+        ValueError: a page names an unknown table, or an item of a table has no description.
     """
     found = {path: path.read_text("utf-8") for path in sorted(folder.glob("*.md"))}
     return {path: _MARKED.sub(_filled, text) for path, text in found.items() if _MARKED.search(text)}
@@ -119,7 +119,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Docstrings have a line's width, and literals as Sphinx writes them; help texts end with a full stop."""
+    """Convert a docstring or help text to a cell: one line, Markdown literals, no full stop at the end."""
     return " ".join(text.replace("``", "`").replace("|", "\\|").split()).rstrip(".")
 
 
@@ -152,20 +152,20 @@ def _settings() -> str:
 
 
 def _attributes(kind: type) -> dict[str, str]:
-    """What the docstring of a class says of each attribute."""
+    """Return the description of each attribute in the docstring of a class."""
     _, _, listed = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
     return dict(re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", listed, flags=re.S | re.M))
 
 
 def _of_profiles(setting: str) -> Iterator[tuple[str, str]]:
-    """Each profile of the configurations that has another value than the default; and of which models, if not all."""
+    """Yield each profile that overrides the default, with its value, and its models if not all have it."""
     default = next(str(field.default) for field in fields(Settings) if field.name == setting)
     for profile in sorted(PROFILES):
         values = {model: of[setting] for model, of in _parameters(profile).items() if setting in of}
         other = {model: value for model, value in values.items() if value != default}
         for value in dict.fromkeys(other.values()):
             having = [model for model in other if other[model] == value]
-            # A model that is not told takes the default.
+            # A model whose configuration lacks the parameter uses the default.
             whole = set(having) >= set(READERS.get(setting, ()))
             yield profile, f"`{value}`" + ("" if whole else f" ({', '.join(having)})")
 
@@ -269,7 +269,7 @@ def _number(value: float) -> str:
 
 @cache
 def _constants(module: ModuleType) -> dict[str, str]:
-    """What stands below each constant of a module."""
+    """Return the docstring below each constant of a module."""
     found: dict[str, str] = {}
     body = ast.parse(inspect.getsource(module)).body
     for node, text in pairwise(body):
@@ -310,4 +310,4 @@ TABLES: dict[str, Callable[[], str]] = {
     "outputs of upstream's contract": _tensors("output", contracts.UPSTREAM[0].outputs),
     "defects of Triton": triton_defects.table,
 }
-"""Every table by the name that pages call it by."""
+"""Tables by the name that pages use."""

@@ -1,4 +1,4 @@
-"""TensorRT plans for the GPU of this machine, from prepared weights. Not verified on hardware."""
+"""Build TensorRT plans for the GPU of this machine from prepared weights. Not verified on hardware."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from cosyserve_build.autocast import HALF, autocast
 def engines(
     folder: Path, precision: str, graphs: Sequence[str], report: Callable[[str], None] = lambda line: None
 ) -> None:
-    """Build a plan of each graph into the folder ``plans`` of the weights, with a JSON that says what it is for.
+    """Build a plan of each graph in the folder ``plans`` of the weights, with a JSON that describes it.
 
-    All graphs are checked before TensorRT is asked for, so the checks work without it.
+    All graphs are checked before TensorRT is imported, so the checks work without it.
 
     Args:
         folder: prepared weights.
         precision: ``fp16``, ``bf16`` or ``fp32``; the vocoder is always float32.
         graphs: names of the graphs.
-        report: called with a line for each part that is done.
+        report: called with a line of text after each finished part.
 
     Raises:
-        WeightsError: a graph does not suit TensorRT, TensorRT or a GPU is missing, or the build failed.
+        WeightsError: TensorRT cannot run a graph, TensorRT or a GPU is missing, or the build failed.
     """
     weights = Weights(folder)
     checked: list[tuple[str, ModelProto, Profile]] = []
@@ -50,20 +50,20 @@ def engines(
 
 
 def typed(model: ModelProto, precision: str) -> ModelProto:
-    """The graph with its precision written into it; float32 graphs are as they should be."""
+    """Return the graph with its precision written into it; float32 graphs need no change."""
     return autocast(model, precision) if precision in HALF else model
 
 
 def _build(trt: ModuleType, graph: str, model: ModelProto, shapes: Profile) -> bytes:
     logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(logger)
-    # TensorRT 11 knows no other kind of network and ignores the flag.
+    # TensorRT 11 has only strongly typed networks and ignores the flag.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.SerializeToString()):
         raise WeightsError(f"{graph}: TensorRT cannot read the graph: {parser.get_error(0).desc()}")
     config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # float32 is chosen where half the digits would not do
+    config.clear_flag(trt.BuilderFlag.TF32)  # graphs in float32 need its full precision
     ranges = builder.create_optimization_profile()
     for name, (least, usual, greatest) in shapes.items():
         ranges.set_shape(name, least, usual, greatest)

@@ -1,4 +1,4 @@
-"""Networks as ONNX graphs with explicit state, each checked against torch through onnxruntime."""
+"""Export networks as ONNX graphs with explicit state, and check each in onnxruntime against torch."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class Spec:
     Attributes:
         name: file name without suffix.
         module: network with its weights.
-        inputs: inputs for given sizes, by forward's argument names; lists are numbered inputs.
+        inputs: makes inputs for given sizes, by forward's argument names; lists become numbered inputs.
         sizes: the sizes to export at, first-chunk sizes and later-chunk sizes; all are checked.
         axes: for each argument, the names of the axes that vary.
-        outputs: forward's results, a trailing ``*`` marks a list.
+        outputs: names of forward's results; a trailing ``*`` marks a list.
         tolerance: largest difference between torch and onnxruntime.
     """
 
@@ -77,8 +77,8 @@ def export(spec: Spec, folder: Path, precision: Precision | None = None) -> dict
 
     Args:
         spec: the graph.
-        folder: where it goes.
-        precision: that its weights are kept in; None is float32.
+        folder: for the files.
+        precision: in which the file stores the weights; None is float32.
 
     Returns:
         The graph's entry in the manifest: files, inputs, outputs.
@@ -102,21 +102,21 @@ def export(spec: Spec, folder: Path, precision: Precision | None = None) -> dict
         _compare(spec, path, precision.tolerance)
     model = onnx.load(str(path), load_external_data=False)
     return {
-        "files": [file.name for file in (path, _data(path)) if file.exists()],  # few weights stay in the graph
+        "files": [file.name for file in (path, _data(path)) if file.exists()],  # small weights stay in the graph
         "inputs": {i.name: _value(i) for i in model.graph.input},
         "outputs": {o.name: _value(o) for o in model.graph.output},
     }
 
 
 def graphs(config: ModelConfig, llm: StateDict, flow: StateDict, hift: StateDict) -> Iterator[Spec]:
-    """The graphs of a model, in the order of the road of a request."""
+    """Yield the graphs of a model, in the order in which a request passes them."""
     networks = versions.of(config).networks
     for stage, state in (("llm", llm), ("flow", flow), ("hift", hift)):
         yield from resolve(networks[stage].graphs)(getattr(config, stage), state)
 
 
 def qwen2_graphs(config: LlmConfig, state: StateDict) -> Iterator[Spec]:
-    """The language model over Qwen2."""
+    """Language model of versions 2 and 3, on Qwen2."""
 
     def inputs(batch: int, new: int, capacity: int) -> Inputs:
         past = [(batch, config.kv_heads, capacity, config.head_dim)] * config.layers
@@ -147,7 +147,7 @@ def qwen2_graphs(config: LlmConfig, state: StateDict) -> Iterator[Spec]:
 
 
 def unet_flow_graphs(config: UNetFlowConfig, state: StateDict) -> Iterator[Spec]:
-    """An up-sampling conformer and a causal U-Net."""
+    """Flow of version 2: an up-sampling conformer and a causal U-Net."""
     yield _conformer(config, _load(FlowEncoder(config), state))
     yield _estimator(config, _load(GuidedFlow(config), state))
 
@@ -180,7 +180,7 @@ def _conformer(config: UNetFlowConfig, module: nn.Module) -> Spec:
             {"batch": 1, "new": 1, "past": chunk},
             {"batch": 2, "new": 2, "past": 0},
         ),
-        # Equal names promise equal sizes, and layers behind the up-sampling hold more positions than those before it.
+        # Axes of one name have one size, and layers after the up-sampling hold more positions than those before it.
         axes={name: {0: "batch"} for name in ("context", "context_valid", "length", "conv_tail", "up_tail")}
         | {"tokens": {0: "batch", 1: "new"}}
         | {f"past_{kind}": {0: "batch", 2: "past"} for kind in "kv"}
@@ -190,7 +190,7 @@ def _conformer(config: UNetFlowConfig, module: nn.Module) -> Spec:
 
 
 def dit_flow_graphs(config: DitFlowConfig, state: StateDict) -> Iterator[Spec]:
-    """Two convolutions and a diffusion transformer."""
+    """Flow of version 3: two convolutions and a diffusion transformer."""
     yield _lookahead(config, _load(LookaheadEncoder(config), state))
     yield _estimator(config, _load(GuidedDit(config), state))
 
@@ -223,7 +223,7 @@ def _estimator(config: FlowConfig, module: nn.Module) -> Spec:
             return _noise([(frames, 2 * batch, heads, dim)] * layers)
 
         position = {"position": torch.arange(past, past + batch)} if config.positions else {}
-        # In the order of the network's arguments, which is that of the graph's inputs.
+        # In the order of the network's arguments, which is the order of the graph's inputs.
         return {
             "x": torch.randn(batch, config.mels, new),
             "mu": torch.randn(batch, config.mels, new),
@@ -263,7 +263,7 @@ def _estimator(config: FlowConfig, module: nn.Module) -> Spec:
 
 
 def hift_graphs(config: HiftConfig, state: StateDict) -> Iterator[Spec]:
-    """A vocoder."""
+    """Vocoder of all versions."""
     sizes = ({"batch": 2, "frames": 40}, {"batch": 1, "frames": 9}, {"batch": 3, "frames": 2})
     harmonics = config.harmonics + 1
     yield Spec(
@@ -307,7 +307,7 @@ def hift_graphs(config: HiftConfig, state: StateDict) -> Iterator[Spec]:
 
 
 def transformer_graphs(config: TransformerConfig, state: StateDict) -> Iterator[Spec]:
-    """The language model over a text encoder."""
+    """Language model of version 1, behind a text encoder."""
 
     def text(batch: int, new: int) -> Inputs:
         return {"embeds": torch.randn(batch, new, config.text_inputs), "speaker": torch.randn(batch, config.speaker)}
@@ -361,7 +361,7 @@ def transformer_graphs(config: TransformerConfig, state: StateDict) -> Iterator[
 
 
 def window_flow_graphs(config: WindowFlowConfig, state: StateDict) -> Iterator[Spec]:
-    """A conformer and a U-Net that see whole windows."""
+    """Flow of version 1: a conformer and a U-Net that see whole windows."""
     yield Spec(
         "flow_encoder",
         _load(WindowEncoder(config), state),
@@ -382,7 +382,7 @@ def window_flow_graphs(config: WindowFlowConfig, state: StateDict) -> Iterator[S
             "embedding": torch.randn(batch, config.speaker),
             "t": torch.rand(batch),
         },
-        # Odd lengths are halved and doubled with a frame too many.
+        # Halving and doubling an odd length yields one frame too many.
         sizes=({"batch": 2, "frames": 50}, {"batch": 1, "frames": 33}, {"batch": 1, "frames": 2}),
         axes={"x": frames, "mu": frames, "cond": frames, "embedding": {0: "batch"}, "t": {0: "batch"}},
         outputs=("velocity",),
@@ -390,13 +390,13 @@ def window_flow_graphs(config: WindowFlowConfig, state: StateDict) -> Iterator[S
 
 
 def _load(module: nn.Module, state: StateDict) -> nn.Module:
-    """Fill a network from the checkpoint that holds it and others."""
+    """Load a network's parameters from a checkpoint that also has those of other networks."""
     module.load_state_dict({name: state[name] for name in module.state_dict()})
     return module
 
 
 def _noise(shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Distinct tensors: the exporter takes one tensor given twice for one input."""
+    """Make distinct tensors, because the exporter merges two inputs that are the same tensor."""
     return [torch.randn(shape) for shape in shapes]
 
 
@@ -457,7 +457,7 @@ def _dynamic(value: Any, axes: dict[int, str]) -> Any:
 
 
 def write_whole(spec: Spec, path: Path) -> None:
-    """Write a graph, its weights within, as a bundle's own graphs are. It is not checked against torch."""
+    """Write a graph with its weights in one file, like a bundle's own graphs, without a check against torch."""
     example = spec.inputs(**spec.sizes[0])
     onnx.save_model(_readable(_program(spec, example, list(spec.outputs)), spec), str(path))
 
@@ -469,7 +469,7 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _readable(program: torch.onnx.ONNXProgram, spec: Spec) -> onnx.ModelProto:
-    """Without the exporter's notes (they hold paths of this machine) and with readable axis names."""
+    """Remove the exporter's notes, which hold paths of this machine, and give axes readable names."""
     model: onnx.ModelProto = program.model_proto
     del model.graph.value_info[:]
     for item in (model, model.graph, *model.graph.node):
@@ -484,7 +484,7 @@ def _readable(program: torch.onnx.ONNXProgram, spec: Spec) -> onnx.ModelProto:
 
 
 def _symbols(spec: Spec, model: onnx.ModelProto) -> dict[str, str]:
-    """The exporter's names of variable axes -> ours."""
+    """Map the exporter's names of variable axes to ours."""
     names = {}
     for info in model.graph.input:
         axes = spec.axes.get(info.name, spec.axes.get(info.name.rpartition("_")[0], {}))

@@ -1,7 +1,7 @@
-"""The language model as a GGUF file for llama.cpp: architecture ``qwen2``.
+"""Export the language model as a GGUF file for llama.cpp: architecture ``qwen2``.
 
-For general-purpose engines the file has the vocabulary of `merged` and its tokenizer; for our own server it has the
-speech ids alone and no tokenizer, since rows of text in the head cost 17 to 39 % of a step there.
+For general-purpose engines the file has vocabulary and tokenizer of `merged`; for our own server it has only the
+speech ids and no tokenizer, since rows of text in the head cost 17 to 39 % of a step there.
 
 llama.cpp's Qwen2 takes a head bias (``output.bias``), so both are exact: the bias of the speech head is in the file,
 and text rows get one so low that they are never sampled.
@@ -41,16 +41,16 @@ NEVER = -1e9  # llama.cpp's check of tensors refuses infinities
 
 
 def export_gguf(source: Path, out: Path, quantise: Quantisation = "q8_0") -> None:
-    """Write the bundle in `source` to the file `out`, which appears when it is complete.
+    """Write the language model of the bundle in `source` to the file `out`, which appears when it is complete.
 
     Args:
         source: a CosyVoice2 bundle in the official layout.
         out: must not exist.
-        quantise: type of the matrices; norms and biases stay float32. With q4_0 the head is q8_0, since logits come
-            straight from it.
+        quantise: type of the matrices; norms and biases stay float32. With q4_0 the head is q8_0, since it makes the
+            logits.
 
     Raises:
-        BundleError: the bundle is unusable, a matrix does not divide into blocks, or `out` exists.
+        BundleError: the bundle is invalid, a matrix does not divide into blocks, or `out` exists.
     """
     if out.exists():
         raise BundleError(f"{out} exists; remove it or name another file")
@@ -70,15 +70,15 @@ def export_gguf(source: Path, out: Path, quantise: Quantisation = "q8_0") -> Non
 
 
 def write_speech_gguf(opened: bundle.Bundle, path: Path, quantise: Quantisation) -> None:
-    """Write the file that `cosyserve.runtimes.gguf` runs: speech ids alone, for callers that pass embeddings.
+    """Write the file that `cosyserve.runtimes.gguf` runs: only speech ids, for callers that pass embeddings.
 
     Args:
         opened: the bundle.
-        path: where to.
+        path: of the file.
         quantise: as for `export_gguf`.
 
     Raises:
-        BundleError: the checkpoint is unusable, or a matrix does not divide into blocks.
+        BundleError: the checkpoint is invalid, or a matrix does not divide into blocks.
     """
     config = opened.config.llm
     tensors, bias = speech_only(opened)
@@ -90,7 +90,7 @@ def write_speech_gguf(opened: bundle.Bundle, path: Path, quantise: Quantisation)
 
 
 def _writer(path: Path, opened: bundle.Bundle, quantise: Quantisation) -> gguf.GGUFWriter:
-    """A file with the sizes in it."""
+    """Open a writer and add the sizes."""
     config = expect(LlmConfig, opened.config.llm)
     writer = gguf.GGUFWriter(path, "qwen2")
     qwen = json.loads((opened.tokenizer / "config.json").read_text("utf-8"))
@@ -123,7 +123,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, model: MergedLm) -> None:
     for token, i in description["model"]["vocab"].items():
         tokens[i], types[i] = token, TokenType.NORMAL
     for added in description["added_tokens"]:
-        # llama.cpp drops control tokens from its answers, so speech must not be one.
+        # llama.cpp drops control tokens from its answers, so speech tokens must not be control tokens.
         kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
         tokens[added["id"]], types[added["id"]] = added["content"], kind
     writer.add_tokenizer_model("gpt2")
@@ -133,7 +133,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, model: MergedLm) -> None:
     writer.add_token_merges([" ".join(pair) for pair in description["model"]["merges"]])
     writer.add_add_bos_token(False)
     writer.add_bos_token_id(model.ids[SOS])
-    # llama.cpp stops at each of these three kinds of end.
+    # llama.cpp stops at each of these three end tokens.
     writer.add_eos_token_id(model.ids[STOPS[0]])
     writer.add_eot_token_id(model.ids[STOPS[1]])
     writer.add_eom_token_id(model.ids[STOPS[2]])

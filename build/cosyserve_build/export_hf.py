@@ -1,8 +1,8 @@
-"""The language model as a Hugging Face Qwen2 checkpoint that vLLM, TensorRT-LLM and transformers load unchanged.
+"""Export the language model as a Hugging Face Qwen2 checkpoint that vLLM, TensorRT-LLM and transformers load unchanged.
 
-Two things of CosyVoice2 have no tensor in a plain Qwen2: the bias of the speech head, and the rule that text is never
-sampled. Neither can be folded into the weights, because the final RMSNorm leaves no constant channel behind for them.
-Both are one table of additive logit biases instead, ``sequence_bias`` in ``generation_config.json``: each speech id
+Two parts of CosyVoice2 have no tensor in a plain Qwen2: the bias of the speech head, and the rule that text is never
+sampled. Neither can be folded into the weights, because the final RMSNorm leaves no constant channel.
+Both are therefore one table of additive logit biases, ``sequence_bias`` in ``generation_config.json``: each speech id
 with its bias + 64. The common 64 does not change the distribution over speech, and it makes text impossible: head rows
 of text are zero, so their logit stays 0.
 
@@ -11,7 +11,7 @@ of text are zero, so their logit stays 0.
 * TensorRT-LLM: pass it as ``SamplingParams(embedding_bias=...)``, a vector over the vocabulary.
 * llama.cpp: use `export_gguf`; its Qwen2 has a head bias.
 
-Upstream instead adds ``lm_head.bias`` and ``use_bias`` to the checkpoint; transformers ignores that tensor with a
+Upstream instead adds ``lm_head.bias`` and ``use_bias`` to the checkpoint: transformers ignores that tensor with a
 warning, and vLLM needs upstream's own model class for it.
 """
 
@@ -41,14 +41,14 @@ def export_hf(source: Path, out: Path, dtype: Dtype = "bfloat16") -> None:
 
     Args:
         source: a CosyVoice2 bundle in the official layout.
-        out: must not exist, or be empty, or hold an earlier export, which is replaced.
+        out: must be absent or empty, or hold an earlier export, which is replaced.
         dtype: of every tensor; upstream publishes bfloat16.
 
     Raises:
-        BundleError: the bundle is unusable, or `out` holds something else.
+        BundleError: the bundle is invalid, or `out` holds other files.
     """
     if out.exists() and not _replaceable(out):
-        raise BundleError(f"{out} holds files that are no export of this tool; name another folder")
+        raise BundleError(f"{out} holds files that this command did not write; name another folder")
     opened = bundle.read(source)
     model = merge(opened)
     qwen = json.loads((opened.tokenizer / "config.json").read_text("utf-8"))
@@ -62,7 +62,7 @@ def export_hf(source: Path, out: Path, dtype: Dtype = "bfloat16") -> None:
 
 
 def _config(model: MergedLm, qwen: dict[str, Any], dtype: Dtype) -> dict[str, Any]:
-    """The bundle's own Qwen2 configuration, with what merging changed."""
+    """Return the bundle's own Qwen2 configuration with the changes of merging."""
     return {
         **qwen,
         "architectures": ["Qwen2ForCausalLM"],
@@ -76,7 +76,7 @@ def _config(model: MergedLm, qwen: dict[str, Any], dtype: Dtype) -> dict[str, An
 
 
 def _generation_config(model: MergedLm) -> dict[str, Any]:
-    """Stop ids, upstream's sampling without its repetition rule, and the logit biases."""
+    """Return stop ids, upstream's sampling without its repetition rule, and the logit biases."""
     return {
         "bos_token_id": model.ids[SOS],
         "eos_token_id": [model.ids[token] for token in STOPS],

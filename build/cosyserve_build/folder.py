@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Write folders atomically."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def replaced(out: Path) -> Iterator[Path]:
-    """An empty folder to fill, which takes the place of `out` when the block ends well.
+    """Yield an empty folder, which replaces `out` when the block ends without an exception.
 
-    It lies beside `out` meanwhile. Its files are made readable for everybody: some writers make them private, and who
-    reads them may run as another user.
+    It is beside `out` until then. Its files are made readable for everybody, since some writers make them private and
+    the server may run as another user.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:

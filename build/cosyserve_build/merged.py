@@ -1,11 +1,11 @@
-"""The language model over one vocabulary of text and speech, as general-purpose engines need it.
+"""Language model over one vocabulary of text and speech, as general-purpose engines need it.
 
-CosyVoice looks text, speech and its two control rows up in three tables and has a head for speech only. Here the tables
+CosyVoice has three embedding tables, for text, speech and two control rows, and a head for speech only. Here the tables
 are stacked into one, in upstream's order (examples/grpo/cosyvoice2/pretrained_to_huggingface.py):
 
     0 .. n-1            the n tokens of the text tokenizer (151,663 in the official bundle)
     n + i               speech id i: <|s_0|> .. <|s_6560|>, then the three stop ids <|eos1|> <|eos2|> <|eos3|>
-    then                <|sos|> <|task_id|>, and rows that fill up to a multiple of 128
+    then                <|sos|> <|task_id|>, and padding to a multiple of 128 rows
 
 A prompt is <|sos|> text <|task_id|> prompt speech.
 """
@@ -37,23 +37,23 @@ CHAT_TEMPLATE = (
     "{%- endif %}"
     "{%- endfor %}"
 )
-"""A user turn is the text (of the prompt, then to speak), an assistant turn the speech tokens it begins with."""
+"""A user turn is text, of the prompt and then to speak; an assistant turn is the first speech tokens."""
 
-ROWS = 128  # the table's rows are a multiple of this
+ROWS = 128  # the number of rows is a multiple of this
 
 
 @dataclass(frozen=True, slots=True)
 class MergedLm:
-    """Weights and tokenizer of the merged model; V rows, H hidden, S speech vocabulary.
+    """Weights and tokenizer of the merged model; V rows, hidden size H, speech vocabulary S.
 
     Attributes:
         config: sizes.
-        tokenizer: text tokenizer with every added token.
-        ids: of every token.
-        offset: id of speech id 0, the number of text tokens.
+        tokenizer: text tokenizer with all added tokens.
+        ids: id of every token.
+        offset: merged id of speech id 0, equal to the number of text tokens.
         tensors: float32 under the names of a Qwen2ForCausalLM: ``model.*``, ``model.embed_tokens.weight`` [V, H],
             ``lm_head.weight`` [V, H], zero in the rows of text.
-        bias: of the speech rows of the head, float32 [S]. Qwen2's head has none.
+        bias: bias of the speech rows of the head, float32 [S]; Qwen2's own head has no bias.
     """
 
     config: LlmConfig
@@ -70,11 +70,11 @@ class MergedLm:
 
 
 def merge(opened: Bundle) -> MergedLm:
-    """The merged model of a bundle.
+    """Merge the language model of a bundle.
 
     Raises:
-        BundleError: the checkpoint or the tokenizer is unusable.
-        Unsupported: the bundle is of another version than 2.
+        BundleError: the checkpoint or the tokenizer is invalid.
+        Unsupported: the bundle's version is not 2.
     """
     state = _checkpoint(opened)
     config = expect(LlmConfig, opened.config.llm)
@@ -99,7 +99,7 @@ def merge(opened: Bundle) -> MergedLm:
 
 
 def speech_only(opened: Bundle) -> tuple[StateDict, Tensor]:
-    """The model over speech ids alone, S rows: tensors and bias as in `MergedLm`. Whoever runs it embeds the text."""
+    """Return tensors and bias like those of `MergedLm`, but with S speech rows only; the caller embeds the text."""
     state = _checkpoint(opened)
     del state["llm.model.model.embed_tokens.weight"], state["llm_embedding.weight"]
     embedding, head, bias = (
@@ -124,7 +124,7 @@ def _tokenizer(text: Tokenizer, speech_tokens: int) -> tokenizers.Tokenizer:
         path = Path(scratch) / "tokenizer.json"
         text.save(path)
         merged = tokenizers.Tokenizer.from_file(str(path))
-    # Engines drop special tokens from their answers, so speech must not be special.
+    # Engines drop special tokens from their answers, so speech tokens must not be special.
     merged.add_tokens([AddedToken(f"<|s_{i}|>", normalized=False) for i in range(speech_tokens)])
     merged.add_special_tokens([AddedToken(token, normalized=False) for token in (*STOPS, SOS, TASK)])
     return merged

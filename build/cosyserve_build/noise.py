@@ -1,4 +1,4 @@
-"""Random numbers that upstream draws when a model is built, drawn again the same way."""
+"""Reproduce the random numbers that upstream draws when it builds a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cosyserve.limits import MAX_NOISE_FRAMES
 
 
 def flow_noise(mels: int) -> torch.Tensor:
-    """The fixed starting noise of the flow ``[mels, frames]``: drawn by torch on a CPU after seeding with 0.
+    """Draw the fixed initial noise of the flow ``[mels, frames]``, with torch on a CPU after seeding with 0.
 
     Source: upstream flow/flow_matching.py :: CausalConditionalCFM.
     """
@@ -21,15 +21,15 @@ def flow_noise(mels: int) -> torch.Tensor:
 
 
 def vocoder_draws(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
-    """What a causal vocoder draws from torch's own generator while a whole model is built.
+    """Reproduce what a causal vocoder draws from torch's global generator while upstream builds a whole model.
 
-    The flow seeds the generator with 0 and draws its noise; then the initial values of its remaining layers and of the
-    pitch predictor are drawn, the phases of the harmonics, and the noise of the source.
+    The flow seeds the generator with 0 and draws its noise. Then follow the initial values of its remaining layers and
+    of the pitch predictor, the phases of the harmonics, and the noise of the source.
 
     Source: order of construction in ``cosyvoice3.yaml``; upstream hifigan/generator.py :: SineGen2.
 
     Returns:
-        The phases [harmonics + 1], and the generator's state behind them as `cosyserve.hift.noise.FixedNoise` takes it.
+        The phases [harmonics + 1], and the generator's state after them for `cosyserve.hift.noise.FixedNoise`.
     """
     flow, hift = config.flow, config.hift
     with torch.random.fork_rng(devices=()):
@@ -47,7 +47,7 @@ def vocoder_draws(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.
 
 
 def _twister(state: bytes) -> NDArray[np.uint32]:
-    """Torch's state: seed (8 bytes), draws left plus one, whether seeded (4 each), next, and 624 words (8 each)."""
+    """Parse torch's state: seed (8 bytes), draws left plus one, whether seeded (4 each), next, 624 words (8 each)."""
     left = int(np.frombuffer(state, np.int32, 1, 8)[0])
     position = np.frombuffer(state, np.uint64, 1, 16)
     words = np.frombuffer(state, np.uint64, 624, 24)

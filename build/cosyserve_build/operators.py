@@ -1,6 +1,6 @@
-"""What TensorRT can read: the ONNX operators and types of its parser.
+"""ONNX operators and types that TensorRT's parser supports.
 
-Facts from docs/operators.md of onnx-tensorrt for TensorRT 10.15, which reads opsets 9 to 24.
+Source: docs/operators.md of onnx-tensorrt for TensorRT 10.15, which reads opsets 9 to 24.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ Squeeze Sub Sum Tan Tanh TensorScatter ThresholdedRelu Tile TopK Transpose Trilu
 OPERATORS = frozenset(_NAMES.split())
 
 TYPES = frozenset({"FLOAT", "FLOAT16", "BFLOAT16", "INT32", "INT64", "BOOL"})
-"""Types it computes in. It also takes DOUBLE, but rounds it to FLOAT: for a phase that is wrong, not just imprecise."""
+"""Types in which it computes. It accepts DOUBLE too, but rounds it to FLOAT, which makes a phase wrong."""
 
 
 def check(graph: str, model: ModelProto) -> None:
-    """Refuse a graph that TensorRT cannot run as it is meant.
+    """Check that TensorRT can run a graph correctly.
 
     Args:
-        graph: its name, for the message.
-        model: the graph; its weights need not be loaded.
+        graph: name of the graph, for the message.
+        model: the graph; weights need not be loaded.
 
     Raises:
-        WeightsError: names every operator that is not on the list and every type that would be rounded.
+        WeightsError: TensorRT lacks an operator or would round a type; the message names all of them.
     """
     found = {
         node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"

@@ -1,6 +1,6 @@
-"""Graphs whose weights take less room: float16 in the file, or eight bits in the products of the language model.
+"""Reduce the size of weights: float16 in the file, or 8 bits in the language model's matrix products.
 
-What goes into a graph and what comes out stays float32, and no row of a batch has an effect on another.
+Inputs and outputs of a graph stay float32, and rows of a batch stay independent of each other.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cosyserve.errors import BundleError
 
-_SMALL = 256  # numbers in a tensor that is not worth it
+_SMALL = 256  # tensors with fewer numbers stay as they are
 _BLOCK = 32  # weights with one scale
-_ZERO = 128  # of unsigned bytes
+_ZERO = 128  # zero point of the unsigned bytes
 _INT8_PRODUCTS = 4  # accuracy level of MatMulNBits: inputs are rounded to 8 bits too, in blocks of each row
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How the weights of prepared graphs are kept.
+    """Storage of the weights of prepared graphs.
 
     Attributes:
-        lower: changes a model in place.
-        graphs: the graphs that are changed; None is all.
+        lower: converts a model in place.
+        graphs: the graphs that are converted; None is all.
         tolerance: largest difference from the network, as a share of its largest output.
     """
 
@@ -37,12 +37,12 @@ class Precision:
     tolerance: float
 
     def changes(self, graph: str) -> bool:
-        """Whether a graph is changed."""
+        """Return whether a graph is converted."""
         return self.graphs is None or graph in self.graphs
 
 
 def _half(model: onnx.ModelProto) -> None:
-    """Keep float32 weights as float16; the runtime widens them when it loads the graph.
+    """Store float32 weights as float16; the runtime widens them when it loads the graph.
 
     Raises:
         BundleError: a weight is too large for float16.
@@ -54,7 +54,7 @@ def _half(model: onnx.ModelProto) -> None:
         with np.errstate(over="ignore"):
             half = numpy_helper.to_array(tensor).astype(np.float16)
         if not np.isfinite(half).all():
-            raise BundleError(f"{tensor.name}: holds numbers that float16 cannot; prepare with --precision fp32")
+            raise BundleError(f"{tensor.name}: has values beyond the range of float16; prepare with --precision fp32")
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
         casts.append(helper.make_node("Cast", [tensor.name], [name], name=f"{name}_widen", to=TensorProto.FLOAT))
@@ -63,10 +63,10 @@ def _half(model: onnx.ModelProto) -> None:
 
 
 def _eight_bits(model: onnx.ModelProto) -> None:
-    """Turn products with constant matrices into MatMulNBits, whose weights have eight bits and a scale for each 32.
+    """Replace products with constant matrices by MatMulNBits, with 8-bit weights and a scale for each 32.
 
-    The last layer, which is a Gemm with a bias, keeps its float32 weights. (onnxruntime's dynamic quantisation has one
-    scale for all rows of a batch, so that what one stream says would depend on the others.)
+    The last layer, which is a Gemm with a bias, keeps its float32 weights. onnxruntime's dynamic quantisation is not an
+    alternative: it has one scale for all rows of a batch, so the tokens of a stream would depend on the others.
     """
     matrices = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) == 2}
     made: dict[str, tuple[str, str]] = {}
@@ -91,7 +91,7 @@ def _eight_bits(model: onnx.ModelProto) -> None:
 
 
 def _blocks(matrix: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """uint8 [N, blocks, 32] and float32 scales [N, blocks] of a matrix [K, N]: a weight is (uint8 - 128) * scale."""
+    """Quantise a matrix [K, N] to uint8 [N, blocks, 32] and float32 scales [N, blocks]: (uint8 - 128) * scale."""
     padded = np.pad(matrix.T, ((0, 0), (0, -len(matrix) % _BLOCK)))
     blocks = padded.reshape(len(padded), -1, _BLOCK)
     scales = np.abs(blocks).max(axis=2) / (_ZERO - 1)

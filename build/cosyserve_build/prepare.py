@@ -1,4 +1,4 @@
-"""A CosyVoice bundle as prepared weights: what the server loads, with a checksum of every file."""
+"""Convert a CosyVoice bundle to prepared weights: the files that the server loads, each with a checksum."""
 
 from __future__ import annotations
 
@@ -41,29 +41,29 @@ def prepare(
     llm_gguf: Quantisation | None = None,
     precision: str = "fp32",
 ) -> None:
-    """Write prepared weights for the bundle in `source` to the new folder `out`.
+    """Write prepared weights of the bundle in `source` to the new folder `out`.
 
-    Everything is written beside `out` first and moved there when it is complete, so `out` is never half a result.
+    Everything is written beside `out` first and moved there when it is complete, so `out` is never incomplete.
     Voices that users registered in earlier weights of the same CosyVoice version are kept.
 
     Args:
         source: a CosyVoice bundle in the official layout.
-        out: must not exist, or hold earlier prepared weights, which are replaced.
-        report: called with a line for each part that is done.
-        runtimes: which of `registry.PREPARED` will run the networks; each takes them in a form of its own, of the same
+        out: must be absent, or hold earlier prepared weights, which are replaced.
+        report: called with a line of text after each finished part.
+        runtimes: those of `registry.PREPARED` that will run the networks; each has its own files, of the same total
             size.
-        llm_gguf: type of the matrices in ``llm.gguf``, which runs the language model in llama.cpp; None writes none.
-        precision: one of `PRECISIONS`, that the weights of ONNX graphs are kept in.
+        llm_gguf: type of the matrices in ``llm.gguf``, the language model for llama.cpp; None to omit the file.
+        precision: one of `PRECISIONS`, in which ONNX graphs store their weights.
 
     Raises:
-        BundleError: the bundle is unusable, `llm_gguf` does not fit its sizes or `precision` its numbers or `runtimes`,
-            or `out` holds something else, or voices registered with another version.
-        Unsupported: its version does not run on one of `runtimes`.
+        BundleError: the bundle is invalid, `llm_gguf` does not fit its sizes, `precision` does not fit its values or
+            `runtimes`, or `out` holds other files, or voices registered with another version.
+        Unsupported: a runtime of `runtimes` does not support the bundle's version.
     """
     if precision != "fp32" and registry.ONNX.name not in runtimes:
-        raise BundleError(f"precision {precision} is of ONNX graphs: prepare with --runtime onnx")
+        raise BundleError(f"precision {precision} applies to ONNX graphs only: prepare with --runtime onnx")
     if out.exists() and not (out / MANIFEST).is_file() and any(out.iterdir()):
-        raise BundleError(f"{out} holds files that are no prepared weights; name another folder")
+        raise BundleError(f"{out} holds files other than prepared weights; name another folder")
     opened = bundle.read(source)
     earlier = VoiceStore(out / VOICES_FOLDER)
     registered = [card for card in earlier.cards() if card.created]
@@ -78,7 +78,7 @@ def prepare(
 
 
 def _version(weights: Path) -> int | None:
-    """The CosyVoice version of prepared weights, whatever their format."""
+    """Return the CosyVoice version of prepared weights in any format."""
     version: int | None = json.loads((weights / MANIFEST).read_text("utf-8")).get("model", {}).get("version")
     return version
 
@@ -123,7 +123,7 @@ def _write(
     for voice in voices_from_spk2info(speakers):
         store.save(voice)
         report(f"voice {voice.name}: imported")
-    # Voices come and go, and each file has a checksum of its own.
+    # The manifest omits voices: users add and delete them, and each file has its own checksum.
     files = sorted(path for path in folder.iterdir() if path.is_file())
     manifest = {
         "format": FORMAT,
@@ -143,13 +143,13 @@ _TABLES = (
     ("speech", "speech_embedding.weight"),
     ("special", "llm_embedding.weight"),
 )
-"""What ``llm.safetensors`` calls the embedding tables, and what checkpoints call them."""
+"""Names of the embedding tables in ``llm.safetensors``, and in checkpoints."""
 
 
 def write_graphs(
     config: ModelConfig, states: dict[str, StateDict], folder: Path, report: Callable[[str], None], precision: str
 ) -> dict[str, Any]:
-    """The networks as checked ONNX graphs; returns what the manifest says of each."""
+    """Write the networks as checked ONNX graphs, and return their entries in the manifest."""
     graphs: dict[str, Any] = {}
     lowered = PRECISIONS[precision]
     for spec in export.graphs(config, states["llm"], states["flow"], states["hift"]):
@@ -163,7 +163,7 @@ def write_graphs(
 def write_torch(
     config: ModelConfig, states: dict[str, StateDict], folder: Path, report: Callable[[str], None], precision: str
 ) -> dict[str, Any]:
-    """The parameters of the torch modules; no graphs."""
+    """Write the parameters of the torch modules, and return no graphs."""
     for stage, network in versions.of(config).networks.items():
         with torch.device("meta"):
             modules: list[nn.Module] = [resolve(module)(getattr(config, stage)) for module in network.modules]
@@ -174,6 +174,6 @@ def write_torch(
 
 
 def _random(folder: Path) -> bool:
-    """Whether `synth-bundle` wrote the bundle: it says so in ``configuration.json``."""
+    """Return whether `synth-bundle` wrote the bundle, according to its ``configuration.json``."""
     path = folder / "configuration.json"
     return path.is_file() and bool(json.loads(path.read_text("utf-8")).get("random_weights", False))

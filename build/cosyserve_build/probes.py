@@ -1,6 +1,6 @@
-"""The server's own stage objects over torch networks, with taps on what passes between the networks.
+"""Run the server's own stage objects on torch networks, and record what passes between the networks.
 
-`verify` compares what the taps caught with the recorded tensors. All arrays are numpy, float32 unless stated.
+`verify` compares these tensors with the recorded ones. All arrays are numpy, float32 unless stated.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ Array = NDArray[Any]
 
 
 class ModuleGraph:
-    """A torch network behind the `Graph` protocol.
+    """Torch network with the `Graph` protocol.
 
     Args:
-        module: the network; the parts of `state` that it names are loaded.
+        module: the network; its parameters are loaded from `state`.
         state: a checkpoint.
         outputs: names of the results in order; a trailing ``*`` marks a list.
     """
@@ -80,14 +80,14 @@ def _arrays(value: Any) -> Any:
 def likeliest(
     logits: Callable[[list[int]], Array], pick: Pick, end: int, texts: int, limit: int | None
 ) -> tuple[list[int], list[Array]]:
-    """Tokens of a greedy run without the end, and the logits of every step.
+    """Run greedily, and return the tokens without the end token, and the logits of every step.
 
     Args:
-        logits: of what follows the tokens so far, [V].
-        pick: the token.
+        logits: computes the logits [V] of the next token from the tokens so far.
+        pick: chooses the token.
         end: the first id that ends a run.
-        texts: text ids, which the length rules count.
-        limit: most tokens, if not theirs.
+        texts: number of text ids, for the length limits.
+        limit: maximum number of tokens, instead of the length limits'.
     """
     tokens: list[int] = []
     steps: list[Array] = []
@@ -102,13 +102,13 @@ def likeliest(
 
 
 class Pick(Protocol):
-    """The token that logits [V] stand for; `hold`: it must not end the run."""
+    """Chooses a token from logits [V]; with `hold`, it must not be an end token."""
 
     def __call__(self, logits: Array, *, hold: bool) -> int: ...
 
 
 class LlmProbe:
-    """The language model one call at a time, and greedy runs of it."""
+    """Single calls and greedy runs of the language model."""
 
     def __init__(self, config: LlmConfig, state: StateDict) -> None:
         self.config = config
@@ -122,22 +122,22 @@ class LlmProbe:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the past."""
+        """Clear the KV cache."""
         self._cache = KVCache(self.config.layers, 1, self.config.kv_heads, self.config.head_dim)
         self._length = 0
 
     def prompt(self, text: Sequence[int], speech: Sequence[int]) -> Array:
-        """Input embeddings [n, hidden]; `text` is prompt text and text."""
+        """Compute input embeddings [n, hidden]; `text` is prompt text and text."""
         none = np.zeros(0, np.int32)
         ids = VocabLayout(self.config).prompt(none, np.asarray(text, np.int32), np.asarray(speech, np.int32))
         return self.embed(ids)
 
     def embed_speech(self, ids: Sequence[int]) -> Array:
-        """[n, hidden]."""
+        """Look up the embeddings [n, hidden] of speech ids."""
         return self.embed.speech[np.asarray(ids, np.int64)]
 
     def hidden(self, embeds: Array) -> Array:
-        """States after the final norm [n, hidden] of positions [n, hidden] without a past."""
+        """Compute states after the final norm [n, hidden] of positions [n, hidden], without a KV cache."""
         self.reset()
         model = cast(SpeechLM, self._graph.module)
         past = _tensors(self._cache.keys()), _tensors(self._cache.values())
@@ -162,14 +162,14 @@ class LlmProbe:
         return logits
 
     def argmax(self, logits: Array, *, hold: bool) -> int:
-        """The likeliest id; `hold` forbids the end id alone, as upstream does."""
+        """Return the likeliest id; `hold` forbids only the end id, as in upstream."""
         allowed = logits.copy()
         if hold:
             allowed[self.config.end] = -np.inf
         return int(allowed.argmax())
 
     def greedy(self, embeds: Array, texts: int, limit: int | None = None) -> tuple[list[int], list[Array]]:
-        """Tokens without the end, and the raw logits of every step; the length rules count `texts` text ids."""
+        """Return tokens without the end token, and the raw logits of every step, for a text of `texts` ids."""
         self.reset()
 
         def logits(tokens: list[int]) -> Array:
@@ -180,7 +180,7 @@ class LlmProbe:
 
 @dataclass(frozen=True)
 class FlowRun:
-    """What one run of the flow computed, prompt frames included except in `mel`."""
+    """Tensors of one run of the flow; they include the prompt's frames, except `mel`."""
 
     mu: Array  # [1, mels, T]
     hidden: Array  # [1, T, width]
@@ -192,11 +192,11 @@ class FlowRun:
 
 @dataclass
 class _Taps:
-    """Records the calls of a run, and shows the encoder the tokens that upstream keeps as mere context."""
+    """Records the calls of a run, and gives the encoder the tokens that upstream uses as context only."""
 
     encoder: Graph
     estimator: Graph
-    beyond: Array  # tokens after those that are encoded
+    beyond: Array  # tokens after the encoded ones
     hidden: list[Array] = field(default_factory=list)
     solved: list[dict[str, Array]] = field(default_factory=list)
 
@@ -216,16 +216,16 @@ class _Taps:
 
 @dataclass(frozen=True)
 class ProbedFlow:
-    """The networks of one kind of flow."""
+    """Networks of one kind of flow."""
 
     encoder: ModuleGraph
     estimator: ModuleGraph
-    stage: Callable[[Any, Graph], Encoder]  # what the server runs the encoder in
-    tap: Callable[[Callable[[Array], None]], RemovableHandle]  # hands out what upstream calls the encoder's output
+    stage: Callable[[Any, Graph], Encoder]  # the server's wrapper of the encoder
+    tap: Callable[[Callable[[Array], None]], RemovableHandle]  # hooks what upstream records as encoder output
 
 
 def unet_flow(config: UNetFlowConfig, state: StateDict) -> ProbedFlow:
-    """An up-sampling conformer and a causal U-Net."""
+    """Flow of version 2: an up-sampling conformer and a causal U-Net."""
     encoder = ModuleGraph(FlowEncoder(config), state, "mu", "conv_tail_out", "up_tail_out", "new_k*", "new_v*")
     estimator = ModuleGraph(GuidedFlow(config), state, "velocity", "new_tails*", "new_k*", "new_v*")
     projection = cast(FlowEncoder, encoder.module).encoder_proj
@@ -238,7 +238,7 @@ def unet_flow(config: UNetFlowConfig, state: StateDict) -> ProbedFlow:
 
 
 def dit_flow(config: DitFlowConfig, state: StateDict) -> ProbedFlow:
-    """Two convolutions and a diffusion transformer."""
+    """Flow of version 3: two convolutions and a diffusion transformer."""
     encoder = ModuleGraph(LookaheadEncoder(config), state, "mu", "conv_tail_out")
     estimator = ModuleGraph(GuidedDit(config), state, "velocity", "new_tails*", "new_k*", "new_v*")
     layer = cast(LookaheadEncoder, encoder.module).pre_lookahead_layer
@@ -262,7 +262,7 @@ class FlowProbe:
         self._runs: dict[tuple[bytes, bool, bool], FlowRun] = {}
 
     def run(self, tokens: Array, *, streaming: bool, finalize: bool) -> FlowRun:
-        """One upstream call: prompt and `tokens` [n] to mel; without `finalize` the last tokens are context only."""
+        """Reproduce a call of upstream: prompt and `tokens` [n] to mel; without `finalize` the last are context."""
         key = (tokens.astype(np.int64).tobytes(), streaming, finalize)
         if key not in self._runs:
             settled = len(tokens) - (0 if finalize else self.config.lookahead)
@@ -293,12 +293,12 @@ class FlowProbe:
         )
 
     def speaker(self) -> Array:
-        """The speaker vector as the estimator takes it, [1, mels]."""
+        """Compute the speaker vector that is the estimator's input, [1, mels]."""
         with torch.no_grad():
             return self._guided.speaker(torch.from_numpy(self._voice.embedding)[None]).numpy()
 
     def estimate(self, inputs: dict[str, Array], *, chunk: int) -> Array:
-        """The bare estimator on two rows x, mu, cond [2, mels, T], t [2], spks [2, mels], `chunk` frames a call."""
+        """Call the estimator on two rows x, mu, cond [2, mels, T], t [2], spks [2, mels], `chunk` frames a call."""
         config, estimator = self.config, self._guided.decoder["estimator"]
         layers, heads, dim = config.attention
         past = FlowKVCache(layers, heads, dim)
@@ -328,12 +328,12 @@ def _joined(calls: list[dict[str, Array]], name: str) -> Array:
 
 
 class HiftProbe:
-    """Runs of the server's `HiftStream` on whole windows, and its first two networks alone.
+    """Runs of the server's `HiftStream` on whole windows, and of its first two networks.
 
     Args:
         config: sizes.
         state: the checkpoint.
-        twister: of `FixedNoise`, where the noise is fixed.
+        twister: state of `FixedNoise`, for models with fixed noise.
     """
 
     def __init__(self, config: HiftConfig, state: StateDict, twister: NDArray[np.uint32] | None = None) -> None:
@@ -347,11 +347,11 @@ class HiftProbe:
         )
 
     def f0(self, mel: Array) -> Array:
-        """[1, mels, T] to Hz [1, T], float64."""
+        """Predict the pitch of mel [1, mels, T] in Hz [1, T], float64."""
         return self._networks.f0({"mel": mel})["f0"]
 
     def source(self, f0: Array, noise: Array | None = None) -> Array:
-        """[1, 1, samples] from f0 [1, T], starting at phase zero; no noise unless given."""
+        """Make the source [1, 1, samples] from f0 [1, T], starting at phase zero; without noise unless given."""
         sines, samples = self.config.harmonics + 1, f0.shape[1] * self.config.frame
         noise = np.zeros((1, samples, sines), np.float32) if noise is None else noise[:, :samples]
         phase, start = np.zeros((1, sines)), np.ones(1, np.float32)
@@ -360,14 +360,14 @@ class HiftProbe:
         ]
 
     def noise(self, samples: int) -> Array:
-        """The first samples of the fixed noise, [1, samples, harmonics + 1]."""
+        """Return the first samples of the fixed noise, [1, samples, harmonics + 1]."""
         assert self._twister is not None
         return FixedNoise(self._twister)(samples, self.config.harmonics + 1)[None]
 
     def wave(self, mel: Array, source: Array | None = None, *, final: bool = True) -> Array:
-        """[1, samples] from mel [1, mels, T]; with a source [1, 1, samples] that one instead of its own.
+        """Decode mel [1, mels, T] to [1, samples], with the given source [1, 1, samples] or its own.
 
-        Without `final` only the samples that no later frame can change.
+        Without `final`, only the samples that no later frame changes.
         """
         networks = self._networks
         if source is not None:
@@ -384,11 +384,11 @@ def _constant(outputs: Outputs) -> Graph:
 class Join:
     """Upstream's cross-fade between vocoder windows (upstream utils/common.py :: fade_in_out)."""
 
-    held: int  # samples faded, and held back by every window but the last
+    held: int  # samples that fade; every window except the last holds them back
     tail: Array | None = None
 
     def __call__(self, wave: Array, *, last: bool) -> Array:
-        """The samples that a window [1, n] lets out."""
+        """Return the samples that are final after a window [1, n]."""
         joined = wave.astype(np.float64)
         if self.tail is not None:
             window = np.hamming(2 * self.held)

@@ -1,4 +1,4 @@
-"""The stage objects of CosyVoice 1 over torch networks, with taps; see `cosyserve_build.probes`."""
+"""Run the stage objects of CosyVoice 1 on torch networks, and record tensors; see `cosyserve_build.probes`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cosyserve_build.probes import Array, ModuleGraph, likeliest
 
 
 class RelativeLlmProbe:
-    """The language model: openings, states, and greedy runs of the server's decoder."""
+    """Prompts, states and greedy runs of the language model, with the server's decoder."""
 
     def __init__(self, config: TransformerConfig, state: StateDict) -> None:
         self.config = config
@@ -38,7 +38,7 @@ class RelativeLlmProbe:
         self._networks = LlmNetworks(self._graph, SpeechEmbeddings(config, tables["speech"]))
 
     def opening(self, prompt_text: Sequence[int], text: Sequence[int], speech: Sequence[int], speaker: Array) -> Array:
-        """Input embeddings [n, inputs] up to the first new token; `speaker` [192] or empty."""
+        """Compute input embeddings [n, inputs] up to the first new token; `speaker` is [192] or empty."""
         segment = GenerationRequest(
             id=0,
             text=np.asarray(text, np.int32),
@@ -52,7 +52,7 @@ class RelativeLlmProbe:
         return self._opening(segment)
 
     def hidden(self, embeds: Array) -> Array:
-        """States after the final norm [n, hidden] of positions [n, inputs] without a past."""
+        """Compute states after the final norm [n, hidden] of positions [n, inputs], without a KV cache."""
         config, count = self.config, len(embeds)
         positions = [torch.from_numpy(p) for p in self._positions({"distances": np.arange(count)}).many("positions")]
         past = [torch.zeros(1, config.kv_heads, count, config.head_dim)] * config.layers
@@ -62,7 +62,7 @@ class RelativeLlmProbe:
         return states[0].numpy()
 
     def greedy(self, opening: Array, texts: int, limit: int | None = None) -> tuple[list[int], list[Array]]:
-        """Tokens without the end, and the raw logits of every step; the length rules count `texts` text ids."""
+        """Return tokens without the end token, and the raw logits of every step, for a text of `texts` ids."""
         decoder = RelativeDecoder(self._networks, self._positions, rows=1)
 
         def logits(tokens: list[int]) -> Array:
@@ -80,18 +80,18 @@ class RelativeLlmProbe:
 
 
 def _ignore(_: object) -> None:
-    """Nobody listens."""
+    """Do nothing."""
 
 
 @dataclass(frozen=True)
 class WindowRun:
-    """What one window of the flow computed, prompt frames included except in `mel`."""
+    """Tensors of one window of the flow; they include the prompt's frames, except `mel`."""
 
     hidden: Array  # [1, n, width]
     mu: Array  # [1, mels, T]
     cond: Array  # [1, mels, T]
     inputs: Array  # [steps, mels, T]: the state before each Euler step
-    mel: Array  # [1, mels, frames]: not yet joined to the window before
+    mel: Array  # [1, mels, frames], before the cross-fade with the previous window
 
 
 class WindowProbe:
@@ -105,7 +105,7 @@ class WindowProbe:
         self._guided = cast(WindowFlow, self._estimator.module)
 
     def run(self, tokens: Array, *, streaming: bool) -> list[WindowRun]:
-        """The windows of a segment."""
+        """Run a segment, and return its windows."""
         hidden: list[Array] = []
         solved: list[dict[str, Array]] = []
 
@@ -136,12 +136,12 @@ class WindowProbe:
         ]
 
     def speaker(self) -> Array:
-        """The speaker vector as the estimator takes it, [1, mels]."""
+        """Compute the speaker vector that is the estimator's input, [1, mels]."""
         with torch.no_grad():
             return self._guided.speaker(torch.from_numpy(self._voice.embedding)[None]).numpy()
 
     def estimate(self, inputs: dict[str, Array]) -> Array:
-        """The bare estimator on two rows x, mu, cond [2, mels, T], t [2], spks [2, mels]."""
+        """Call the estimator on two rows x, mu, cond [2, mels, T], t [2], spks [2, mels]."""
         unet = self._guided.decoder["estimator"]
         with torch.no_grad():
             given = (torch.from_numpy(inputs[name]) for name in ("x", "mu", "t", "spks", "cond"))

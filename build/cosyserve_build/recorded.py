@@ -1,4 +1,4 @@
-"""A set of recorded tensors with the bundle that they were made from."""
+"""Read a set of recorded tensors with the bundle that they were made from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cosyserve_build.probes import Array, FlowProbe, HiftProbe, LlmProbe
 
 
 class RecordedSet:
-    """A set's files, and the probes of its bundle, built when first needed.
+    """Files of a set, and the probes of its bundle, which are built on first access.
 
     Args:
         folder: the set.
@@ -57,11 +57,11 @@ class RecordedSet:
 
     @property
     def resampled_rates(self) -> list[int]:
-        """Rates of the recorded waves that are not the prompt file's."""
+        """List the rates of recorded waves, except the prompt file's rate."""
         return [rate for rate in (16_000, 24_000) if rate != self.rate]
 
     def recorded(self) -> Iterator[tuple[str, Array | None]]:
-        """Every tensor in the files, then those that only the manifest names."""
+        """Yield every tensor in the files, then those that only the manifest names."""
         for stem, tensors in self.vectors.items():
             for key, value in tensors.items():
                 yield f"{stem}/{key}", value
@@ -72,15 +72,15 @@ class RecordedSet:
                     yield f"{stem}/{key}", None
 
     def text(self, name: str) -> list[int]:
-        """Ids of a text of the manifest, normalised without a number grammar, as it was recorded."""
+        """Tokenize a text of the manifest, normalised without a number grammar like the recorded one."""
         spoken = normalize(self.cases["texts"][name], lambda text: text)
-        if name == "prompt_text" or is_raw(spoken):  # which are not split
+        if name == "prompt_text" or is_raw(spoken):  # these texts are not split
             return self.tokenizer.encode(spoken)
         return self.tokenizer.encode(segments(spoken, lambda text: len(self.tokenizer.encode(text)))[0])
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The text tokenizer."""
+        """Text tokenizer."""
         return self.bundle.text_tokenizer()
 
     @cached_property
@@ -104,11 +104,11 @@ class RecordedSet:
 
     @cached_property
     def greedy(self) -> tuple[list[int], list[Array]]:
-        """Tokens and logits of the zero-shot run."""
+        """Tokens and logits of the greedy zero-shot run."""
         text = self.text("tts_text")
         return self.llm.greedy(self.llm.prompt([*self.text("prompt_text"), *text], self.prompt_speech), len(text))
 
     @property
     def prompt_speech(self) -> list[int]:
-        """The prompt's speech tokens."""
+        """Speech tokens of the prompt."""
         return [int(token) for token in self.vectors["frontend"]["speech_token"][0]]

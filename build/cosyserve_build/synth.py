@@ -1,7 +1,7 @@
-"""Random-weight CosyVoice bundles in the official layout, for tests, benchmarks and the demo.
+"""Write CosyVoice bundles with random weights in the official layout, for tests and benchmarks.
 
-The sound means nothing, but every stage behaves: sampling is diverse, utterances end, the pitch is voiced, the
-waveform is neither silent nor clipped. The same seed gives the same bundle.
+The audio is not speech, but every stage behaves realistically: sampling is diverse, utterances end, the pitch is
+voiced, the waveform is neither silent nor clipped. The same seed gives the same bundle.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ VOICE = "demo"
 
 
 def synth_bundle(out: Path, version: int, size: Size, seed: int) -> None:
-    """Write a random bundle that `cosyserve_build.bundles.bundle.read` accepts.
+    """Write a random bundle that `cosyserve_build.bundles.bundle.read` can read.
 
     Args:
-        out: folder to fill; made when absent.
+        out: folder to fill; created if absent.
         version: CosyVoice generation.
         size: ``tiny`` (10 MB), ``small`` or ``full`` (the official dimensions, 2.5 GB).
-        seed: of all weights.
+        seed: of the random weights.
 
     Raises:
-        WeightsError: the version is not known.
+        WeightsError: the version is unknown.
     """
     described = versions.get(version)
     made = random_bundle(described)

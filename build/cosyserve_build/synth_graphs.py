@@ -1,4 +1,4 @@
-"""ONNX graphs with random weights: speaker model and speech tokenizer."""
+"""Write ONNX graphs with random weights: speaker model and speech tokenizer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _save_graph(
 
 
 def write_campplus(path: Path, speaker: int, rng: np.random.Generator) -> None:
-    """fbank f32 [B,T,80] to a speaker vector f32 [B,192]: a time mean of tanh features, projected."""
+    """Write a graph from fbank f32 [B,T,80] to a speaker vector f32 [B,192]: projected time mean of tanh features."""
     weights: dict[str, NDArray[Any]] = {
         "inner": rng.standard_normal((80, speaker), dtype=np.float32) / np.float32(math.sqrt(80)),
         "outer": rng.standard_normal((speaker, speaker), dtype=np.float32) * np.float32(0.5),
@@ -44,13 +44,13 @@ def write_campplus(path: Path, speaker: int, rng: np.random.Generator) -> None:
 
 
 def write_speech_tokenizer(path: Path, rng: np.random.Generator, digits: int, halvings: int) -> None:
-    """Log-mel f32 [B,128,T] to ids i32 [B,ceil(T / 2**halvings)] below 3**digits: two convolutions, ternary digits.
+    """Write a graph of two convolutions from log-mel f32 [B,128,T] to ids i32 [B,ceil(T / 2**halvings)].
 
     Args:
-        path: the file.
+        path: of the file.
         rng: draws the weights.
-        digits: of an id.
-        halvings: convolutions of stride 2, 1 or 2.
+        digits: number of ternary digits of an id, which is below 3**digits.
+        halvings: number of convolutions with stride 2, 1 or 2.
     """
     width = 32
     weights: dict[str, NDArray[Any]] = {

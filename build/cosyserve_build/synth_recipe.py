@@ -1,4 +1,4 @@
-"""All of a random bundle but its weights: sizes, YAML, Qwen2's files and the tokenizer."""
+"""Write the files of a random bundle other than weights: YAML, Qwen2's files and the tokenizer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SAMPLE_TEXT = (
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """What differs between the sizes."""
+    """Dimensions of the networks, which differ between the sizes."""
 
     hidden: int
     intermediate: int
@@ -40,7 +40,7 @@ class Dimensions:
     heads: int
     kv_heads: int
     merges: int
-    text_ids: int  # entries of vocab.json, padded with ids that no text reaches
+    text_ids: int  # entries of vocab.json, padded with unused ids
     vocab: int  # rows of the text embedding
     encoder_heads: int
     encoder_ff: int
@@ -71,14 +71,14 @@ SIZES: dict[Size, Dimensions] = {
 
 @dataclass(frozen=True, slots=True)
 class RandomBundle:
-    """How bundles of one version are made up.
+    """Layout of random bundles of one version.
 
     Attributes:
-        yaml: sizes to the content of the file that describes the model.
-        sizes: that bundles come in.
-        qwen2: whether they hold Qwen2's sizes and tokenizer.
-        digits: of a speech token, in base 3.
-        halvings: of time, from 100 log-mel frames a second to speech tokens.
+        yaml: returns the content of the model's YAML for given dimensions.
+        sizes: dimensions of each size.
+        qwen2: whether the bundle has Qwen2's sizes and tokenizer.
+        digits: number of ternary digits of a speech token.
+        halvings: how often the rate of 100 log-mel frames a second is halved to that of speech tokens.
     """
 
     yaml: Callable[[Dimensions], str]
@@ -89,12 +89,12 @@ class RandomBundle:
 
 
 def sizes(version: int, size: Size) -> Dimensions:
-    """Those of a random bundle."""
+    """Return the dimensions of a random bundle."""
     return random_bundle(versions.get(version)).sizes[size]
 
 
 def random_bundle(version: Version) -> RandomBundle:
-    """How bundles of a version are made up."""
+    """Return the layout of random bundles of a version."""
     made: RandomBundle = resolve(version.bundle.random)
     return made
 
@@ -107,9 +107,9 @@ def write_recipe(
     Args:
         out: folder of the bundle.
         version: CosyVoice generation.
-        dims: sizes.
-        note: first line of the YAML; with `RANDOM` the bundle says that its weights are random.
-        texts: what the tokenizer learns its merges from.
+        dims: dimensions of the networks.
+        note: first line of the YAML; `RANDOM` marks the weights as random.
+        texts: from which the tokenizer learns its merges.
     """
     out.mkdir(parents=True, exist_ok=True)
     tag = {"framework": "Pytorch", "task": "text-to-speech", "random_weights": note == RANDOM}
@@ -131,7 +131,7 @@ def write_json(path: Path, data: object) -> None:
 
 
 def _write_tokenizer(folder: Path, dims: Dimensions, texts: Iterable[str]) -> None:
-    """Byte-level BPE that covers every byte, its merges learnt from `texts`."""
+    """Write a byte-level BPE tokenizer that covers every byte, with merges learnt from `texts`."""
     from tokenizers import Tokenizer as Bpe
     from tokenizers.models import BPE
     from tokenizers.pre_tokenizers import ByteLevel
@@ -276,7 +276,7 @@ flow: !new:cosyvoice.flow.flow.CausalMaskedDiffWithDiT
 """
 
 
-# --- What the YAML files of several versions share --------------------------------------------------------------------
+# --- Parts that the YAML files of several versions share --------------------------------------------------------------
 
 
 def _head(dims: Dimensions, language_model: str) -> str:
@@ -528,7 +528,7 @@ COSYVOICE1 = RandomBundle(
         "full": replace(SIZES["full"], hidden=1024, intermediate=4096, layers=14, heads=16),
     },
     qwen2=False,
-    # At 50 tokens a second there is one halving of time less, and few enough digits for 4,096 ids.
+    # At 50 tokens a second time is halved once less; 7 digits are the most below 4,096 ids.
     digits=7,
     halvings=1,
 )

@@ -1,4 +1,4 @@
-"""Random weights under which every stage behaves."""
+"""Random weights with which every stage behaves realistically."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from cosyserve_build.bundles.shapes import Shapes, expected_shapes
 
 PROMPT_TOKENS = 60  # 2.4 s
 END_HAZARD = 1 / 150  # chance of the end token per step: about 9 speech tokens per text token for 20 text tokens
-LOGIT_SPREAD = 2.0  # standard deviation of the logits: top_k binds and no token dominates
-NEVER = -30.0  # logit of the other special ids, which stop a run early when sampled
-CONSTANT = 2.0  # in the channel that stands for a bias where the head has none
+LOGIT_SPREAD = 2.0  # standard deviation of the logits: top_k has an effect and no token dominates
+NEVER = -30.0  # logit of the other special ids, which would stop a run early
+CONSTANT = 2.0  # value of the channel that replaces a bias of the head
 F0_MEAN, F0_SPREAD = 170.0, 20.0  # Hz
 RMS = 0.07  # of the waveform
 MEL_MEAN, MEL_SPREAD = -4.0, 1.5  # of the prompt mel, roughly that of speech
 
 
 def _weights(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> torch.Tensor:
-    """Random values of four levels: as good as normal ones for noise, and an archive of them is a twelfth the size."""
+    """Draw random values of four levels; an archive of them has a twelfth of the size of normal ones."""
     levels = np.array([-1.5, -0.5, 0.5, 1.5], np.float32) * np.float32(std / math.sqrt(1.25))
     return torch.from_numpy(levels[rng.integers(0, 4, shape, dtype=np.uint8)])
 
@@ -42,7 +42,7 @@ def random_state(shapes: Shapes, rng: np.random.Generator) -> StateDict:
 
 
 def _random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> torch.Tensor:
-    """Variance-preserving weights: a layer keeps the scale of its input, a residual branch adds a fraction to it."""
+    """Draw weights that preserve variance: a layer keeps its input's scale, a residual branch adds a fraction."""
     if name.endswith(".alpha") or (len(shape) == 1 and name.endswith("weight")):
         return torch.ones(shape)
     if name.endswith("bias"):
@@ -61,7 +61,7 @@ def _random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator) 
 
 
 def write_llm(out: Path, config: ModelConfig, rng: np.random.Generator) -> None:
-    """``llm.pt`` of the versions with Qwen2's decoder."""
+    """Write ``llm.pt`` of the versions with Qwen2's decoder."""
     llm = expect(LlmConfig, config.llm)
     state = random_state(expected_shapes(config, "llm"), rng)
     weight = state["llm_decoder.weight"]
@@ -91,7 +91,7 @@ def write_llm(out: Path, config: ModelConfig, rng: np.random.Generator) -> None:
 
 
 def write_transformer(out: Path, config: ModelConfig, rng: np.random.Generator) -> None:
-    """As `write_llm`, for CosyVoice 1."""
+    """Write ``llm.pt`` of CosyVoice 1."""
     llm = expect(TransformerConfig, config.llm)
     state = random_state(expected_shapes(config, "llm"), rng)
     weight, bias = state["llm_decoder.weight"], state["llm_decoder.bias"]
@@ -116,7 +116,7 @@ def write_transformer(out: Path, config: ModelConfig, rng: np.random.Generator) 
 
 
 def _keep_constant(state: StateDict) -> None:
-    """Channel 0 of every input holds a constant that no layer changes, and to which no ordinary id listens."""
+    """Set channel 0 of every input to a constant that no layer changes and no ordinary id's logit uses."""
     for name, tensor in state.items():
         if name.endswith(("embedding.weight", "embed_tokens.weight")):
             tensor[:, 0] = CONSTANT
@@ -126,7 +126,7 @@ def _keep_constant(state: StateDict) -> None:
 
 
 def _end_bias(logits: NDArray[np.float64], end: int, top_p: float, top_k: int) -> float:
-    """The logit of the end token for which a nucleus draw ends with chance `END_HAZARD`, averaged over `logits`."""
+    """Find the end token's logit whose chance in a nucleus draw, averaged over `logits`, is `END_HAZARD`."""
     others = -np.sort(-np.delete(logits, end, axis=1), axis=1)
     weights, total = np.exp(others[:, :top_k]), np.exp(others).sum(axis=1)
 
@@ -147,7 +147,7 @@ def _end_bias(logits: NDArray[np.float64], end: int, top_p: float, top_k: int) -
 
 
 def hift(config: ModelConfig, rng: np.random.Generator) -> StateDict:
-    """Random vocoder, scaled on a probe so that pitch and loudness are those of a voice."""
+    """Make a random vocoder, scaled by a probe run so that pitch and loudness are those of a voice."""
     hift = config.hift
     state = random_state(expected_shapes(config, "hift"), rng)
     probe = _normal(rng, (1, hift.mels, 100), MEL_SPREAD)
@@ -157,7 +157,7 @@ def hift(config: ModelConfig, rng: np.random.Generator) -> StateDict:
 
     predictor = F0Predictor(hift).eval()
     weight, bias = state["f0_predictor.classifier.weight"], state["f0_predictor.classifier.bias"]
-    bias.fill_(1000.0)  # far from the absolute value's kink
+    bias.fill_(1000.0)  # far from zero, where the absolute value is not smooth
     predictor.load_state_dict(part("f0_predictor."))
     raw = predictor(probe) - 1000.0
     gain = F0_SPREAD / float(raw.std())
@@ -175,7 +175,7 @@ def hift(config: ModelConfig, rng: np.random.Generator) -> StateDict:
 
     bins = hift.n_fft // 2 + 1
     magnitude = state["conv_post.bias"][:bins]
-    state["conv_post.weight"][:bins] *= 0.3  # gentle magnitudes: exp() of them follows
+    state["conv_post.weight"][:bins] *= 0.3  # small, since exp() follows
     decoder = Decoder(hift).eval()
     decoder_state = {k: v for k, v in state.items() if not k.startswith(("f0_predictor.", "m_source."))}
     magnitude.fill_(-4.0)
@@ -185,7 +185,7 @@ def hift(config: ModelConfig, rng: np.random.Generator) -> StateDict:
 
 
 def split_weight_norm(state: StateDict) -> StateDict:
-    """The on-disk spelling: gain and direction of every weight that upstream wraps in weight norm."""
+    """Split every weight that upstream wraps in weight norm into gain and direction, as checkpoints have them."""
     split: StateDict = {}
     plain = ("m_source.", "source_downs.", "f0_predictor.classifier.")
     for key, value in state.items():
@@ -199,7 +199,7 @@ def split_weight_norm(state: StateDict) -> StateDict:
 
 
 def voice(config: ModelConfig, prompt_ids: list[int], rng: np.random.Generator) -> dict[str, torch.Tensor]:
-    """A random stored speaker."""
+    """Make a random stored speaker."""
     flow = config.flow
     tokens = torch.from_numpy(rng.integers(0, flow.tokens, PROMPT_TOKENS, dtype=np.int32))
     frames = int(PROMPT_TOKENS / config.token_rate * config.sample_rate / config.hift.frame)
@@ -210,13 +210,13 @@ def voice(config: ModelConfig, prompt_ids: list[int], rng: np.random.Generator) 
 def stored_speaker(
     prompt_ids: list[int], tokens: torch.Tensor, mel: torch.Tensor, embedding: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """A stored zero-shot speaker (upstream frontend.py :: add_zero_shot_spk), usable in sft mode too.
+    """Make a stored zero-shot speaker, also usable in mode sft (upstream frontend.py :: add_zero_shot_spk).
 
     Args:
         prompt_ids: text ids of the prompt's transcript.
-        tokens: its speech tokens, int32 [P].
-        mel: [2 P, mels] at two frames a token.
-        embedding: [speaker].
+        tokens: speech tokens of the prompt, int32 [P].
+        mel: of the prompt, [2 P, mels] at two frames a token.
+        embedding: of the speaker, [speaker].
     """
     text = torch.tensor([prompt_ids], dtype=torch.int32)
     tokens, mel, embedding = tokens[None], mel[None], embedding[None]

@@ -1,11 +1,11 @@
 """Compare our stages with the tensors that the original implementation recorded from the same bundle.
 
-A set holds ``bundle/``, ``vectors/*.npz``, ``manifest.json``, ``prompt.wav`` and ``prompt.txt``. Each stage is fed the
-recorded inputs of that stage, so a miss points at the stage that broke. Sizes, chunk grids, prompt lengths and cases
-come from the bundle, the vectors and the manifest. A recorded tensor that nothing here produces is a miss.
+A set holds ``bundle/``, ``vectors/*.npz``, ``manifest.json``, ``prompt.wav`` and ``prompt.txt``. Each stage gets the
+recorded inputs of that stage, so a miss identifies the stage that is wrong. Sizes, chunk grids, prompt lengths and
+cases come from the bundle, the vectors and the manifest. A recorded tensor that no stage produces is a miss.
 
-What runs is the server's own code over torch networks (see `probes`). Upstream's cross-fade between vocoder windows is
-rebuilt to check the windows under it; the server itself joins exactly instead.
+The stages run the server's own code on torch networks (see `probes`). Upstream's cross-fade between vocoder windows is
+reproduced to check the windows before it; the server itself joins windows exactly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cosyserve_build.stages import VerifySpec
 
 TOLERANCES: tuple[tuple[str, float], ...] = (
     ("frontend/wav_*", 1e-6),  # the samples of the file
-    # Logarithms of quiet bins, where the original's float32 spectrum is noise. Seen with two speakers and prompt rates:
+    # Logarithms of quiet bins, where the original's float32 spectrum is noise. Measured on two speakers and rates:
     # 3.9e-4 (the float64 values are as far from the record), 6e-5 and 1.3e-4.
     ("frontend/fbank_*", 1e-3),
     ("frontend/logmel128", 2e-4),
@@ -45,24 +45,24 @@ TOLERANCES: tuple[tuple[str, float], ...] = (
     ("e2e/*_source", 1e-2),
     ("*", 1e-4),
 )
-"""Largest absolute error of float tensors, first match counts; integers must be equal."""
+"""Maximum absolute error of float tensors; the first match applies. Integers must be equal."""
 
 DRIFTING = ("e2e/offline_speed*_pcm", "e2e/*_source", "hift/stream*_source")
-"""Made from a pitch that was not recorded, in which the original's float32 noise (5e-4 Hz) moves the phase of the
-harmonics ever further: the tolerance is for each second of the signal, up to `DRIFTED`."""
+"""Tensors made from a pitch that was not recorded. The original's float32 noise in it (5e-4 Hz) shifts the phase of the
+harmonics more and more: the tolerance is for each second of the signal, up to `DRIFTED`."""
 
 DRIFTED = 0.1
-"""Largest tolerance of a drifting tensor: a fifth of the amplitude of a source."""
+"""Maximum tolerance of a drifting tensor: a fifth of the amplitude of a source."""
 
-RESAMPLED = "soxr's low-pass filter instead of torchaudio's; the stages behind it are fed the recorded wave"
-"""Why the prompt at a rate other than its file's is not compared."""
+RESAMPLED = "resampled by soxr instead of torchaudio; later stages get the recorded wave"
+"""Reason why the prompt at a rate other than its file's is not compared."""
 
 NAN_PADDED = frozenset({"ras/nucleus_probs"})
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One recorded tensor. The error is None when ours is absent, not finite, or of another shape or kind."""
+    """Comparison of a recorded tensor. The error is None if ours is absent, not finite, or of another shape or type."""
 
     name: str
     shape: tuple[int, ...]
@@ -74,18 +74,18 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `verify` found: one row or one declaration for each recorded tensor."""
+    """Result of `verify`: one row or one declaration for each recorded tensor."""
 
     rows: tuple[Row, ...]
     declared: tuple[tuple[str, str], ...]
 
     @property
     def misses(self) -> int:
-        """Rows that did not pass."""
+        """Number of rows that did not pass."""
         return sum(not row.passed for row in self.rows)
 
     def to_json(self) -> str:
-        """``{"rows": [{"name", "shape", "max_abs_error", "tolerance", "pass"}], "declared": [..], "misses": n}``."""
+        """JSON: ``{"rows": [{"name", "shape", "max_abs_error", "tolerance", "pass"}], "declared", "misses"}``."""
         rows = [
             {
                 "name": row.name,
@@ -100,7 +100,7 @@ class Report:
         return json.dumps({"rows": rows, "declared": declared, "misses": self.misses}, indent=1)
 
     def table(self) -> str:
-        """A line for each tensor, misses with their cause, and a summary line at the end."""
+        """Text: one line for each tensor, misses with their cause, and a summary line at the end."""
         width = max((len(row.name) for row in self.rows), default=0)
         lines = [f"{'tensor':{width}}  {'shape':>12}  {'max abs error':>13}  {'tolerance':>9}"]
         for row in self.rows:
@@ -113,11 +113,11 @@ class Report:
 
 
 def verify(set_folder: Path | str) -> Report:
-    """Run every stage on a set's bundle and compare with its vectors.
+    """Run every stage on a set's bundle and compare the results with its vectors.
 
     Raises:
-        BundleError: the set has no readable manifest, or its bundle does not open.
-        Unsupported: nothing here checks its version.
+        BundleError: the manifest is unreadable, or the bundle is invalid.
+        Unsupported: the bundle's version cannot be verified.
     """
     folder = Path(set_folder)
     if not folder.is_dir():
@@ -135,7 +135,7 @@ def verify(set_folder: Path | str) -> Report:
         try:
             for key, value in stage(data):
                 produced[f"{part}/{key}"] = value
-        except Exception as problem:  # a broken stage is a miss of its tensors, not the end of the report
+        except Exception as problem:  # the tensors of a stage that fails are misses; the report goes on
             failures[part] = f"{type(problem).__name__}: {problem}"
     rows: list[Row] = []
     declared: list[tuple[str, str]] = []

@@ -1,7 +1,7 @@
-"""The text tokenizer of CosyVoice 1: whisper's multilingual one (upstream whisper/tokenizer.py :: get_tokenizer).
+"""Text tokenizer of CosyVoice 1: whisper's multilingual one (upstream whisper/tokenizer.py :: get_tokenizer).
 
-Bundles do not hold its vocabulary. It lies in ``data/`` as the openai-whisper package ships it, under that package's
-MIT licence, because the package itself would bring a compiler and a gigabyte of dependencies along.
+Bundles do not contain its vocabulary. ``data/`` has it as the openai-whisper package ships it, under that package's
+MIT licence, because the package itself would need a compiler and a gigabyte of dependencies.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ SPECIALS = [
     *("<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"),
     *(f"<|{0.02 * step:.2f}|>" for step in range(1501)),
 ]
-"""In id order behind the vocabulary: a language to speak, a task, times."""
+"""Special tokens in id order after the vocabulary: start, languages, tasks, times."""
 
 
 def whisper_tokenizer() -> Tokenizer:
-    """The tokenizer with all its special tokens, 51,866 ids."""
+    """Build the tokenizer with all its special tokens, 51,866 ids."""
     lines = VOCABULARY.read_bytes().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
     names = {token: "".join(_CHARACTERS[byte] for byte in token) for token in ranks}
@@ -43,14 +43,14 @@ def whisper_tokenizer() -> Tokenizer:
         for left, right in (_halves(token, rank, ranks) for token, rank in ranks.items() if len(token) > 1)
     ]
     encoder = tokenizers.Tokenizer(models.BPE({names[token]: rank for token, rank in ranks.items()}, merges))
-    encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # its words are those of GPT-2, as here
+    encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # whisper splits like GPT-2, too
     encoder.decoder = decoders.ByteLevel()
     encoder.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
     return Tokenizer(encoder)
 
 
 def _halves(token: bytes, rank: int, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens that this one is merged from: what is left of its bytes after all earlier merges."""
+    """Return the two tokens from which this one is merged: those left after all earlier merges of its bytes."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         found = [ranks.get(left + right, rank) for left, right in pairwise(parts)]
@@ -61,7 +61,7 @@ def _halves(token: bytes, rank: int, ranks: dict[bytes, int]) -> tuple[bytes, by
 
 
 def _byte_characters() -> list[str]:
-    """The printable character that byte-level encodings write for each byte: itself where it has one."""
+    """List the printable character that byte-level encodings use for each byte, the byte itself if printable."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     characters = {byte: chr(byte) for byte in printable}
     others = [byte for byte in range(256) if byte not in characters]

@@ -221,7 +221,7 @@ def test_weights_too_large_for_float16_are_refused(tmp_path: Path) -> None:
     module = Wide()
     with torch.no_grad():
         module.first.weight[0, 0] = 1e6
-    with pytest.raises(BundleError, match=r"float16 cannot; prepare with --precision fp32$"):
+    with pytest.raises(BundleError, match=r"beyond the range of float16; prepare with --precision fp32$"):
         export(wide("llm", module), tmp_path, PRECISIONS["fp16"])
 
 

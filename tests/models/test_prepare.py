@@ -143,7 +143,7 @@ def test_an_empty_folder_is_fine(tmp_path: Path) -> None:
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(BundleError, match="holds files that are no prepared weights"):
+    with pytest.raises(BundleError, match="holds files other than prepared weights"):
         prepare(BUNDLE, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -188,7 +188,7 @@ def test_the_manifest_names_the_precision(weights: Path, tmp_path: Path) -> None
 
 
 def test_a_precision_without_graphs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"^precision int8 is of ONNX graphs: prepare with --runtime onnx$"):
+    with pytest.raises(BundleError, match=r"^precision int8 applies to ONNX graphs only: prepare with --runtime onnx$"):
         prepare(BUNDLE, tmp_path / "out", runtimes=["torch"], precision="int8")
     assert not (tmp_path / "out").exists()
 

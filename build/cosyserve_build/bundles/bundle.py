@@ -1,4 +1,4 @@
-"""Read a CosyVoice model bundle as data: files present, sizes understood, checkpoints to checked state dicts."""
+"""Read a CosyVoice bundle as data: check its files, read its sizes, load its checkpoints as checked state dicts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read(folder: Path | str) -> Bundle:
 
     Raises:
         BundleError: files are missing (all of them are named), or the YAML lacks a key or names another class.
-        Unsupported: a CosyVoice 1 bundle with a text tokenizer that nothing here knows.
+        Unsupported: a CosyVoice 1 bundle has an unknown text tokenizer.
     """
     folder = Path(folder)
     version = version_of(folder)
@@ -44,11 +44,11 @@ def read(folder: Path | str) -> Bundle:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle whose files exist and whose YAML was understood. Checkpoints are loaded when asked for.
+    """A bundle whose files exist and whose YAML is valid. Checkpoints are loaded on demand.
 
     Attributes:
-        folder: where it lies.
-        description: of its version.
+        folder: of the bundle.
+        description: the version's description.
         config: sizes and constants.
     """
 
@@ -66,7 +66,7 @@ class Bundle:
         """ONNX graph of the speaker encoder: fbank f32 [B,T,80] to f32 [B,192].
 
         Raises:
-            BundleError: it is unreadable, or takes data from other files or operators from elsewhere.
+            BundleError: the graph is unreadable, refers to other files, or uses operators that onnxruntime lacks.
         """
         return check_whole(self.folder / "campplus.onnx")
 
@@ -84,10 +84,10 @@ class Bundle:
         return self.folder / QWEN
 
     def text_tokenizer(self) -> Tokenizer:
-        """The text tokenizer.
+        """Load the text tokenizer.
 
         Raises:
-            BundleError: a file of it is malformed.
+            BundleError: one of its files is malformed.
         """
         return read_tokenizer(self.folder, self.description)
 
@@ -95,7 +95,7 @@ class Bundle:
         """``llm.pt`` without the unused ``llm.model.lm_head``: contiguous float32, keys and shapes checked.
 
         Raises:
-            BundleError: unreadable, or keys or shapes differ from what the YAML promises.
+            BundleError: the file is unreadable, or its keys or shapes differ from those that the YAML implies.
         """
         state = _load_state(self.folder / "llm.pt")
         state.pop("llm.model.lm_head.weight", None)
@@ -111,7 +111,7 @@ class Bundle:
         return self._checked("hift", fold_weight_norm(raw))
 
     def spk2info(self) -> dict[str, dict[str, NDArray[Any] | str]]:
-        """Stored speakers, upstream's keys, tensors as numpy arrays; empty when the bundle has no spk2info.pt."""
+        """Stored speakers with upstream's keys and numpy arrays; empty if the bundle has no spk2info.pt."""
         import torch
 
         path = self.folder / "spk2info.pt"
@@ -144,7 +144,7 @@ class Bundle:
 def fold_weight_norm(state: StateDict) -> StateDict:
     """Replace gain and direction by the weight ``g * v / |v|``, norm over all dimensions but the first.
 
-    Accepts torch's parametrization spelling, the older ``weight_g`` / ``weight_v``, and plain weights.
+    Accepts torch's parametrization names, the older ``weight_g`` / ``weight_v``, and plain weights.
     """
     folded = dict(state)
     for gain, direction in (
@@ -165,18 +165,18 @@ def _load_state(path: Path) -> StateDict:
     state = _load(path)
     strange = [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if strange:
-        raise BundleError(f"{path.name}: not a plain state dict: {', '.join(strange[:LISTED])} hold no tensor")
+        raise BundleError(f"{path.name}: not a plain state dict: {', '.join(strange[:LISTED])} are not tensors")
     return state
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """The dict in a checkpoint, tensors mapped from the file where its format allows."""
+    """Load the dict in a checkpoint; tensors are memory-mapped where its format allows."""
     import torch
 
     try:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # the old, unzipped format cannot be mapped
+        except RuntimeError:  # torch cannot map the old format, which is not a zip file
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, KeyError, OSError, pickle.UnpicklingError) as problem:
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
@@ -187,7 +187,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _own(state: StateDict) -> StateDict:
-    """Contiguous float32 tensors of which no two share memory; views and ties are copied, the rest stays mapped."""
+    """Make tensors contiguous float32, no two in shared memory. Copies views and tied tensors; others stay mapped."""
     seen: set[int] = set()
     owned: StateDict = {}
     for key, value in state.items():

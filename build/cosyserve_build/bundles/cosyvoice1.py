@@ -1,4 +1,4 @@
-"""``cosyvoice.yaml``."""
+"""Read ``cosyvoice.yaml``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from cosyserve_build.bundles.parts import CONFORMER, hift_sizes, mel_config, sam
 from cosyserve_build.bundles.section import Section
 
 WHISPER_IDS = 51866
-"""Ids of the text tokenizer, which no bundle holds (see ``cosyserve_build.whisper``)."""
+"""Number of ids of the text tokenizer, which is not part of a bundle (see ``cosyserve_build.whisper``)."""
 
 
 def read(folder: Path, root: Section, version: Version) -> ModelConfig:
-    """The model of a CosyVoice 1 bundle."""
+    """Read the sizes of a CosyVoice 1 model."""
     flow = root.section("flow", "MaskedDiffWithXvec")
     mel = mel_config(root.section("feat_extractor", "mel_spectrogram"))
     rate = root.integer("sample_rate")
@@ -34,7 +34,9 @@ def _llm_config(llm: Section) -> TransformerConfig:
     text, decoder = llm.section("text_encoder", "ConformerEncoder"), llm.section("llm", "TransformerEncoder")
     vocab, inputs = llm.integer("text_token_size"), llm.integer("llm_input_size")
     if vocab != WHISPER_IDS:
-        raise Unsupported(f"{llm.file}: a text tokenizer of {vocab} ids; only whisper's of {WHISPER_IDS} is known")
+        raise Unsupported(
+            f"{llm.file}: text tokenizer with {vocab} ids; only whisper's with {WHISPER_IDS} is supported"
+        )
     text.require(
         input_size=llm.integer("text_encoder_input_size"), input_layer="linear", static_chunk_size=1, **CONFORMER
     )

@@ -1,4 +1,4 @@
-"""``cosyvoice2.yaml``."""
+"""Read ``cosyvoice2.yaml``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ UP_BLOCKS = 4  # encoder layers after up-sampling: a constant upstream
 
 
 def read(folder: Path, root: Section, version: Version) -> ModelConfig:
-    """The model of a CosyVoice2 bundle."""
+    """Read the sizes of a CosyVoice2 model."""
     flow = root.section("flow", "CausalMaskedDiffWithXvec")
     return ModelConfig(
         version=version.number,

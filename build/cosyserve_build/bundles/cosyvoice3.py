@@ -1,4 +1,4 @@
-"""``cosyvoice3.yaml``."""
+"""Read ``cosyvoice3.yaml``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cosyserve_build.bundles.section import Section
 
 
 def read(folder: Path, root: Section, version: Version) -> ModelConfig:
-    """The model of a CosyVoice3 bundle."""
+    """Read the sizes of a CosyVoice3 model."""
     flow = root.section("flow", "CausalMaskedDiffWithDiT")
     hift = root.section("hift", "CausalHiFTGenerator")
     return ModelConfig(
@@ -34,7 +34,7 @@ def read(folder: Path, root: Section, version: Version) -> ModelConfig:
 
 
 def _end_of_prompt(folder: Path, version: Version) -> int:
-    """Special tokens stand behind the vocabulary; the whole tokenizer takes seconds to load."""
+    """Id of the token, counted from the vocabulary's size: loading the whole tokenizer takes seconds."""
     file = f"{QWEN}/vocab.json"
     try:
         vocabulary = json.loads((folder / file).read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""HyperPyYAML files as plain data: nothing that they name is imported or executed. Build tools only."""
+"""Read HyperPyYAML files as plain data: nothing that they name is imported or executed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ARGS = "__args__"  # key under which a tagged list or scalar keeps its content
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A HyperPyYAML file: ``!new:``, ``!name:`` and ``!apply:`` become dicts with the name, ``!ref`` is resolved.
+    """Read a HyperPyYAML file: ``!new:``, ``!name:`` and ``!apply:`` become dicts with the name; resolve ``!ref``.
 
     Raises:
-        BundleError: not YAML, not a mapping, an unknown tag, or a reference to nothing or to itself.
+        BundleError: the file is not YAML or not a mapping, or has an unknown tag, or a missing or circular reference.
     """
     try:
         data = yaml.load(path.read_text("utf-8"), _Loader)
@@ -43,7 +43,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Ref(str):
-    """The text of a ``!ref``, to be resolved once the whole file is read."""
+    """Text of a ``!ref``, resolved after the whole file is read."""
 
 
 def _plain(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
@@ -75,7 +75,7 @@ _Loader.add_constructor("!tuple", _plain)
 
 
 def _resolved(value: Any, root: dict[str, Any], via: tuple[str, ...] = ()) -> Any:
-    """`value` with every reference replaced by what it points at in `root`; `via` are the references on the way."""
+    """Replace every reference in `value` by its target in `root`; `via` lists the references followed so far."""
     if isinstance(value, _Ref):
         return _referred(value, root, via)
     if isinstance(value, dict):
@@ -86,7 +86,7 @@ def _resolved(value: Any, root: dict[str, Any], via: tuple[str, ...] = ()) -> An
 
 
 def _referred(ref: _Ref, root: dict[str, Any], via: tuple[str, ...]) -> Any:
-    """One reference as it is, arithmetic over references as a number, anything else as text."""
+    """Return the target of one reference, arithmetic over references as a number, anything else as text."""
     whole = re.fullmatch(r"\s*<([^<>]+)>\s*", ref)
     if whole:
         return _target(whole[1], root, via)

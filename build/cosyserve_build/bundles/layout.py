@@ -1,4 +1,4 @@
-"""What a bundle says about its model. Its version is the one whose YAML lies in it."""
+"""Find out the version of a bundle, from the name of its YAML, and read its sizes and tokenizer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _CHECKPOINTS = ("llm.pt", "flow.pt", "hift.pt", "campplus.onnx")
 
 
 def version_of(folder: Path) -> Version:
-    """The version of the bundle in `folder`.
+    """Return the version of the bundle in `folder`.
 
     Raises:
-        BundleError: no file says which version it is.
+        BundleError: no YAML of a known version is in the folder.
     """
     for version in versions.every():
         if (folder / version.bundle.yaml).is_file():
@@ -28,20 +28,20 @@ def version_of(folder: Path) -> Version:
     if not folder.is_dir():
         raise BundleError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}")
     names = ", ".join(version.bundle.yaml for version in versions.every())
-    raise BundleError(f"{folder.name}: no CosyVoice bundle: it has none of {names}")
+    raise BundleError(f"{folder.name}: not a CosyVoice bundle: it has none of {names}")
 
 
 def files_of(version: Version) -> tuple[str, ...]:
-    """All files that a bundle must have."""
+    """List all files that a bundle must have."""
     layout = version.bundle
     return (layout.yaml, *_CHECKPOINTS, layout.speech_tokenizer, *layout.others)
 
 
 def read_config(folder: Path, version: Version) -> ModelConfig:
-    """The sizes of the model in `folder`.
+    """Read the sizes of the model in `folder`.
 
     Raises:
-        BundleError: naming file and key.
+        BundleError: a value is missing or wrong; the message names file and key.
     """
     layout = version.bundle
     root = Section(layout.yaml, "", read_yaml(folder / layout.yaml))
@@ -50,6 +50,6 @@ def read_config(folder: Path, version: Version) -> ModelConfig:
 
 
 def read_tokenizer(folder: Path, version: Version) -> Tokenizer:
-    """The text tokenizer of the bundle in `folder`."""
+    """Load the text tokenizer of the bundle in `folder`."""
     tokenizer: Tokenizer = resolve(version.bundle.tokenizer)(folder, version)
     return tokenizer

@@ -1,4 +1,4 @@
-"""ONNX graphs of a bundle, as data that a stranger wrote."""
+"""Check the ONNX graphs of a bundle, which are untrusted input."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from google.protobuf.message import DecodeError, Message
 from cosyserve.errors import BundleError
 
 DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
-"""Operators that onnxruntime brings along; those of any other domain are somebody's code."""
+"""Domains of the operators in onnxruntime; any other domain needs third-party code."""
 
 
 def check_whole(path: Path) -> Path:
-    """The path again, once it is sure that the graph stands alone.
+    """Return the path after a check that the graph needs no other file and no third-party operator.
 
-    The bundles' graphs are single files. One that names external data could have any file of this machine read into
-    its weights, and so into what is served (ONNX :: TensorProto.external_data).
+    The bundles' graphs are single files. A graph with external data could have any file of this machine read into its
+    weights, and so into what is served (ONNX :: TensorProto.external_data).
 
     Raises:
-        BundleError: it is no ONNX graph, or takes data from other files, or has operators of its own.
+        BundleError: the file is not an ONNX graph, refers to other files, or uses third-party operators.
     """
     import onnx
     from onnx.external_data_helper import uses_external_data
@@ -28,7 +28,7 @@ def check_whole(path: Path) -> Path:
     try:
         model = onnx.load(str(path), load_external_data=False)
     except DecodeError as error:
-        raise BundleError(f"{path.name}: no ONNX graph: {error}") from None
+        raise BundleError(f"{path.name}: not an ONNX graph: {error}") from None
     for part in _messages(model):
         if isinstance(part, onnx.TensorProto) and uses_external_data(part):
             raise BundleError(f"{path.name}: takes {part.name or 'a tensor'} from another file; it must be whole")
@@ -38,7 +38,7 @@ def check_whole(path: Path) -> Path:
 
 
 def _messages(message: Message) -> Iterator[Message]:
-    """A message and all in it: in branches, loops, functions and sparse tensors too."""
+    """Yield a message and all nested ones, also of branches, loops, functions and sparse tensors."""
     yield message
     for field, value in message.ListFields():
         if field.message_type is not None:

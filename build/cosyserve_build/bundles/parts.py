@@ -1,4 +1,4 @@
-"""What the recipes of several versions have in common."""
+"""Readers of the sections that the YAML files of several versions share."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ CONFORMER = {
     "use_cnn_module": False,
     "macaron_style": False,
 }
-"""What a conformer must be configured as: what the layers here implement."""
+"""Settings that a conformer must have: those that the layers here implement."""
 
 
 def llm_sizes(folder: Path, llm: Section) -> dict[str, Any]:
-    """`LlmConfig` by field: from the YAML's section `llm` and Qwen2's own file."""
+    """Fields of `LlmConfig`, from the YAML's section `llm` and Qwen2's own file."""
     qwen = _qwen(folder)
     hidden, heads = qwen.integer("hidden_size"), qwen.integer("num_attention_heads")
     for key in ("llm_input_size", "llm_output_size"):
@@ -48,7 +48,7 @@ def llm_sizes(folder: Path, llm: Section) -> dict[str, Any]:
 
 
 def sampling(llm: Section) -> dict[str, Any]:
-    """How tokens are drawn, by field of the config."""
+    """Sampling settings, by field of the config."""
     ras = llm.section("sampling", "ras_sampling")
     return {
         "top_p": ras.number("top_p"),
@@ -67,7 +67,7 @@ def _qwen(folder: Path) -> Section:
 
 
 def solver(flow: Section, mels: int, estimator: str) -> tuple[Section, Section]:
-    """The flow's solver settings and its estimator, which is of class `estimator`."""
+    """Sections of the flow's solver settings and of its estimator, which must be of class `estimator`."""
     decoder = flow.section("decoder", "CausalConditionalCFM")
     settings = decoder.section("cfm_params").section("content")
     settings.require(solver="euler", t_scheduler="cosine")
@@ -77,7 +77,7 @@ def solver(flow: Section, mels: int, estimator: str) -> tuple[Section, Section]:
 
 
 def hift_sizes(hift: Section, predictor: str) -> dict[str, Any]:
-    """`HiftConfig` by field; `predictor` is the class of the pitch predictor."""
+    """Fields of `HiftConfig`; `predictor` is the class of the pitch predictor."""
     istft = hift.section("istft_params")
     pitch = hift.section("f0_predictor", predictor)
     pitch.require(num_class=1, in_channels=hift.integer("in_channels"))
@@ -105,7 +105,7 @@ def hift_sizes(hift: Section, predictor: str) -> dict[str, Any]:
 
 
 def mel_config(mel: Section) -> MelConfig:
-    """The prompt mel."""
+    """Read the settings of the prompt mel."""
     mel.require(center=False)
     return MelConfig(
         n_fft=mel.integer("n_fft"),

@@ -1,4 +1,4 @@
-"""One mapping of a bundle's files."""
+"""A mapping in a bundle's files, with checked lookups."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from cosyserve_build.bundles.hyperyaml import CLASS
 
 
 class Section:
-    """A mapping of a file, with lookups whose errors name file and key.
+    """A mapping in a file; errors of its lookups name file and key.
 
     Raises:
-        BundleError: what lies there is no mapping; the methods raise it too, when a value is not what they promise.
+        BundleError: `data` is not a mapping. Methods raise it if a value is missing or of the wrong type.
     """
 
     def __init__(self, file: str, path: str, data: Any) -> None:
@@ -21,18 +21,18 @@ class Section:
             raise self.error("", f"expected a mapping, found {data!r}")
 
     def error(self, key: str, problem: str) -> BundleError:
-        """What is wrong with a key; the empty key is the mapping itself."""
+        """Make the error for a key; the empty key is the mapping itself."""
         where = ".".join(part for part in (self.path, key) if part)
         return BundleError(f"{self.file}: {where or 'top level'}: {problem}")
 
     def get(self, key: str) -> Any:
-        """The value as it stands; it must be there."""
+        """Return the raw value of a required key."""
         if key not in self.data:
             raise self.error(key, "missing")
         return self.data[key]
 
     def section(self, key: str, cls: str | None = None) -> Section:
-        """A mapping in this one; with `cls`, one that builds an object of that class."""
+        """Return a nested mapping; with `cls`, it must build an object of that class."""
         inner = Section(self.file, f"{self.path}.{key}" if self.path else key, self.get(key))
         found = str(inner.data.get(CLASS, "a plain mapping")).rsplit(".", 1)[-1]
         if cls is not None and found != cls:
@@ -40,31 +40,31 @@ class Section:
         return inner
 
     def number(self, key: str) -> float:
-        """A number."""
+        """Return a number."""
         value = self.get(key)
-        try:  # through text: YAML 1.1 reads 1e-6 (no dot) as such, and a bool is no number
+        try:  # as text: YAML 1.1 reads 1e-6 (no dot) as text, and float() would accept a bool
             return float(str(value))
         except ValueError:
             raise self.error(key, f"expected a number, found {value!r}") from None
 
     def integer(self, key: str) -> int:
-        """A whole number."""
+        """Return an integer."""
         value = self.number(key)
         if value != int(value):
-            raise self.error(key, f"expected a whole number, found {value!r}")
+            raise self.error(key, f"expected an integer, found {value!r}")
         return int(value)
 
     def integers(self, key: str, count: int | None = None) -> tuple[int, ...]:
-        """A list of whole numbers, `count` of them if that is given."""
+        """Return a list of integers, which must have `count` entries if that is given."""
         value = self.get(key)
         if not isinstance(value, list) or not all(type(item) is int for item in value):
-            raise self.error(key, f"expected a list of whole numbers, found {value!r}")
+            raise self.error(key, f"expected a list of integers, found {value!r}")
         if count is not None and len(value) != count:
             raise self.error(key, f"expected {count} entries, found {len(value)}")
         return tuple(value)
 
     def rows(self, key: str) -> tuple[tuple[int, ...], ...]:
-        """A list of lists of whole numbers."""
+        """Return a list of lists of integers."""
         value = self.get(key)
         if not isinstance(value, list):
             raise self.error(key, f"expected a list of lists, found {value!r}")
@@ -72,7 +72,7 @@ class Section:
         return tuple(inner.integers(name) for name in inner.data)
 
     def require(self, **fixed: object) -> None:
-        """Refuse values that the networks here do not implement; an absent key means upstream's default."""
+        """Check that keys have the only value that is implemented; an absent key means upstream's default."""
         for key, expected in fixed.items():
             if key in self.data and self.data[key] != expected:
                 raise self.error(key, f"expected {expected!r}, found {self.data[key]!r}")

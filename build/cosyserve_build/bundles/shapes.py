@@ -1,4 +1,4 @@
-"""Names and shapes of the tensors that a CosyVoice model of given sizes consists of."""
+"""Names and shapes of the tensors of a CosyVoice model, from its sizes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def expected_shapes(config: ModelConfig, part: str) -> Shapes:
-    """Name and shape of every tensor of a part, as `Bundle.llm`, `Bundle.flow` and `Bundle.hift` return them.
+    """Return name and shape of every tensor of a part, as `Bundle.llm`, `Bundle.flow` and `Bundle.hift` name them.
 
     Args:
         part: ``llm``, ``flow`` or ``hift`` (weight norm folded).
@@ -32,7 +32,7 @@ def expected_shapes(config: ModelConfig, part: str) -> Shapes:
 
 
 def qwen2_shapes(llm: LlmConfig) -> Shapes:
-    """The language model over Qwen2."""
+    """Language model of versions 2 and 3, on Qwen2."""
     queries, keys = llm.heads * llm.head_dim, llm.kv_heads * llm.head_dim
     shapes: Shapes = {} if llm.start_row < llm.speech_vocab else {"llm_embedding.weight": (2, llm.hidden)}
     shapes |= {
@@ -54,7 +54,7 @@ def qwen2_shapes(llm: LlmConfig) -> Shapes:
 
 
 def unet_flow_shapes(flow: UNetFlowConfig) -> Shapes:
-    """An up-sampling conformer and a causal U-Net."""
+    """Flow of version 2: an up-sampling conformer and a causal U-Net."""
     at = "encoder"
     shapes: Shapes = {
         "input_embedding.weight": (flow.tokens, flow.width),
@@ -76,7 +76,7 @@ def unet_flow_shapes(flow: UNetFlowConfig) -> Shapes:
 def _layer_shapes(
     at: str, width: int, heads: int, inner: int, norms: tuple[str, str] = ("norm_ff", "norm_mha")
 ) -> Shapes:
-    """A layer with relative attention."""
+    """One layer with relative attention."""
     shapes: Shapes = {
         f"{at}.self_attn.linear_pos.weight": (width, width),
         f"{at}.self_attn.pos_bias_u": (heads, width // heads),
@@ -94,7 +94,7 @@ def _layer_shapes(
 def _stack_shapes(
     at: str, inputs: int, width: int, heads: int, inner: int, layers: int, *norms: tuple[str, str]
 ) -> Shapes:
-    """An input layer, layers with relative attention, and a norm."""
+    """Input layer, layers with relative attention, and final norm."""
     shapes = _linear(f"{at}.embed.out.0", width, inputs) | _norm(f"{at}.embed.out.1", width)
     for layer in range(layers):
         shapes |= _layer_shapes(f"{at}.encoders.{layer}", width, heads, inner, *norms)
@@ -102,7 +102,7 @@ def _stack_shapes(
 
 
 def transformer_shapes(llm: TransformerConfig) -> Shapes:
-    """The language model over a text encoder."""
+    """Language model of version 1, behind a text encoder."""
     text = (llm.text_inputs, llm.text_hidden, llm.text_heads, llm.text_feed_forward, llm.text_blocks)
     return {
         "text_embedding.weight": (llm.vocab, llm.text_inputs),
@@ -117,7 +117,7 @@ def transformer_shapes(llm: TransformerConfig) -> Shapes:
 
 
 def window_flow_shapes(flow: WindowFlowConfig) -> Shapes:
-    """A conformer and a U-Net that see whole windows."""
+    """Flow of version 1: a conformer and a U-Net that see whole windows."""
     at, regulator = "decoder.estimator", "length_regulator.model"
     widths, inputs, time = flow.channels, 4 * flow.mels, 4 * flow.channels[0]
     last = len(widths) - 1
@@ -191,7 +191,7 @@ def _block_shapes(at: str, width: int, fan_in: int, *, norm: int) -> Shapes:
 
 
 def dit_flow_shapes(flow: DitFlowConfig) -> Shapes:
-    """Two convolutions and a diffusion transformer."""
+    """Flow of version 3: two convolutions and a diffusion transformer."""
     width, inner = flow.dit_width, flow.dit_heads * flow.dit_head_dim
     at = "decoder.estimator"
     shapes: Shapes = {
@@ -221,7 +221,7 @@ def dit_flow_shapes(flow: DitFlowConfig) -> Shapes:
 
 
 def hift_shapes(hift: HiftConfig) -> Shapes:
-    """A vocoder."""
+    """Vocoder of all versions."""
     bins = hift.n_fft + 2  # real and imaginary parts
     shapes = _linear("m_source.l_linear", 1, hift.harmonics + 1)
     shapes |= _linear("conv_pre", hift.channels, hift.mels, 1 + sum(hift.first_padding))
@@ -254,7 +254,7 @@ def _resblock_shapes(at: str, channels: int, kernel: int, dilations: tuple[int, 
 
 
 def _linear(name: str, out: int, *fan_in: int, bias: bool = True) -> Shapes:
-    """A linear layer, or with a kernel size as last argument a convolution."""
+    """Linear layer, or a convolution if the last argument is a kernel size."""
     shapes: Shapes = {f"{name}.weight": (out, *fan_in)}
     return {**shapes, f"{name}.bias": (out,)} if bias else shapes
 

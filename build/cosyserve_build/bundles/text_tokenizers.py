@@ -1,4 +1,4 @@
-"""The text tokenizer of a bundle."""
+"""Loaders of the text tokenizers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from cosyserve_build.whisper import whisper_tokenizer
 
 
 def whisper(folder: Path, version: Version) -> Tokenizer:
-    """Whisper's, which no bundle holds."""
+    """Load whisper's tokenizer, which is not part of a bundle."""
     return whisper_tokenizer()
 
 
 def qwen2(folder: Path, version: Version) -> Tokenizer:
-    """Qwen2's, with the special tokens of the version."""
+    """Load Qwen2's tokenizer from the bundle, with the special tokens of the version."""
     return Tokenizer.from_bundle(folder / QWEN, version.number)

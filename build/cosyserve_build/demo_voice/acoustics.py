@@ -1,7 +1,8 @@
-"""Training of the flow: speech tokens to mel, by conditional flow matching (Lipman et al., 2022; upstream
-flow/flow_matching.py :: ConditionalCFM.compute_loss).
+"""Train the flow, speech tokens to mel, by conditional flow matching.
 
-A part of the steps runs chunk by chunk over the past, as the server streams, the others whole, as it does otherwise.
+Some steps run chunk by chunk with a KV cache, as the server streams, the others in one piece.
+
+Source: Lipman et al., 2022; upstream flow/flow_matching.py :: ConditionalCFM.compute_loss.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from cosyserve_build.demo_voice.source import Recording
 from cosyserve_build.demo_voice.training import Run, device, train
 
 FLOW = Run("flow", steps=6_000, rate=1e-3, warmup=300, average=0.998, half=True)
-_SHORT, _LONG = (8, 75), (3, 200)  # windows of a step, tokens of each
-_LONGER = 0.3  # share of steps with long windows: prompts and long sentences are as long
+_SHORT, _LONG = (8, 75), (3, 200)  # windows of a step, tokens of a window
+_LONGER = 0.3  # share of steps with long windows, as long as prompts and long sentences
 _CHUNKS = (15, 25, 50)  # tokens of a chunk in streaming
 _STREAMED = 0.4  # share of steps that run chunk by chunk
 _DROPPED = 0.2  # share of rows without any condition, for guidance
-_PROMPTED = 0.5  # share of rows whose first part is given as a prompt's mel
-_LONGEST_PROMPT = 0.5  # of a window
+_PROMPTED = 0.5  # share of rows whose first part is condition, like a prompt's mel
+_LONGEST_PROMPT = 0.5  # largest share of a window that is prompt
 _TALK = 8  # utterances of a voice in a row
-_FLOOR = -9.0  # of the mel that is taught: below lies what nobody hears
-_MELS_FROM_MU = 0.3  # weight of the loss that has a linear layer read the mel from mu
+_FLOOR = -9.0  # lower bound of the log-mel targets: anything below is inaudible
+_MELS_FROM_MU = 0.3  # weight of the loss of a linear layer that predicts the mel from mu
 
 
 class Flow(nn.Module):
-    """Encoder and estimator, and a linear layer that only training needs."""
+    """Encoder and estimator, and a linear layer that only training uses."""
 
     def __init__(self, config: UNetFlowConfig) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class Flow(nn.Module):
         self.plain = nn.Linear(2 * config.mels, config.mels)
 
     def states(self) -> dict[str, Tensor]:
-        """What ``flow.pt`` holds; tokens that the codebook cannot make are zeros."""
+        """State dict of ``flow.pt``; embeddings of tokens that the codebook does not use are zeros."""
         state = {**self.encoder.state_dict(), **self.guided.state_dict()}
         embedding = torch.zeros_like(state["input_embedding.weight"])
         used = torch.from_numpy(used_ids())
@@ -55,7 +56,7 @@ class Flow(nn.Module):
         return state | {"input_embedding.weight": embedding}
 
     def encode(self, tokens: Tensor, ahead: Tensor, valid: Tensor, chunk: int) -> Tensor:
-        """Tokens [B, N], those behind them [B, L] and whether these exist to mu [B, mels, ratio * N]."""
+        """Encode tokens [B, N], with look-ahead [B, L] of which `valid` exists, to mu [B, mels, ratio * N]."""
         config, rows = self.config, len(tokens)
         layers, dim = config.blocks + config.up_blocks, config.width // config.heads
         none = tokens.new_zeros((rows, config.heads, 0, dim), dtype=torch.float32)
@@ -77,7 +78,7 @@ class Flow(nn.Module):
         return torch.cat(pieces, dim=2)
 
     def velocity(self, x: Tensor, mu: Tensor, t: Tensor, speaker: Tensor, cond: Tensor, chunk: int) -> Tensor:
-        """Velocity [B, mels, T] without guidance, `chunk` frames at a time."""
+        """Estimate the velocity [B, mels, T] without guidance, `chunk` frames at a time."""
         rows, (layers, heads, dim) = len(x), self.config.attention
         none = [x.new_zeros(0, rows, heads, dim)] * layers
         k, v = none, none
@@ -95,7 +96,7 @@ class Flow(nn.Module):
 
 
 def _known(k: list[Tensor], v: list[Tensor]) -> Part:
-    """A past of which every frame is valid."""
+    """Wrap a KV cache of which every frame is valid."""
     frames, rows, *_ = k[0].shape
     return Part(k, v, torch.full((rows,), frames, device=k[0].device))
 
@@ -111,7 +112,7 @@ class Talk:
     Attributes:
         tokens: [N].
         mel: [2 N, mels].
-        embedding: of the speaker, [192].
+        embedding: speaker vector, [192].
     """
 
     tokens: NDArray[np.int64]
@@ -120,22 +121,22 @@ class Talk:
 
     @classmethod
     def of(cls, said: list[Recording], embedding: NDArray[np.float32]) -> Talk:
-        """What was said, one after the other."""
+        """Concatenate utterances."""
         tokens = np.concatenate([u.tokens for u in said]).astype(np.int64)
         return cls(tokens, np.concatenate([u.mel for u in said]).astype(np.float32), embedding)
 
 
 def in_a_row(said: list[Recording]) -> list[list[Recording]]:
-    """Utterances of a voice as rows of some."""
+    """Group the utterances of a voice into lists of `_TALK`."""
     return [said[i : i + _TALK] for i in range(0, len(said), _TALK)]
 
 
 class Talks:
-    """Windows of what voices say.
+    """Random training windows of the voices' talks.
 
     Args:
-        talks: those of all speakers; those too short for a window are left out.
-        lookahead: tokens given behind a window.
+        talks: of all speakers; those shorter than a window are left out.
+        lookahead: tokens after a window that the encoder reads.
     """
 
     def __init__(self, talks: list[Talk], lookahead: int) -> None:
@@ -143,7 +144,7 @@ class Talks:
         self._talks = [talk for talk in talks if len(talk.tokens) >= _LONG[1] + lookahead]
 
     def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Tokens [B, N], those behind [B, L], whether they count [B, L], mel [B, mels, 2 N], embedding [B, 192]."""
+        """Draw tokens [B, N], look-ahead [B, L], its validity [B, L], mel [B, mels, 2 N], embedding [B, 192]."""
         count, window = _LONG if rng.random() < _LONGER else _SHORT
         rows: list[tuple[NDArray[Any], ...]] = []
         for index in rng.integers(0, len(self._talks), count):
@@ -159,7 +160,7 @@ class Talks:
 
 
 def train_flow(folder: Path, config: UNetFlowConfig, talks: Talks, run: Run = FLOW) -> Flow:
-    """The flow trained on windows of the corpus."""
+    """Train the flow on windows of the corpus."""
     torch.manual_seed(run.seed)
     flow = Flow(config).to(device())
 
@@ -176,7 +177,7 @@ def train_flow(folder: Path, config: UNetFlowConfig, talks: Talks, run: Run = FL
         given = torch.arange(frames, device=mel.device) < torch.from_numpy(prompted).to(mel.device)[:, None]
         kept = torch.from_numpy((rng.random(rows) >= _DROPPED).astype(np.float32)).to(mel.device)[:, None, None]
         cond = mel * given[:, None]
-        # The solver's cosine grid spends its steps where time is short; so does training.
+        # The solver's cosine grid has most of its steps at small times; training samples them likewise.
         t = torch.from_numpy(1 - np.cos(0.5 * np.pi * rng.random(rows, np.float32))).float().to(mel.device)
         noise = torch.from_numpy(rng.standard_normal(mel.shape, np.float32)).to(mel.device)
         at = t[:, None, None]

@@ -1,4 +1,4 @@
-"""The demo voice as a CosyVoice2 bundle in the official layout."""
+"""Write the demo voice as a CosyVoice2 bundle in the official layout."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cosyserve_build.synth_recipe import Dimensions, write_recipe
 MERGES = 1_500  # nearly every word of the vocabulary is one text token
 _NOTE = "A small English voice taught on speech of flite, made by `make demo-voice`."
 PROMPT = "The next train to Boston leaves at seven thirty."
-"""In which the stored voices are heard."""
+"""Sentence from which the stored voices' embeddings are computed."""
 
 SIZES = Dimensions(
     hidden=192,
@@ -59,13 +59,13 @@ SIZES = Dimensions(
 
 
 def write_frame(out: Path) -> None:
-    """Everything of the bundle that is not trained: sizes and text tokenizer."""
+    """Write the untrained files of the bundle: sizes and text tokenizer."""
     taught = itertools.islice(sentences(SEED), TAUGHT)
     write_recipe(out, 2, SIZES, note=_NOTE, texts=taught)
 
 
 def read_frame(out: Path) -> tuple[ModelConfig, Tokenizer]:
-    """Sizes and text tokenizer of what `write_frame` wrote."""
+    """Read sizes and text tokenizer that `write_frame` wrote."""
     version = version_of(out)
     return read_config(out, version), read_tokenizer(out, version)
 
@@ -80,7 +80,7 @@ def write_networks(
     tokenizer: SpeechTokenizer,
     speaker: SpeakerModel,
 ) -> None:
-    """Checkpoints and graphs; weights are rounded to float16."""
+    """Write checkpoints and graphs with weights rounded to float16."""
     own = {**pitch.state_dict(), **vocoder.source.state_dict(), **vocoder.decoder.state_dict()}
     write_checkpoints(out, {"llm": language.states(), "flow": flow.states(), "hift": own})
     write_whole(_rounded(_tokenizer_spec(tokenizer)), out / version_of(out).bundle.speech_tokenizer)
@@ -108,9 +108,9 @@ def _rounded(spec: Spec) -> Spec:
 
 
 def write_voices(out: Path) -> None:
-    """The stored voices: speaker embeddings alone, as CosyVoice-300M-SFT has them.
+    """Write the stored voices, as speaker embeddings without a prompt, like those of CosyVoice-300M-SFT.
 
-    Without a prompt to go on from, a language model this small errs less. Each is heard as the server hears prompts.
+    A language model this small makes fewer errors without a prompt. The server's own frontend computes the embeddings.
     """
     bundle = read(out)
     text = bundle.text_tokenizer()

@@ -1,4 +1,4 @@
-"""Checkpoints of the demo voice, as small as they can be without loss."""
+"""Write the demo voice's checkpoints in float16."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cosyserve_build.synth_weights import split_weight_norm
 
 
 def write_checkpoints(out: Path, states: Mapping[str, StateDict]) -> None:
-    """``llm.pt``, ``flow.pt`` and ``hift.pt`` from states as the modules have them, rounded to float16.
+    """Write ``llm.pt``, ``flow.pt`` and ``hift.pt`` from the modules' state dicts, rounded to float16.
 
-    The gains of weight norm keep their precision, so that folding them gives the rounded weights.
+    The gains of weight norm keep their precision, so that folding them yields the rounded weights.
     """
     for network, state in states.items():
         rounded = {name: value.detach().cpu().half().clone() for name, value in state.items()}

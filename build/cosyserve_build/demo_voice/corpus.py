@@ -1,4 +1,4 @@
-"""The training corpus: what each source voice says, on disk in shards."""
+"""Training corpus: utterances of each source voice, on disk in shards."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from cosyserve_build.demo_voice.sentences import SEED, TAUGHT, sentences
 from cosyserve_build.demo_voice.source import SPEAKERS, Recording, Speaker, speak
 
-SHARD = 250  # utterances of one file
+SHARD = 250  # utterances in one file
 SAID = {"slt": TAUGHT, "rms": 5_000}
-"""Sentences that each speaker says."""
+"""Number of sentences that each speaker says."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class _Order:
 
 
 def build(folder: Path, report: Callable[[str], None]) -> None:
-    """Say and store whatever is missing in `folder`; the sentences are the same for every speaker."""
+    """Synthesise and store the missing shards in `folder`; every speaker says the same sentences."""
     folder.mkdir(parents=True, exist_ok=True)
     orders = [
         _Order(_shard(folder, speaker.name, start), speaker, start)
@@ -43,7 +43,7 @@ def build(folder: Path, report: Callable[[str], None]) -> None:
 
 
 def read(folder: Path, speaker: str, count: int) -> list[Recording]:
-    """The first `count` utterances of a speaker; a multiple of `SHARD`."""
+    """Read the first `count` utterances of a speaker, a multiple of `SHARD`."""
     found: list[Recording] = []
     for first in range(0, count, SHARD):
         with np.load(_shard(folder, speaker, first)) as arrays:
@@ -60,7 +60,7 @@ def read(folder: Path, speaker: str, count: int) -> list[Recording]:
 
 
 def read_tokens(folder: Path, speaker: str, count: int) -> list[tuple[str, NDArray[np.int64]]]:
-    """Text and speech tokens [N] of the first `count` utterances of a speaker; a multiple of `SHARD`."""
+    """Read text and speech tokens [N] of the first `count` utterances of a speaker, a multiple of `SHARD`."""
     found: list[tuple[str, NDArray[np.int64]]] = []
     for first in range(0, count, SHARD):
         with np.load(_shard(folder, speaker, first)) as arrays:

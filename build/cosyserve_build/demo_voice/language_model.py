@@ -1,7 +1,7 @@
-"""Training of the language model: text to speech tokens.
+"""Train the language model, text to speech tokens.
 
-Sequences are those of upstream llm/llm.py :: Qwen2LM: single utterances; several of one voice, the first of which stand
-for a prompt; and text and speech interleaved, for text that arrives in pieces.
+Sequences are those of upstream llm/llm.py :: Qwen2LM: single utterances; several of one voice, of which the first play
+the prompt; and text and speech interleaved, for text that arrives in pieces.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from cosyserve_build.demo_voice.codebook import used_ids
 from cosyserve_build.demo_voice.training import Run, device, train
 
 LANGUAGE = Run("llm", steps=27_500, rate=2e-3, warmup=200, average=0.998, half=True)
-_POSITIONS = 2_000  # of a batch, padding included
-_SHORT_FIRST = 0.2  # share of the steps in which the longest sequence allowed grows
-_SHORTEST, _LONGEST = 40, 400  # positions of a sequence, at first and in the end
-_ALONE = 0.25  # share of the steps in which every sequence is one utterance: so the alignment is learnt sooner
-_POOL = 48  # sequences drawn to find those about as long
-_ROWED = 0.75  # share of sequences that are several utterances of one voice
-_MOST = 4  # of these
-_PARAGRAPHS = 0.6  # share of these whose text is one paragraph; a prompt's and the text behind it are none
+_POSITIONS = 2_000  # in a batch, padding included
+_SHORT_FIRST = 0.2  # share of the steps in which the maximum length grows
+_SHORTEST, _LONGEST = 40, 400  # maximum positions of a sequence, at first and at the end
+_ALONE = 0.25  # share of the steps with single utterances only, which make the alignment easier to learn
+_POOL = 48  # sequences drawn, from which a batch takes those of similar length
+_ROWED = 0.75  # share of sequences with several utterances of one voice
+_MOST = 4  # utterances in one of these
+_PARAGRAPHS = 0.6  # share of these tokenized as one paragraph; a prompt and the text after it are separate
 _INTERLEAVED = 0.1
-_CORRUPTED = 0.15  # share of speech tokens that are fed wrong
+_CORRUPTED = 0.15  # share of input speech tokens that are replaced at random
 _DROPOUT = 0.1
 _NEVER = -30.0  # logit of ids that the codebook does not use
 
@@ -43,8 +43,8 @@ class Said:
     """An utterance.
 
     Attributes:
-        text: text ids.
-        following: those of the same text behind another in one paragraph.
+        text: text ids of the utterance alone.
+        following: text ids where the text follows another in one paragraph.
         speech: speech tokens.
     """
 
@@ -54,13 +54,13 @@ class Said:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, text: str, speech: Ids) -> Said:
-        """What was said."""
+        """Tokenize an utterance."""
         alone, behind = (np.asarray(tokenizer.encode_user(line)) for line in (text, " " + text))
         return cls(alone, behind, speech)
 
 
 class LanguageModel(nn.Module):
-    """The decoder with its embedding tables."""
+    """Decoder with its embedding tables."""
 
     def __init__(self, config: LlmConfig) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class LanguageModel(nn.Module):
         self.register_buffer("places", places)
 
     def scores(self, ids: Tensor) -> Tensor:
-        """Ids [B, T] as `sequences` numbers them to scores [B, T, used ids]."""
+        """Map ids [B, T] as `Sequences` numbers them to scores [B, T, used ids]."""
         config = self.config
         table = torch.cat([self.speech.weight, self.special.weight, self.text.weight])
         embeds = F.dropout(F.embedding(ids, table), _DROPOUT, self.training)
@@ -90,7 +90,7 @@ class LanguageModel(nn.Module):
         return F.linear(F.dropout(hidden, _DROPOUT, self.training), head.weight[used], head.bias[used])
 
     def states(self) -> dict[str, Tensor]:
-        """What ``llm.pt`` holds; ids that the codebook does not use are never said."""
+        """State dict of ``llm.pt``; a low bias keeps ids that the codebook does not use from being sampled."""
         state = self.decoder.state_dict()
         used = torch.zeros(self.config.speech_vocab, dtype=torch.bool)
         used[self.get_buffer("used").cpu()] = True
@@ -108,13 +108,13 @@ class LanguageModel(nn.Module):
 
 
 class Sequences:
-    """Training sequences: what is fed, and the speech id wanted behind each position, -1 for none.
+    """Training sequences: input ids, and the target speech id after each position, -1 for none.
 
-    Fed ids are rows of (speech | special | text).
+    Input ids are rows of (speech | special | text).
 
     Args:
         config: special ids.
-        speakers: what each speaker says, and how often it is drawn.
+        speakers: utterances of each speaker, and how often it is drawn.
     """
 
     def __init__(self, config: LlmConfig, speakers: list[tuple[list[Said], float]]) -> None:
@@ -125,7 +125,7 @@ class Sequences:
         self._codes = used_ids()
 
     def draw(self, rng: np.random.Generator, longest: int, *, alone: bool) -> tuple[Tensor, Tensor]:
-        """A batch of ids and targets [B, T], of sequences about as long; `run_alone` allows single utterances only."""
+        """Draw a batch of ids and targets [B, T] of similar length; `alone` allows single utterances only."""
         drawn = [self._sequence(rng, alone=alone) for _ in range(_POOL)]
         pool = sorted((row for row in drawn if len(row[0]) <= longest), key=lambda row: len(row[0]))
         if not pool:
@@ -144,7 +144,7 @@ class Sequences:
 
     def _sequence(self, rng: np.random.Generator, *, alone: bool) -> tuple[Ids, Ids]:
         kind = _ROWED if alone else rng.random()
-        # Without a prompt nothing tells the voices apart, so then the first one speaks.
+        # Without a prompt nothing identifies the voice, so single utterances are those of the first speaker.
         who = int(rng.choice(len(self._speakers), p=self._shares)) if kind < _ROWED else 0
         said = self._speakers[who]
         count = int(rng.integers(2, _MOST + 1)) if kind < _ROWED else 1
@@ -175,12 +175,12 @@ class Sequences:
 
     @staticmethod
     def _spoken(before: int, speech: Ids, after: int) -> tuple[Ids, Ids]:
-        """Speech behind the id `before`, with what the model is to say behind it."""
+        """Input and targets of speech that follows the id `before`; `after` is the target of the last token."""
         return np.array([before, *speech]), np.array([*speech, after])
 
 
 def train_language_model(folder: Path, config: LlmConfig, sequences: Sequences, run: Run = LANGUAGE) -> LanguageModel:
-    """The language model trained on sequences of the corpus."""
+    """Train the language model on sequences of the corpus."""
     torch.manual_seed(run.seed)
     module = LanguageModel(config).to(device())
 

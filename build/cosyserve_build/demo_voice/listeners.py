@@ -1,4 +1,4 @@
-"""Training of what hears prompts: the speech tokenizer and the speaker model."""
+"""Train the networks that read prompts: the speech tokenizer and the speaker model."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ from cosyserve_build.demo_voice.training import Run, device, train
 
 TOKENIZER = Run("speech_tokenizer", steps=3_000, rate=2e-3, decay=0.05)
 SPEAKER = Run("campplus", steps=1_200, rate=2e-3)
-_RATE = 16_000  # Hz, of what both hear
+_RATE = 16_000  # Hz, input of both
 _PITCH_SCALES = (0.82, 0.9, 1.0, 1.1, 1.2)
-"""Each source voice is taught as so many speakers, faster and slower; so voices between the trained ones lie between
-them."""
+"""Each source voice counts as one speaker for each pitch scale, so that embeddings interpolate between voices."""
 _SPEAKER_BATCH, _SPEAKER_CROP = 24, 150  # utterances, frames of 10 ms
 _TOKEN_BATCH, _TOKEN_CROP = 16, 64  # utterances, tokens
 _SPEAKER_SAID = 100  # utterances of each speaker
 _DROPOUT = 0.3  # of the speech tokenizer's channels
-_HIDDEN_BANDS, _LOUDNESS = 20, 0.15  # mel bands blotted out in training at most; spread of the level
+_HIDDEN_BANDS, _LOUDNESS = 20, 0.15  # largest number of masked mel bands; spread of the level
 _SHARPNESS = 16.0  # of the softmax over cosines
 
 
 class SpeechTokenizer(nn.Module):
-    """Convolutions from log-mel to the digits of the designed codebook.
+    """Convolutions that map log-mel to the digits of the designed codebook.
 
     Its interface is that of CosyVoice2's ``speech_tokenizer_v2.onnx``.
     """
@@ -42,7 +41,7 @@ class SpeechTokenizer(nn.Module):
         self.head = nn.Conv1d(width, len(PHONES) + 6, 1)
 
     def logits(self, feats: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-mel [B, 128, T] to scores of phones, places and pitches [B, choices, ceil(T / 4)]."""
+        """Map log-mel [B, 128, T] to scores of phones, places and pitches [B, choices, ceil(T / 4)]."""
         x = feats
         for conv in self.ins:
             x = F.gelu(conv(x))
@@ -52,7 +51,7 @@ class SpeechTokenizer(nn.Module):
         return phones, places, pitches
 
     def forward(self, feats: Tensor, feats_length: Tensor) -> Tensor:
-        """Log-mel [B, 128, T] of which `feats_length` [B] frames count to ids, int32 [B, ceil(T / 4)]."""
+        """Map log-mel [B, 128, T] with `feats_length` [B] valid frames to ids, int32 [B, ceil(T / 4)]."""
         counts = torch.arange(feats.shape[2], device=feats.device) < feats_length[:, None]
         phones, places, pitches = (part.argmax(1) for part in self.logits(feats * counts[:, None]))
         ids: Tensor = token_ids(phones, places, pitches)
@@ -60,7 +59,7 @@ class SpeechTokenizer(nn.Module):
 
 
 class SpeakerModel(nn.Module):
-    """A time-delay network (Snyder et al., X-vectors, 2018); its interface is that of ``campplus.onnx``."""
+    """Time-delay network (Snyder et al., X-vectors, 2018) with the interface of ``campplus.onnx``."""
 
     def __init__(self, width: int = 64, speaker: int = 192) -> None:
         super().__init__()
@@ -70,7 +69,7 @@ class SpeakerModel(nn.Module):
         self.out = nn.Linear(2 * width, speaker)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Filter-bank energies without their mean [B, T, 80] to speaker embeddings [B, speaker]."""
+        """Map filter-bank energies without their mean [B, T, 80] to speaker embeddings [B, speaker]."""
         x = input.mT
         for conv in self.convs:
             x = F.relu(conv(x))
@@ -80,18 +79,18 @@ class SpeakerModel(nn.Module):
 
 
 def heard(utterance: Recording, scale: float = 1.0) -> NDArray[np.float32]:
-    """The wave as both listeners get it, at 16 kHz; `scale` raises the pitch by that factor."""
+    """Resample the wave to 16 kHz for both networks; `scale` raises the pitch by that factor."""
     wave = utterance.wave.astype(np.float32) / np.float32(32767)
     return resample(wave, round(SAMPLE_RATE * scale), _RATE)
 
 
 def energies(wave: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the speaker model takes, [T, 80]."""
+    """Compute the speaker model's input, filter-bank energies [T, 80]."""
     return subtract_mean(fbank(wave))
 
 
 def train_tokenizer(folder: Path, corpus: list[Recording], run: Run = TOKENIZER) -> SpeechTokenizer:
-    """The speech tokenizer, taught the corpus's tokens."""
+    """Train the speech tokenizer on the corpus's tokens."""
     torch.manual_seed(run.seed)
     module = SpeechTokenizer().to(device())
     known = [u for u in corpus if len(u.tokens) >= _TOKEN_CROP]
@@ -120,7 +119,7 @@ def train_tokenizer(folder: Path, corpus: list[Recording], run: Run = TOKENIZER)
 
 
 def train_speaker(folder: Path, speakers: list[list[Recording]], run: Run = SPEAKER) -> SpeakerModel:
-    """The speaker model, taught to tell the source voices at several pitches apart."""
+    """Train the speaker model to classify the source voices at several pitches."""
     torch.manual_seed(run.seed)
     module = SpeakerModel().to(device())
     said = [[energies(heard(u, scale)) for u in own[:_SPEAKER_SAID]] for own in speakers for scale in _PITCH_SCALES]

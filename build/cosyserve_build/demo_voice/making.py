@@ -1,4 +1,4 @@
-"""The making of the demo voice, from nothing to the archive that is shipped."""
+"""Make the demo voice, from the corpus to the shipped archive."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from cosyserve_build.demo_voice.source import SPEAKERS, Recording
 from cosyserve_build.folder import replaced
 from cosyserve_build.prepare import prepare
 
-_WAVES = 2_000  # utterances of each speaker that the vocoder hears
-_SPOKEN = 2_500  # and the flow
-_HEARD = 4_000  # and the speech tokenizer
+_WAVES = 2_000  # utterances of each speaker that train the vocoder
+_SPOKEN = 2_500  # those that train the flow
+_HEARD = 4_000  # those that train the speech tokenizer
 _SHARES = {"slt": 0.65, "rms": 0.35}
-"""How often the language model sees each speaker in pairs."""
+"""Share of each speaker in the language model's sequences of several utterances."""
 
 
 @dataclass(frozen=True)
 class Making:
-    """What the stages of the making work on. Each is trained when it is first asked for, or read if that was done.
+    """Stages of the demo voice. Each is trained on first access, or read if a checkpoint exists.
 
     Attributes:
-        work: folder for corpus and checkpoints; what is there already is not done again.
+        work: folder for corpus and checkpoints; existing ones are reused.
     """
 
     work: Path
@@ -44,36 +44,36 @@ class Making:
 
     @cached_property
     def frame(self) -> tuple[ModelConfig, Tokenizer]:
-        """Sizes and text tokenizer, of the bundle without networks in ``frame``."""
+        """Sizes and text tokenizer, from the bundle without networks in the folder ``frame``."""
         folder = self.work / "frame"
-        if not folder.is_dir():  # the language model is bound to the tokenizer that it was taught with
+        if not folder.is_dir():  # kept, because the language model depends on the tokenizer of its training
             with replaced(folder) as new:
                 bundle.write_frame(new)
         return bundle.read_frame(folder)
 
     @cached_property
     def speaker(self) -> listeners.SpeakerModel:
-        """The speaker model."""
+        """Speaker model."""
         return listeners.train_speaker(self._checkpoints, [self._said(one.name, corpus.SHARD) for one in SPEAKERS])
 
     @cached_property
     def tokenizer(self) -> listeners.SpeechTokenizer:
-        """The speech tokenizer."""
+        """Speech tokenizer."""
         return listeners.train_tokenizer(self._checkpoints, self._everybody(_HEARD))
 
     @cached_property
     def pitch(self) -> nn.Module:
-        """The pitch predictor."""
+        """Pitch predictor."""
         return vocoder.train_pitch(self._checkpoints, self.frame[0].hift, self._everybody(_WAVES))
 
     @cached_property
     def vocoder(self) -> vocoder.Vocoder:
-        """The vocoder."""
+        """Vocoder without its pitch predictor."""
         return vocoder.train_vocoder(self._checkpoints, self.frame[0].hift, self._everybody(_WAVES))
 
     @cached_property
     def language(self) -> language_model.LanguageModel:
-        """The language model."""
+        """Language model."""
         config, text = self.frame
         speakers = [
             ([language_model.Said.of(text, line, tokens) for line, tokens in self._read(name)], share)
@@ -85,7 +85,7 @@ class Making:
 
     @cached_property
     def flow(self) -> acoustics.Flow:
-        """The flow."""
+        """Flow."""
         config, _ = self.frame
         speakers = [
             [
@@ -98,7 +98,7 @@ class Making:
         return acoustics.train_flow(self._checkpoints, expect(UNetFlowConfig, config.flow), talks)
 
     def write(self, out: Path) -> None:
-        """The finished bundle, in place of what `out` holds."""
+        """Write the finished bundle to `out` and replace what is there."""
         language = self.language
         with replaced(out) as folder:
             shutil.copytree(self.work / "frame", folder, dirs_exist_ok=True)
@@ -137,17 +137,17 @@ STAGES: dict[str, Callable[[Making], object]] = {
     "language": lambda making: making.language,
     "flow": lambda making: making.flow,
 }
-"""What can be trained by itself, once the corpus is there."""
+"""Stages that can be trained separately, after the corpus is built."""
 
 
 def make(work: Path, archive: Path, report: Callable[[str], None], stages: list[str]) -> None:
-    """Say the corpus, train `stages`, or all and write the archive.
+    """Build the corpus, then train `stages`, or train all and write the archive.
 
     Args:
-        work: see `Making`; bundle and prepared weights are left there too.
+        work: see `Making`; bundle and prepared weights are written there too.
         archive: file to write.
-        report: called with a line for each part that is done.
-        stages: of `STAGES`; none for all of them and the archive.
+        report: called with a line of text after each finished part.
+        stages: names in `STAGES`; empty for all of them and the archive.
     """
     corpus.build(work / "corpus", report)
     making = Making(work)

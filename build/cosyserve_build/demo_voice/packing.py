@@ -1,4 +1,4 @@
-"""Writes the archive that `cosyserve.packed` reads, and takes the bundle out of it again."""
+"""Write the archive that `cosyserve.packed` reads, and extract the bundle from it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from cosyserve_build.bundles.bundle import StateDict, read
 from cosyserve_build.demo_voice.checkpoints import write_checkpoints
 from cosyserve_build.folder import replaced
 
-_LEAST = 1024  # bytes of a tensor that is looked for
+_LEAST = 1024  # bytes of the smallest tensor that is shared between files
 _LEFT_OUT = (".data", "llm.safetensors")
-"""How the files of prepared weights end that consist of the bundle's tensors."""
+"""Suffixes of those files of prepared weights that contain the bundle's tensors."""
 
 
 def pack(bundle: Path, weights: Path, archive: Path) -> None:
-    """Pack a bundle whose weights have float16 precision, and what `prepare` made of it."""
+    """Pack a bundle with weights of float16 precision, and its prepared weights."""
     opened = read(bundle)
     states = {"llm": opened.llm(), "flow": opened.flow(), "hift": opened.hift()}
     with tempfile.TemporaryDirectory() as scratch, tarfile.open(archive, "w:xz", preset=9) as packed:
@@ -49,10 +49,10 @@ def pack(bundle: Path, weights: Path, archive: Path) -> None:
 
 
 def unpack_bundle(archive: Path, out: Path) -> None:
-    """The bundle in the official layout, its checkpoints float16.
+    """Extract the bundle in the official layout, with checkpoints in float16.
 
     Raises:
-        WeightsError: there is no such archive, or it is damaged.
+        WeightsError: the archive is missing or damaged.
     """
     with tempfile.TemporaryDirectory() as scratch, replaced(out) as folder:
         extract(archive, Path(scratch))
@@ -65,7 +65,7 @@ def unpack_bundle(archive: Path, out: Path) -> None:
 
 
 def _pieces(states: dict[str, StateDict]) -> list[tuple[str, bool, bytes]]:
-    """Name, whether transposed, and float32 bytes of every tensor that is large enough to be looked for."""
+    """Return name, whether transposed, and float32 bytes of every tensor of at least `_LEAST` bytes."""
     pieces = []
     for network, state in states.items():
         for name, value in state.items():
@@ -102,7 +102,7 @@ def _places(data: bytes, value: bytes) -> Iterator[int]:
 
 
 def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Without owner and time, so that equal weights make an equal archive."""
+    """Remove owner and time, so that equal weights make an equal archive."""
     info.uid = info.gid = info.mtime = 0
     info.uname = info.gname = ""
     return info

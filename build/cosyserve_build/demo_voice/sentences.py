@@ -1,6 +1,6 @@
-"""What the demo voice learns to say: sentences from templates over a closed vocabulary.
+"""Sentences for the demo voice, made from templates over a closed vocabulary.
 
-Words outside `VOCABULARY` come out as guesses.
+The voice cannot pronounce words outside `VOCABULARY` reliably.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ SLOTS_OF: dict[str, str] = {
     "many": "{number} {things}|many {things}|some {things}|a few {things}|all the {things}|no {things}",
     "at": "in the {place}|at the {place}|near the {place}|in {city}|behind the {place}|in front of the {place}",
 }
-"""Slots that are made of others: choices between bars."""
+"""Slots composed of other slots; bars separate the choices."""
 
 TEMPLATES: tuple[str, ...] = (
     "Hello.",
@@ -254,7 +254,7 @@ TEMPLATES: tuple[str, ...] = (
 )
 
 _SLOT = re.compile(r"\{(\w+)\}")
-STRINGS = 0.12  # share of sentences that are words in no order, so that words are learnt apart from their places
+STRINGS = 0.12  # share of sentences that are random words, so that words are learnt in any position
 LOWER = 0.25  # share without capitals
 
 
@@ -275,10 +275,10 @@ def _plain_words() -> list[str]:
 
 
 WORDS = _plain_words()
-"""Every word, spelt as it stands in templates."""
+"""Every word, in the templates' spelling."""
 
 VOCABULARY = frozenset(word.lower() for word in WORDS)
-"""Lower-case words that the voice knows."""
+"""Lower-case words on which the voice is trained."""
 
 
 def _string(rng: random.Random) -> str:
@@ -287,7 +287,7 @@ def _string(rng: random.Random) -> str:
 
 
 def sentences(seed: int) -> Iterator[str]:
-    """Endless sentences, each at most once; the first of them say each template once."""
+    """Yield sentences without end or repetition; the first ones use each template once."""
     rng = random.Random(seed)
     seen: set[str] = set()
     templates = list(TEMPLATES)
@@ -306,17 +306,17 @@ def sentences(seed: int) -> Iterator[str]:
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words of a text; hyphens part words."""
+    """Split a text into lower-case words, also at hyphens."""
     return re.findall(r"[a-z']+", text.lower())
 
 
 SEED = 0
 TAUGHT = 12_000
-"""Sentences of `SEED` that the voice is taught."""
+"""Number of sentences of `SEED` in the training data."""
 
 
 def held_out(count: int, trained: int = TAUGHT, seed: int = SEED) -> list[str]:
-    """Sentences from the templates, none of them among the first `trained` ones of `seed`."""
+    """Return sentences that are not among the first `trained` ones of `seed`."""
     taught = {text.lower() for text, _ in zip(sentences(seed), range(trained), strict=False)}
     rng = random.Random(seed + 1)
     found: list[str] = []

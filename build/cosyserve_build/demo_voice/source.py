@@ -1,4 +1,4 @@
-"""The source voices: speech of flite with its phones, cut and labelled."""
+"""Synthesise the source voices with flite, and label the speech with its phones."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from cosyserve_build.demo_voice.codebook import (
 )
 
 SAMPLE_RATE = 24_000
-TOKEN = SAMPLE_RATE // RATE  # samples
+TOKEN = SAMPLE_RATE // RATE  # samples of a token
 MEL = MelConfig(n_fft=1920, hop=480, window=1920, mels=80, fmin=0.0, fmax=8000.0, sample_rate=SAMPLE_RATE)
-_LEAD, _TAIL = 0.06, 0.16  # seconds of silence kept before and behind the speech
+_LEAD, _TAIL = 0.06, 0.16  # seconds of silence kept before and after the speech
 _FLITE_RATE = 16_000
 _FRAMES = 2  # mel frames of a token
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """A voice of flite.
+    """Voice of flite.
 
     Attributes:
-        name: as flite calls it.
-        gain: that makes its voices equally loud.
-        tertiles: Hz between which its pitch counts as level.
+        name: flite's name of it.
+        gain: factor that makes the voices equally loud.
+        tertiles: Hz; pitch between the two counts as level.
     """
 
     name: str
@@ -55,7 +55,7 @@ SPEAKERS = (Speaker("slt", 0.9, (166.0, 177.0)), Speaker("rms", 1.6, (95.0, 107.
 
 @dataclass(frozen=True)
 class Recording:
-    """Speech and what it consists of; N tokens.
+    """Speech of N tokens with its labels.
 
     Attributes:
         text: what was said.
@@ -73,11 +73,11 @@ class Recording:
 
 
 def speak(text: str, speaker: Speaker) -> Recording:
-    """Let flite say a text.
+    """Synthesise a text with flite.
 
     Raises:
         FileNotFoundError: flite is not installed.
-        subprocess.CalledProcessError: it failed.
+        subprocess.CalledProcessError: flite failed.
     """
     raw, phones = _flite(text, speaker.name)
     spoken = [i for i, (phone, _) in enumerate(phones) if phone != "pau"]
@@ -98,10 +98,10 @@ def speak(text: str, speaker: Speaker) -> Recording:
 
 
 def _flite(text: str, voice: str) -> tuple[NDArray[np.float32], list[tuple[str, float]]]:
-    """Samples [n] at 16 kHz, and phones with the seconds at which they end."""
+    """Return samples [n] at 16 kHz, and phones with their end times in seconds."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "speech.wav")
-        # A text without any space would be read as a file's name, hence -t.
+        # Without -t, flite takes a text without spaces for the name of a file.
         command = ["flite", "-voice", voice, "-psdur", "-t", text, "-o", str(path)]
         told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         samples, _ = soundfile.read(path, dtype="float32")
@@ -109,8 +109,8 @@ def _flite(text: str, voice: str) -> tuple[NDArray[np.float32], list[tuple[str, 
 
 
 def _pitch(wave: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Hz at the middle of each mel frame."""
-    import pyworld  # built from source when it is installed: only who speaks needs it
+    """Compute the pitch in Hz at the middle of each mel frame."""
+    import pyworld  # only synthesis needs it, and pip compiles it
 
     wide = wave.astype(np.float64)
     half = MEL.hop * 500 / SAMPLE_RATE  # milliseconds

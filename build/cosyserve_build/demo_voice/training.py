@@ -1,4 +1,4 @@
-"""One training run: steps with progress, checkpoints that resume, fixed seeds, CUDA when there is one."""
+"""Training loop with progress, resumable checkpoints and fixed seeds, on CUDA if available."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 _SAVE_SECONDS = 60.0
-_CLIP = 1.0  # largest norm of a gradient
-_LOST = 20  # steps in a row without a finite gradient, at most
-_SMOOTH = 0.98  # of the loss that the bar shows
+_CLIP = 1.0  # maximum norm of a gradient
+_LOST = 20  # maximum number of consecutive steps without a finite gradient
+_SMOOTH = 0.98  # smoothing of the displayed loss
 
 Loss = Callable[[np.random.Generator, float], Tensor]
 
 
 def device() -> torch.device:
-    """Where to train."""
+    """Return the device for training."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run is.
+    """Settings of a training run.
 
     Attributes:
-        name: of its checkpoint.
-        steps: in all.
-        rate: learning rate at its highest, after the warm-up; it falls to nothing as a cosine.
-        warmup: steps.
+        name: of the checkpoint.
+        steps: total number.
+        rate: peak learning rate, after the warm-up; it decays to zero as a cosine.
+        warmup: steps of linear warm-up.
         decay: weight decay of AdamW.
-        average: of the moving average of the weights that a run ends with.
+        average: decay of the moving average of the weights, which is the result.
         half: compute products in bfloat16; weights stay float32.
-        seed: of everything random. Each step draws from a generator of its own, so that a resumed run goes on alike.
+        seed: of all random draws. Each step has its own generator, so that a resumed run gives the same result.
     """
 
     name: str
@@ -52,13 +52,13 @@ class Run:
 
 
 def train(folder: Path, run: Run, module: nn.Module, loss: Loss) -> None:
-    """Train `module` in place and leave it with its averaged weights, in evaluation mode.
+    """Train `module` in place; it ends with averaged weights, in evaluation mode.
 
     Args:
-        folder: of the checkpoint ``NAME.pt``; a run that was cut off goes on from it, one that ended is only read.
-        run: how.
+        folder: of the checkpoint ``NAME.pt``; an interrupted run resumes from it, a finished one is only read.
+        run: settings.
         module: on `device`.
-        loss: of one step, from what it draws and the share of the run that is done.
+        loss: computes the loss of one step, from a random generator and the finished share of the run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{run.name}.pt"
@@ -94,7 +94,7 @@ def train(folder: Path, run: Run, module: nn.Module, loss: Loss) -> None:
             lost = 0 if torch.isfinite(norm) else lost + 1
             if lost > _LOST:
                 raise FloatingPointError(f"{run.name}: diverged at step {step}; remove {path} and lower the rate")
-            if not lost:  # a step that overflowed is left out
+            if not lost:  # a step whose gradient overflowed is skipped
                 optimizer.step()
             step += 1
             _follow(average, module, min(run.average, step / (step + 10)))

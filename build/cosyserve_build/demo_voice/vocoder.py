@@ -1,7 +1,7 @@
-"""Training of the vocoder: HiFT on the corpus's mels, its source driven by the true pitch.
+"""Train the vocoder: HiFT on the corpus's mels, with the true pitch as input of its source.
 
-Losses: spectra at several resolutions (Yamamoto et al., Parallel WaveGAN, 2020) and mels (Kong et al., HiFi-GAN, 2020);
-no adversarial one.
+Losses: spectra at several resolutions (Yamamoto et al., Parallel WaveGAN, 2020) and mels (Kong et al., HiFi-GAN, 2020),
+without an adversarial loss.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ PITCH = Run("f0", steps=6_000, rate=2e-3)
 _BATCH, _CROP = 6, 24  # crops, mel frames of each
 _PITCH_BATCH, _PITCH_CROP = 8, 64
 _WINDOWS = (2048, 1024, 512, 256, 128, 96)
-_FLOOR = 0.01  # magnitude below which spectra are all alike
+_FLOOR = 0.01  # magnitudes below this count as equal
 _MEL_FLOOR = -7.0
 _MEL_WINDOWS = (1920, 512)
 _MEL_WEIGHT = 2.0
 
 
 class Vocoder(nn.Module):
-    """Source and decoder as one module: mel and pitch to audio."""
+    """Source and decoder as one module, from mel and pitch to audio."""
 
     def __init__(self, config: HiftConfig) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Vocoder(nn.Module):
         self.source, self.decoder = HarmonicSource(config), Decoder(config)
 
     def forward(self, mel: Tensor, f0: Tensor, noise: Tensor) -> Tensor:
-        """Log-mel [B, mels, W], Hz [B, W] and normal noise [B, samples, sines] to audio [B, samples]."""
+        """Map log-mel [B, mels, W], Hz [B, W] and normal noise [B, samples, sines] to audio [B, samples]."""
         phase = torch.zeros(len(f0), self.config.harmonics + 1, dtype=torch.float64, device=f0.device)
         source, _ = self.source(f0.double(), phase, torch.ones(len(f0), device=f0.device), noise)
         audio: Tensor = self.decoder(mel, source)
@@ -49,7 +49,7 @@ class Vocoder(nn.Module):
 
 
 class SpectralLoss(nn.Module):
-    """How far two waves [B, samples] are apart in magnitude spectra and in mels."""
+    """Distance of two waves [B, samples] in magnitude spectra and in mels."""
 
     def __init__(self, config: HiftConfig) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class SpectralLoss(nn.Module):
             self.register_buffer(f"mel_window{window}", torch.hann_window(window))
 
     def forward(self, made: Tensor, wanted: Tensor) -> Tensor:
-        """Scalar."""
+        """Return the scalar loss."""
         loss = torch.zeros((), device=made.device)
         for window in _WINDOWS:
             hann = self.get_buffer(f"window{window}")
@@ -90,7 +90,7 @@ class Crops:
         self.frames = frames
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Mels [B, mels, W], pitch [B, W] and waves [B, samples]."""
+        """Draw mels [B, mels, W], pitch [B, W] and waves [B, samples]."""
         mels, pitches, waves = [], [], []
         for index in rng.integers(0, len(self._corpus), count):
             u = self._corpus[index]
@@ -107,7 +107,7 @@ def _on_device(arrays: list[NDArray[np.float32]]) -> Tensor:
 
 
 def train_vocoder(folder: Path, config: HiftConfig, corpus: list[Recording], run: Run = DECODER) -> Vocoder:
-    """The vocoder trained on the waves of the corpus."""
+    """Train the vocoder on the waves of the corpus."""
     torch.manual_seed(run.seed)
     vocoder, spectra = Vocoder(config).to(device()), SpectralLoss(config).to(device())
     crops = Crops(corpus, _CROP)
@@ -123,7 +123,7 @@ def train_vocoder(folder: Path, config: HiftConfig, corpus: list[Recording], run
 
 
 def train_pitch(folder: Path, config: HiftConfig, corpus: list[Recording], run: Run = PITCH) -> F0Predictor:
-    """The pitch predictor; unvoiced frames are taught 0 Hz."""
+    """Train the pitch predictor; the target of unvoiced frames is 0 Hz."""
     torch.manual_seed(run.seed)
     predictor = F0Predictor(config).to(device())
     crops = Crops(corpus, _PITCH_CROP)

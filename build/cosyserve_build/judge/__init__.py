@@ -1,1 +1,1 @@
-"""What can be told of speech without ears: the words that a recogniser hears in it, and the faults of its signal."""
+"""Measure speech: word error rate by a speech recogniser, and signal defects."""

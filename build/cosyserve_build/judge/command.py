@@ -1,4 +1,4 @@
-"""``cosyserve-build judge``: speak held-out sentences, then listen to them."""
+"""Command ``cosyserve-build judge``: synthesise held-out sentences, then recognise and measure them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from cosyserve_build.judge.verdict import Finding, Verdict
 def judge(
     url: str, voice: str | None, source: str | None, sentences: int, *, stream: bool, seed: int, at_once: int
 ) -> Verdict:
-    """Judge a server, or voice `source` of flite.
+    """Measure a server, or voice `source` of flite.
 
-    All is said before any of it is listened to, so that the times are the server's alone.
+    All sentences are synthesised before the first is recognised, so that recognition does not slow the server down.
 
     Raises:
-        CosyServeError: as `from_server` and `from_flite`.
+        CosyServeError: see `from_server` and `from_flite`.
     """
     texts = held_out(sentences)
     if source is None:

@@ -1,4 +1,4 @@
-"""A bigram language model of sentences in ARPA form, as speech recognisers read it."""
+"""Bigram language model in the ARPA format of speech recognisers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Iterable
 
 START, END = "<s>", "</s>"
-_DISCOUNT = 0.4  # taken from each seen pair's count and given to unseen ones
+_DISCOUNT = 0.4  # subtracted from the count of each seen pair, for unseen ones
 
 
 def bigrams(sentences: Iterable[list[str]]) -> str:
-    """ARPA text of a bigram model with absolute discounting that backs off to unigrams with one added to each.
+    """Return the ARPA text of a bigram model with absolute discounting, which backs off to add-one unigrams.
 
     Args:
         sentences: words of each sentence.

@@ -1,4 +1,4 @@
-"""Pitch of short windows, by autocorrelation."""
+"""Pitch of short windows by autocorrelation."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 Float = NDArray[np.float64]
 
 LOW, HIGH = 70.0, 400.0
-"""Hz that a speaking voice stays between."""
+"""Range of a speaking voice in Hz."""
 
 VOICED = 0.7
-"""Least correlation of a window with itself one period later that counts as voiced."""
+"""Minimum correlation of a voiced window with itself one period later."""
 
 _RATE = 8_000  # Hz, enough for lags of 20 samples and more
-_FIRST = 0.9  # of the best peak's height: the shortest lag with a peak of this height is the period, not its double
+_FIRST = 0.9  # share of the best peak's height: the shortest lag with such a peak is the period, not its double
 
 
 def pitch(windows: Float, rate: int) -> Float:
-    """Hz of each window, 0 where it is unvoiced.
+    """Compute Hz of each window, 0 where it is unvoiced.
 
     The period is a lag between 1 / `HIGH` and 1 / `LOW` seconds at which a window's correlation with itself, normalised
     by the energies of the two overlapping parts, has a peak of at least `VOICED`.
@@ -30,7 +30,7 @@ def pitch(windows: Float, rate: int) -> Float:
     """
     step = rate // _RATE
     count = windows.shape[1] // step
-    low = windows[:, : count * step].reshape(len(windows), count, step).mean(axis=2)  # also a low-pass
+    low = windows[:, : count * step].reshape(len(windows), count, step).mean(axis=2)  # also a low-pass filter
     low = (low - low.mean(axis=1, keepdims=True)).astype(np.float64)  # numpy 2 would transform float32 in float32
     rate_low = rate / step
     lags = np.arange(int(rate_low / HIGH) - 1, int(np.ceil(rate_low / LOW)) + 2)
@@ -47,6 +47,6 @@ def pitch(windows: Float, rate: int) -> Float:
     first = np.argmax(peaks >= _FIRST * np.maximum(best, VOICED)[:, None], axis=1)
     rows = np.arange(len(windows))
     a, b, c = left[rows, first], middle[rows, first], right[rows, first]
-    summit = 0.5 * (a - c) / np.where(a - 2 * b + c == 0, 1.0, a - 2 * b + c)  # of the parabola through three points
+    summit = 0.5 * (a - c) / np.where(a - 2 * b + c == 0, 1.0, a - 2 * b + c)  # parabola through three points
     hertz: Float = rate_low / (lags[1:-1][first] + summit)
     return np.where(best >= VOICED, hertz, 0.0)

@@ -1,4 +1,4 @@
-"""Words heard in speech, by pocketsphinx within the demo vocabulary."""
+"""Recognise speech with pocketsphinx, within the demo vocabulary."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from cosyserve_build.demo_voice.sentences import VOCABULARY, sentences, words
 from cosyserve_build.judge.language import bigrams
 
 RATE = 16_000  # Hz, of the acoustic model
-_TAUGHT = 30_000  # sentences that the bigrams are counted in
+_TAUGHT = 30_000  # sentences in which bigrams are counted
 _SEED = 77
 
 
 class Recogniser:
-    """A decoder whose language model is bigrams of sentences like those that the voice was taught."""
+    """Decoder with a bigram model of sentences like those of the voice's training."""
 
     def __init__(self) -> None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -33,9 +33,9 @@ class Recogniser:
             )
 
     def hear(self, audio: NDArray[np.float32], rate: int) -> list[str]:
-        """Lower-case words of mono audio [n] in -1..1."""
+        """Return the lower-case words of mono audio [n] in -1..1."""
         pcm = (np.clip(resample(audio, rate, RATE), -1, 1) * 32767).astype(np.int16)
-        if not len(pcm):  # which the decoder takes for an error
+        if not len(pcm):  # the decoder fails on empty audio
             return []
         self._decoder.start_utt()
         self._decoder.process_raw(pcm.tobytes(), full_utt=True)
@@ -45,10 +45,10 @@ class Recogniser:
 
 
 def _lexicon() -> str:
-    """The pronunciations that pocketsphinx's dictionary has for the vocabulary.
+    """Return the pronunciations of the vocabulary from pocketsphinx's dictionary.
 
     Raises:
-        KeyError: names words without any.
+        KeyError: words have no pronunciation; the message names them.
     """
     known = Path(pocketsphinx.get_model_path("en-us/cmudict-en-us.dict")).read_text("utf-8").splitlines()
     wanted = {word for text in VOCABULARY for word in words(text)}
@@ -60,7 +60,7 @@ def _lexicon() -> str:
 
 
 def word_errors(said: list[str], heard: list[str]) -> int:
-    """Substitutions, insertions and deletions that make one of the other (Levenshtein distance)."""
+    """Count substitutions, insertions and deletions between two texts (Levenshtein distance)."""
     row = list(range(len(heard) + 1))
     for i, word in enumerate(said, 1):
         before, row[0] = row[0], i

@@ -1,4 +1,4 @@
-"""Faults of a signal that need no transcript: clipping, silence, and what can be told of the joins between chunks."""
+"""Signal defects that need no transcript: clipping, silence, and discontinuities where chunks join."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cosyserve_build.judge.pitch import Float, pitch
 
 CLIPPED = 0.99
-"""Share of full scale from which a sample counts as clipped: the vocoder's limit."""
+"""Share of full scale at which a sample counts as clipped: the vocoder's limit."""
 
 SILENT = 10 ** (-50 / 20)
 """Root mean square, as a share of full scale, below which a frame of 20 ms is silent: -50 dB."""
@@ -22,28 +22,28 @@ CLICK = 1.5
 """A join clicks when its jolt is more than this many times the one that 0.1 % of the places inside chunks exceed."""
 
 NOTICED = 1.0
-"""Semitones of pitch from one 30 ms to the next that nobody notices in running speech."""
+"""Semitones between consecutive 30 ms that are not noticeable in running speech."""
 
-_FRAME = 0.02  # seconds, of silence
-_AROUND = 0.01  # seconds on both sides that a jolt is compared with; two periods of a low voice
-_FLOOR = 8 / 32768  # share of full scale: jolts in what is nearly silent are no clicks
+_FRAME = 0.02  # seconds of a frame that may be silent
+_AROUND = 0.01  # seconds on either side to which a jolt is compared; two periods of a low voice
+_FLOOR = 8 / 32768  # share of full scale: jolts in near silence do not count as clicks
 _USUAL_JOLT = 99.9  # percentile
-_WINDOW, _HOP = 0.03, 0.01  # seconds, of pitch
+_WINDOW, _HOP = 0.03, 0.01  # seconds of a pitch window, and between windows
 _USUAL_STEP = 95  # percentile
 
 
 @dataclass(frozen=True, eq=False)
 class Signal:
-    """Of one utterance, or of several.
+    """Signal defects of one or several utterances.
 
     Attributes:
-        samples: in all.
-        clipped: samples of at least `CLIPPED` in size.
-        frames: of 20 ms in all.
+        samples: total number.
+        clipped: samples whose absolute value is at least `CLIPPED`.
+        frames: total number of frames of 20 ms.
         silent: frames below `SILENT`.
         jolts: of each join, as a multiple of the jolt that 0.1 % of the places inside this utterance's chunks exceed;
             see `_jolts`.
-        steps: semitones between the pitches of the 30 ms before and the 30 ms behind each join that is voiced on both
+        steps: semitones between the pitches of the 30 ms before and the 30 ms after each join that is voiced on both
             sides.
         inner_steps: the same at each 10 ms inside chunks, away from joins.
     """
@@ -68,16 +68,16 @@ class Signal:
 
     @property
     def breaks(self) -> int:
-        """Joins at which the pitch steps further than is usual: by chance, up to 5 % of them."""
+        """Joins with a larger pitch step than `usual_step`; up to 5 % are so by chance."""
         return int(np.sum(self.steps > self.usual_step))
 
     @classmethod
     def of(cls, pcm: NDArray[np.int16] | NDArray[np.floating[Any]], joins: Sequence[int], rate: int) -> Signal:
-        """Judge one utterance.
+        """Measure one utterance.
 
         Args:
             pcm: mono [n], int16 or float in -1..1.
-            joins: offset of the first sample of each chunk but the first.
+            joins: offset of the first sample of each chunk except the first.
             rate: Hz.
         """
         wave = pcm.astype(np.float64) / (32768 if pcm.dtype == np.int16 else 1)
@@ -97,18 +97,18 @@ class Signal:
 
     @classmethod
     def all(cls, signals: Sequence[Signal]) -> Signal:
-        """Several utterances as one; there is at least one."""
+        """Combine several utterances, at least one."""
         counts = (sum(getattr(one, name) for one in signals) for name in ("samples", "clipped", "frames", "silent"))
         lists = (np.concatenate([getattr(one, name) for one in signals]) for name in ("jolts", "steps", "inner_steps"))
         return cls(*counts, *lists)
 
 
 def _jolts(wave: Float, joins: NDArray[np.int64], rate: int) -> Float:
-    """How much more than its surroundings the wave bends at each join, measured by what is usual inside chunks.
+    """Compute the jolt of the wave at each join, relative to the jolts inside chunks.
 
-    The bend between two samples is the larger of the second differences (x[i-1] - 2 x[i] + x[i+1]) at both; a jolt is
-    the bend over the root mean square of the second differences within 10 ms on either side. So a discontinuity that
-    would be heard in a quiet sound counts as much as a greater one in a loud sound.
+    The bend between two samples is the larger of the second differences (x[i-1] - 2 x[i] + x[i+1]) at both. A jolt is
+    the bend divided by the root mean square of the second differences within 10 ms on either side, so that a small
+    discontinuity in a quiet sound counts as much as a larger one in a loud sound.
     """
     bend = np.diff(wave, 2, prepend=[0.0], append=[0.0])  # bend[i] is centred on sample i
     bend[:1] = bend[-1:] = 0.0
@@ -128,7 +128,7 @@ def _jolts(wave: Float, joins: NDArray[np.int64], rate: int) -> Float:
 
 
 def _steps(wave: Float, joins: NDArray[np.int64], rate: int) -> tuple[Float, Float]:
-    """Semitones across each join, and across each 10 ms away from joins, where both sides are voiced."""
+    """Compute semitones across each join, and at each 10 ms away from joins, where both sides are voiced."""
     window, hop = round(_WINDOW * rate), round(_HOP * rate)
     places = np.arange(window, len(wave) - window + 1, hop)
     inner = places[_away(places, joins, window)]
@@ -147,12 +147,12 @@ def _semitones(wave: Float, places: NDArray[np.int64], window: int, rate: int) -
 
 
 def _pitch(windows: Float, rate: int) -> Float:
-    """Hz, 0 also where it is silent."""
+    """Compute Hz of each window, 0 where it is unvoiced or silent."""
     return np.where(np.sqrt(np.mean(windows**2, axis=1)) < SILENT, 0.0, pitch(windows, rate))
 
 
 def _away(places: NDArray[np.int64], joins: NDArray[np.int64], reach: int) -> NDArray[np.bool_]:
-    """Which places lie further than `reach` samples from every join."""
+    """Mark the places that are further than `reach` samples from every join."""
     if not len(joins):
         return np.ones(len(places), dtype=np.bool_)
     right = np.searchsorted(joins, places)

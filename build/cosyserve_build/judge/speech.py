@@ -1,4 +1,4 @@
-"""Speech to judge: what a server says, and what the voice that it was taught says."""
+"""Speech to measure, from a server or from a source voice of the demo voice."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from cosyserve_client import Client, CosyServeClientError, SpeechRequest
 
 @dataclass(frozen=True, eq=False)
 class Speech:
-    """One utterance.
+    """One utterance with its audio.
 
     Attributes:
-        text: what was to be said.
+        text: of the request.
         pcm: mono int16 [n].
         rate: Hz.
-        joins: offset of the first sample of each chunk but the first.
-        first_audio: seconds from the request to the first samples; None where nothing was streamed.
+        joins: offset of the first sample of each chunk except the first.
+        first_audio: seconds from the request to the first samples; None without streaming.
     """
 
     text: str
@@ -37,16 +37,16 @@ class Speech:
 def from_server(
     url: str, texts: Sequence[str], *, voice: str | None = None, stream: bool = True, seed: int = 0, at_once: int = 1
 ) -> Iterator[Speech]:
-    """What a running server says, in order; utterance i has seed `seed` + i.
+    """Yield what a running server says, in order; utterance i has seed `seed` + i.
 
     Args:
         url: gRPC ``host:port``.
-        voice: name of a registered voice; None is the server's first.
+        voice: name of a registered voice; None for the server's first.
         stream: False for full attention.
-        at_once: utterances in progress.
+        at_once: maximum number of utterances in progress.
 
     Raises:
-        CosyServeError: the server cannot be reached, refuses, or breaks off.
+        CosyServeError: the server is unreachable, refuses a request, or ends a stream early.
     """
     requests = [
         SpeechRequest(text=text, voice=voice, seed=seed + index, stream=stream) for index, text in enumerate(texts)
@@ -70,10 +70,10 @@ def from_server(
 
 
 def from_flite(voice: str, texts: Sequence[str]) -> Iterator[Speech]:
-    """What the voice that a demo voice was taught says itself.
+    """Yield what a source voice of the demo voice says.
 
     Raises:
-        CosyServeError: flite or what reads its speech is not installed, or there is no such voice.
+        CosyServeError: flite or a Python package is missing, or the voice is unknown.
     """
     from cosyserve_build.demo_voice.source import SAMPLE_RATE, SPEAKERS, speak
 

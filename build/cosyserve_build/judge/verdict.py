@@ -1,4 +1,4 @@
-"""What the judge finds in many utterances: as a table for people, as JSON for everything else."""
+"""Figures of many utterances, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cosyserve_build.judge.recogniser import Recogniser, word_errors
 from cosyserve_build.judge.signals import Signal
 from cosyserve_build.judge.speech import Speech
 
-WORST = 5  # sentences shown
-_DRAWS = 2000  # of the bootstrap
+WORST = 5  # sentences in the table
+_DRAWS = 2000  # bootstrap samples
 
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """Of one utterance: what was said, what was heard, and its signal."""
+    """Figures of one utterance: text, recognised words, and signal."""
 
     said: list[str]
     heard: list[str]
@@ -31,12 +31,12 @@ class Finding:
 
     @property
     def errors(self) -> int:
-        """Words in which the two differ."""
+        """Word errors."""
         return word_errors(self.said, self.heard)
 
     @classmethod
     def of(cls, speech: Speech, recogniser: Recogniser) -> Finding:
-        """Listen to one utterance."""
+        """Recognise and measure one utterance."""
         return cls(
             words(speech.text),
             recogniser.hear(speech.pcm.astype(np.float32) / np.float32(32768), speech.rate),
@@ -47,7 +47,7 @@ class Finding:
 
 
 class Verdict:
-    """Of several utterances, at least one."""
+    """Figures of several utterances, at least one."""
 
     def __init__(self, findings: Iterable[Finding]) -> None:
         self.findings = list(findings)
@@ -57,23 +57,23 @@ class Verdict:
 
     @property
     def wer(self) -> float:
-        """Word errors / words said."""
+        """Word error rate: word errors divided by words of the text."""
         return float(self.errors.sum() / self.words.sum())
 
     def interval(self) -> tuple[float, float]:
-        """95 % of the word error rates of as many sentences drawn from these, with replacement, lie between the two."""
+        """Compute the 95 % bootstrap confidence interval of the word error rate, over sentences."""
         drawn = np.random.default_rng(0).integers(0, len(self.words), (_DRAWS, len(self.words)))
         low, high = np.percentile(self.errors[drawn].sum(axis=1) / self.words[drawn].sum(axis=1), (2.5, 97.5))
         return float(low), float(high)
 
     def figures(self) -> dict[str, Any]:
-        """As JSON.
+        """Return the figures for JSON.
 
         ``sentences``, ``words``, ``errors`` (substitutions, insertions and deletions), ``wer`` with ``wer_low`` and
-        ``wer_high`` (see `interval`); ``seconds`` of audio, ``first_audio_ms`` (median; null where nothing streams),
+        ``wer_high`` (see `interval`); ``seconds`` of audio, ``first_audio_ms`` (median; null without streaming),
         ``clipped`` (share of samples), ``silent`` (share of frames); ``joins``, ``clicks`` (how many of them click),
         ``worst_jolt`` (a join clicks above `signals.CLICK`), ``voiced_joins``, ``join_step`` and ``inner_step``
-        (medians, in semitones), ``usual_step`` (semitones) and ``breaks`` (voiced joins with a greater step): see
+        (medians, in semitones), ``usual_step`` (semitones) and ``breaks`` (voiced joins with a larger step): see
         `signals.Signal`. Medians and ``worst_jolt`` are null without joins.
         """
         signal, (low, high) = self.signal, self.interval()
@@ -100,7 +100,7 @@ class Verdict:
         }
 
     def document(self) -> dict[str, Any]:
-        """`figures`, and ``rows`` with ``said``, ``heard``, ``errors``, ``seconds`` and ``clicks`` of each sentence."""
+        """Return `figures` with ``rows``: ``said``, ``heard``, ``errors``, ``seconds``, ``clicks`` of each sentence."""
         rows = [
             {
                 "said": " ".join(one.said),
@@ -114,7 +114,7 @@ class Verdict:
         return self.figures() | {"rows": rows}
 
     def table(self) -> Group:
-        """The figures, and the worst sentences."""
+        """Show the figures and the worst sentences."""
         shown = Table(show_header=False)
         for name, cell in cells(self.figures()).items():
             shown.add_row(name, cell)
@@ -126,7 +126,7 @@ class Verdict:
 
 
 def cells(figures: dict[str, Any]) -> dict[str, str]:
-    """`Verdict.figures` for the eye, by what they are called."""
+    """Format `Verdict.figures` for display, by label."""
 
     def number(name: str, form: str) -> str:
         return "-" if figures[name] is None else format(figures[name], form)

@@ -1,4 +1,4 @@
-"""What is compared for each version: its stages, and what is only fed in."""
+"""Stages that `verify` compares for each version, and recorded tensors that are inputs only."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from cosyserve_build.recorded import RecordedSet
 from cosyserve_build.stages import accumulated, common, cosyvoice1, windowed
 from cosyserve_build.stages.common import Stage
 
-_FED = "recorded input: only fed in"
-_PROMPT = "recorded input: only fed in; the frontend's own is compared"
+_FED = "recorded input"
+_PROMPT = "recorded input; the frontend's output is compared"
 
 
 @dataclass(frozen=True, slots=True)
 class VerifySpec:
-    """How the sets of one version are checked.
+    """Specification of the comparison for one version.
 
     Attributes:
-        stages: for each file of vectors the stage that produces it.
-        declared: recorded tensors (patterns) that no stage produces, with the reason.
-        opens: what reads such a set.
+        stages: the stage that produces each file of vectors.
+        declared: patterns of recorded tensors that no stage produces, with the reason.
+        opens: class that reads such a set.
     """
 
     stages: dict[str, Stage]
@@ -58,9 +58,9 @@ COSYVOICE1 = VerifySpec(
         "e2e": cosyvoice1.e2e,
     },
     declared=(
-        ("flow/noise", "recorded random draw: only fed in"),
+        ("flow/noise", "recorded random draw, used as input"),
         ("hift/mel", _FED),
-        ("hift/source", "made with random draws that were not recorded: only fed in"),
+        ("hift/source", "made with random draws that were not recorded; used as input"),
     ),
     opens=cosyvoice1.CosyVoice1Set,
 )
@@ -70,8 +70,8 @@ COSYVOICE2 = VerifySpec(
     declared=(
         *_DECLARED,
         ("hift/rand_ini", "recorded random draw without effect: the down-sampling of the phase cancels it"),
-        ("hift/noise", "recorded random draw: only fed in"),
-        ("hift/stream*_source", "made with noise that was not recorded: only fed in"),
+        ("hift/noise", "recorded random draw, used as input"),
+        ("hift/stream*_source", "made with noise that was not recorded; used as input"),
     ),
 )
 

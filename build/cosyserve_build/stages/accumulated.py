@@ -1,4 +1,4 @@
-"""Stages of the vocoder and of whole runs where upstream runs the vocoder again on all frames there are."""
+"""Stages of the vocoder and of whole runs for versions whose vocoder upstream runs again on all frames so far."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cosyserve_build.stages.common import Produced, offline
 
 
 def hift(data: RecordedSet) -> Produced:
-    """`hift.npz`."""
+    """Produce `hift.npz`."""
     recorded, hift = data.vectors["hift"], data.hift
     phases, _ = vocoder_draws(data.bundle.config)
     yield "rand_ini", phases[None]
@@ -39,11 +39,11 @@ def hift(data: RecordedSet) -> Produced:
 
 
 def e2e(data: RecordedSet) -> Produced:
-    """`e2e.npz`."""
+    """Produce `e2e.npz`."""
     yield from offline(data)
     recorded, flow, hift = data.vectors["e2e"], data.flow, data.hift
     calls = data.cases["e2e"]["stream"]
-    # Frames never change once they are there, so the last call's source begins with that of every call before it.
+    # Earlier frames never change, so the last call's source begins with the source of each earlier call.
     source = recorded[f"stream{len(calls) - 1}_source"]
     mel = recorded["stream0_mel"][:, :, :0]
     sent = 0

@@ -1,4 +1,4 @@
-"""Stages that versions 2 and 3 have in common: frontend, language model, sampling, flow.
+"""Stages of versions 2 and 3: frontend, language model, sampling, flow.
 
 A stage yields ``(key, array)`` for one file of vectors.
 """
@@ -27,11 +27,11 @@ from cosyserve_build.recorded import RecordedSet
 
 Produced = Iterator[tuple[str, Array]]
 Stage = Callable[[Any], Produced]
-"""Takes a set of the class that its plan opens."""
+"""Takes a set of the class `VerifySpec.opens`."""
 
 
 def heard(data: RecordedSet) -> Generator[tuple[str, Array], None, tuple[Array, Array]]:
-    """The frontend's stages up to speech tokens [1, n] and mel [1, frames, mels] of the prompt, which it returns."""
+    """Produce the frontend's stages; return speech tokens [1, n] and mel [1, frames, mels] of the prompt."""
     config, recorded = data.bundle.config, data.vectors["frontend"]
     for index, case in enumerate(data.cases["token_cases"]):
         yield f"text_ids_{index:02d}", np.asarray(data.tokenizer.encode(case["text"]), np.int32)
@@ -87,7 +87,7 @@ def _llm_modes(data: RecordedSet, text: list[int]) -> Produced:
     if stored:
         runs["zero_shot_spk"] = (stored[0], text, stored[1])
     yield "lm_input_instruct2", model.prompt([*instruct, *text], [])[None]
-    # Runs were cut at one common length; a shorter one had ended by itself.
+    # Recorded runs were cut at one common length; a shorter one ended by itself.
     most = max(len(v) for k, v in data.vectors["llm"].items() if k.startswith("greedy_tokens_"))
     for mode, (before, spoken, speech) in runs.items():
         tokens, _ = model.greedy(model.prompt([*before, *spoken], speech), len(spoken), most)
@@ -95,7 +95,7 @@ def _llm_modes(data: RecordedSet, text: list[int]) -> Produced:
 
 
 def _stored_prompt(data: RecordedSet) -> tuple[list[int], list[int]] | None:
-    """Text and speech tokens of the stored speaker whose prompt is as long as the manifest says of that mode."""
+    """Return text and speech tokens of the stored speaker whose prompt has the length in the manifest."""
     shapes = data.cases.get("modes", {}).get("zero_shot_spk", {})
     keys = ("prompt_text", "llm_prompt_speech_token")
     for speaker in data.bundle.spk2info().values():
@@ -151,7 +151,7 @@ def _greedy(model: LlmProbe) -> _Sample:
 
 
 def _scripted(script: str, model: LlmProbe) -> _Sample:
-    """The sampler that the manifest describes in words; ``ValueError`` when the words are others."""
+    """Parse the sampler that the manifest describes in words; ``ValueError`` for an unknown description."""
     ids = re.match(r"argmax over ids below (\d+)", script)
     ending = re.search(r"sampler call number (\d+) of that last phase returns the end token", script)
     filling = re.search(r"the (\d+)\w+ sampler call of the run returns the fill token", script)
@@ -227,7 +227,7 @@ def _flow_case(data: RecordedSet, case: dict[str, Any]) -> FlowRun:
 
 
 def _estimator(data: RecordedSet) -> Produced:
-    """One recorded estimator call inside a case; its second row is the unconditional one."""
+    """Produce one recorded estimator call of a case; its second row is the unconditional one."""
     recorded, flow = data.vectors["flow"], data.flow
     frames = recorded["est_x"].shape[2]
     run = next(
@@ -251,7 +251,7 @@ def _estimator(data: RecordedSet) -> Produced:
 
 
 def offline(data: RecordedSet) -> Produced:
-    """Whole runs in one piece, at each speed."""
+    """Produce whole runs without streaming, at each speed."""
     recorded, hift, cases = data.vectors["e2e"], data.hift, data.cases["e2e"]
     yield "offline_mel", data.flow.run(recorded["tokens"], streaming=False, finalize=True).mel
     mel = recorded["offline_mel"]

@@ -1,7 +1,7 @@
 """Stages of CosyVoice 1. A stage yields ``(key, array)`` for one file of vectors.
 
-Where the server leaves upstream's ways, what was recorded is rebuilt here: the prompt mel from 24 kHz samples by an
-extractor that was made for 22.05 kHz (the server resamples to that), and the cross-fades whose weights sum to 1.08.
+Where the server differs from upstream, these stages reproduce upstream: the prompt mel from 24 kHz samples by an
+extractor for 22.05 kHz (the server resamples first), and cross-fades whose weights sum to 1.08.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NOBODY: Array = np.zeros(0, np.float32)
 
 
 class CosyVoice1Set(RecordedSet):
-    """A set of version 1. Its prompt lies in ``frontend.npz`` alone."""
+    """Set of version 1; only its ``frontend.npz`` has the prompt."""
 
     @cached_property
     def opened(self) -> RelativeLlmProbe:
@@ -41,13 +41,13 @@ class CosyVoice1Set(RecordedSet):
 
     @property
     def speaker(self) -> Array:
-        """The prompt's speaker embedding, [192]."""
+        """Speaker embedding of the prompt, [192]."""
         embedding: Array = self.vectors["frontend"]["spk_embedding"][0]
         return embedding
 
     @cached_property
     def offline(self) -> WindowRun:
-        """The whole utterance in one window."""
+        """Run of the whole utterance in one window."""
         (run,) = self.windows.run(self.vectors["e2e"]["tokens"], streaming=False)
         return run
 
@@ -58,19 +58,19 @@ class CosyVoice1Set(RecordedSet):
 
     @property
     def opening(self) -> Array:
-        """Of the zero-shot run."""
+        """Input embeddings of the zero-shot run."""
         return self.opened.opening(self.text("prompt_text"), self.text("tts_text"), self.prompt_speech, self.speaker)
 
 
 def frontend(data: CosyVoice1Set) -> Produced:
-    """As in the later versions, but prompt mel and tokens are not cut to a common length."""
+    """Produce the same as later versions, but prompt mel and tokens are not cut to a common length."""
     tokens, mel = yield from heard(data)
     yield "speech_token", tokens
     yield "speech_feat", mel
 
 
 def llm(data: CosyVoice1Set) -> Produced:
-    """Openings, states and greedy runs of every mode."""
+    """Produce prompts, states and greedy runs of every mode."""
     recorded, model = data.vectors["llm"], data.opened
     opening = data.opening
     yield "lm_input", opening[None]
@@ -87,7 +87,7 @@ def llm(data: CosyVoice1Set) -> Produced:
         "instruct": [(instruct, text, _NOBODY)],
         "cross_lingual": [([], crossed, data.speaker) for crossed in _crossed(data, text)],
     }
-    # Runs were cut at one common length; a shorter one had ended by itself.
+    # Recorded runs were cut at one common length; a shorter one ended by itself.
     most = max(len(v) for k, v in recorded.items() if k.startswith("greedy_tokens_"))
     for mode, candidates in runs.items():
         if f"greedy_tokens_{mode}" not in recorded:
@@ -100,13 +100,13 @@ def llm(data: CosyVoice1Set) -> Produced:
 
 
 def _stored_speakers(data: CosyVoice1Set) -> list[Array]:
-    """The embeddings of mode sft; no set says whose was taken."""
+    """Return the candidate embeddings of mode sft; sets do not say which speaker was used."""
     embeddings = (entry.get("embedding") for entry in data.bundle.spk2info().values())
     return [np.asarray(embedding).reshape(-1) for embedding in embeddings if embedding is not None]
 
 
 def _crossed(data: CosyVoice1Set, text: list[int]) -> list[list[int]]:
-    """The text of the cross-lingual run: recorded, or the text behind a language tag of which no set says which."""
+    """Return candidate texts of the cross-lingual run: the recorded one, or the text after each language tag."""
     if "cross_lingual_text" in data.cases["texts"]:
         return [data.text("cross_lingual_text")]
     likely = "<|zh|>" if contains_chinese(data.cases["texts"]["tts_text"]) else "<|en|>"
@@ -115,7 +115,7 @@ def _crossed(data: CosyVoice1Set, text: list[int]) -> list[list[int]]:
 
 
 def flow(data: CosyVoice1Set) -> Produced:
-    """The offline run, and one estimator call inside it."""
+    """Produce the offline run, and one of its estimator calls."""
     recorded, windows, run = data.vectors["flow"], data.windows, data.offline
     yield "spks", windows.speaker()
     yield "encoder_out", run.hidden
@@ -138,14 +138,14 @@ def flow(data: CosyVoice1Set) -> Produced:
 
 
 def hift(data: CosyVoice1Set) -> Produced:
-    """The vocoder behind the recorded source, whose random draws were not recorded."""
+    """Produce the vocoder's output from the recorded source, whose random draws were not recorded."""
     recorded = data.vectors["hift"]
     yield "f0", data.hift.f0(recorded["mel"])
     yield "wav", data.hift.wave(recorded["mel"], recorded["source"])
 
 
 def e2e(data: CosyVoice1Set) -> Produced:
-    """The utterance whole, and in upstream's windows, with its cross-fades of mel frames and of samples."""
+    """Produce the whole utterance, and its windows with upstream's cross-fades of mel frames and of samples."""
     recorded, hift, calls = data.vectors["e2e"], data.hift, data.cases["e2e"]["stream"]
     yield "tokens", np.asarray(data.zero_shot[0], np.int32)
     mel = data.vectors["flow"]["mel"]

@@ -1,4 +1,4 @@
-"""Stages of the vocoder and of whole runs where upstream cross-fades between overlapping windows of the vocoder."""
+"""Stages of the vocoder and of whole runs for versions where upstream cross-fades overlapping vocoder windows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def hift(data: RecordedSet) -> Produced:
     yield "speech_window", np.hamming(2 * held).astype(np.float32)
     mels = recorded["stream_mel"]
     lengths = [recorded[f"stream{i}_f0"].shape[1] for i in range(sum(k.endswith("_wav_raw") for k in recorded))]
-    # Every window but the first starts with frames that the one before had too.
+    # Every window except the first starts with the last frames of the previous one.
     cached = (sum(lengths) - mels.shape[2]) // max(1, len(lengths) - 1)
     join = Join(held)
     start = 0
@@ -42,7 +42,7 @@ def e2e(data: RecordedSet) -> Produced:
 
 
 def _e2e_stream(data: RecordedSet, calls: Sequence[dict[str, Any]]) -> Produced:
-    """Upstream's streaming: each call redoes the flow on the prefix and the vocoder on a window with a cached head."""
+    """Reproduce upstream's streaming: a call runs the flow on the prefix, and the vocoder on a window with a cache."""
     recorded, flow, hift = data.vectors["e2e"], data.flow, data.hift
     held = calls[0]["hift_wav_samples"] - calls[0]["emitted_samples"]
     join = Join(held)
