@@ -1,6 +1,6 @@
-"""Before the container is told to stop: no utterance begins any more, and the running ones are waited for.
+"""Drain the server before its container stops: refuse new utterances, and wait until the running ones have ended.
 
-Triton's own exit cuts them off. Exit code 0: none is left; 1: the time was over first.
+Triton itself would cancel them at exit. Exit code 0: no utterance is left; 1: the time ran out first.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 from cosyserve.metrics import ACTIVE_STREAMS
 
 LOOK_SECONDS = 0.5
-"""Between two looks at the gauge."""
+"""Seconds between two reads of the gauge."""
 
 QUIET_LOOKS = 3
-"""Looks in a row that must find no utterance: what an ended one said still has to leave for its client."""
+"""Consecutive reads that must be zero: the last audio of an ended utterance has yet to reach its client."""
 
 
 def main() -> None:
-    """Exits with what `__doc__` says."""
+    """Drain, and exit with the code in the module's docstring."""
     arguments = parser().parse_args()
     deadline = time.monotonic() + arguments.seconds
     Path(os.environ["COSYSERVE_DRAIN_FILE"]).touch()
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--metrics", default="http://127.0.0.1:8002/metrics", help="the server's metrics")
     parser.add_argument("--seconds", type=float, default=600.0, help="longest wait")
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def active_streams(url: str) -> float:
-    """Utterances in progress in all models; none when nobody listens any more, and some when the answer takes long."""
+    """Read the utterances in progress in all models; zero if the port is closed, nonzero if the answer times out."""
     try:
         with urllib.request.urlopen(url, timeout=LOOK_SECONDS) as page:
             lines = page.read().decode().splitlines()

@@ -1,14 +1,14 @@
-"""Model processes that die or stop, signals, and callers that misbehave: whatever happens, the next utterance is right.
+"""Fault injection: kill or stop model processes, send signals, misbehave as a caller; then check the next utterance.
 
     python loadtest/chaos.py --weights .cache/demo-weights
     python loadtest/chaos.py --weights .cache/demo-weights --case kill-flow --case crowd
 
-Every case runs on ``cosyserve serve``, started again when it has ended, as whoever runs it in earnest does. It passes
-when all who were being spoken to heard the right samples to the end or were told an error, in time; a server that
-lives speaks, and one that ended said so and left no process and no shared memory; gauges are zero, counters tell what
-was heard, and the next utterance has the same samples as the first.
+Every case runs on ``cosyserve serve``, which is restarted after it ends, as a supervisor in production does. A case
+passes if every caller gets all its samples or an error in time; a server that ended printed the reason and left no
+process and no shared memory; gauges are zero, counters equal what callers received, and the next utterance has the same
+samples as the first.
 
-Exit code 1, and a line on stderr for each thing that was wrong.
+The exit code is 1 if a case fails; stderr has a line for each failure.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ LONG = " ".join(f"Sentence number {word} is to be spoken while others come and g
 SEED = 7
 
 PATIENCE = 30.0
-"""Seconds after which what should happen at once has not happened."""
+"""Maximum seconds for what should happen at once."""
 
 LATE = 90.0
-"""Seconds after which a caller hangs: every utterance here takes a few."""
+"""Seconds after which a caller counts as hanging: every utterance here takes a few."""
 
 AT_ONCE = 2.0
-"""Seconds in which callers of a server that stops are told: below the time that Triton takes to exit."""
+"""Maximum seconds until callers of a stopping server get an error: less than Triton's exit takes."""
 
 ROOT = Path(__file__).parents[1]
 COSYSERVE = str(Path(sys.executable).parent / "cosyserve")
@@ -75,11 +75,11 @@ DOCKER = ROOT / "docker"
 
 
 class Supervised:
-    """``cosyserve serve`` on free ports, and who starts it again.
+    """``cosyserve serve`` on free ports, with its supervisor.
 
     Args:
         weights: prepared weights.
-        folder: for its log and its drain file.
+        folder: for the server's log and drain file.
     """
 
     def __init__(self, weights: Path, folder: Path) -> None:
@@ -91,7 +91,7 @@ class Supervised:
         self.below: list[psutil.Process] = []
 
     def start(self, **settings: str) -> None:
-        """Start it with these settings; returns when it is ready."""
+        """Start the server with these settings, and return when it is ready."""
         ports = free_port(), free_port()
         self.url, self.metrics_url = f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}/metrics"
         self.over, self.below = False, []
@@ -114,11 +114,11 @@ class Supervised:
 
     @property
     def broken(self) -> bool:
-        """Whether it, Triton or a model process has ended."""
+        """Return whether the launcher, Triton or a model process has ended."""
         return self.process.poll() is not None or not all(_alive(process) for process in self.below)
 
     def end(self, sign: signal.Signals | None = None) -> tuple[int, str]:
-        """Exit code and last line on stderr, after `sign`; `TimeoutExpired` when it goes on."""
+        """Send `sign`, wait, and return exit code and last line on stderr; `TimeoutExpired` if the server goes on."""
         if sign is not None:
             self.process.send_signal(sign)
         _, errors = self.process.communicate(timeout=PATIENCE)
@@ -126,18 +126,18 @@ class Supervised:
         return self.process.returncode, (errors.splitlines() or [""])[-1]
 
     def left(self) -> list[str]:
-        """What has outlived it."""
+        """List processes and shared memory that remain after the end."""
         _, alive = psutil.wait_procs(self.below, timeout=PATIENCE)
-        return [f"process {process.pid} lives on" for process in alive] + [
+        return [f"process {process.pid} still runs" for process in alive] + [
             f"{region} is left" for region in self._regions()
         ]
 
     def _regions(self) -> list[Path]:
-        """Its shared memory."""
+        """List the server's shared memory regions."""
         return list(Path("/dev/shm").glob(f"{self._prefix}*")) if self._prefix else []
 
     def kill(self) -> None:
-        """End it whatever its state."""
+        """Kill the server in any state."""
         for process in self.below:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -149,11 +149,11 @@ class Supervised:
                 region.unlink(missing_ok=True)
 
     def metrics(self) -> dict[str, float]:
-        """Values by name, summed over their labels."""
+        """Read the metrics' values by name, summed over labels."""
         return read_metrics(self.metrics_url, PATIENCE)
 
     def metric(self, metric: Metric) -> float:
-        """One of them."""
+        """Read the value of one metric."""
         return self.metrics()[metric.name]
 
 
@@ -165,12 +165,12 @@ def _alive(process: psutil.Process) -> bool:
 
 @dataclass(frozen=True)
 class Heard:
-    """How an utterance ended for who asked for it.
+    """Result of an utterance for its caller.
 
     Attributes:
-        pcm: the samples, if they came to the end.
-        error: what was raised otherwise.
-        seconds: it took.
+        pcm: the samples, if the utterance is complete.
+        error: the exception otherwise.
+        seconds: duration of the request.
     """
 
     pcm: bytes
@@ -179,16 +179,16 @@ class Heard:
 
 
 Case = Callable[["Scene"], Awaitable[str]]
-"""Does its worst and tells what is remarkable; what is wrong it notes in the scene."""
+"""Injects a fault and returns a remark; records failures in the scene."""
 
 
 @dataclass
 class Scene:
-    """One case on one server.
+    """Run of one case on one server.
 
     Attributes:
-        short, long: what `SHORT` and `LONG` sound like.
-        wrong: what was not as it should be.
+        short, long: samples of `SHORT` and `LONG`.
+        wrong: failed expectations.
     """
 
     server: Supervised
@@ -197,13 +197,13 @@ class Scene:
     wrong: list[str] = field(default_factory=list)
 
     def expect(self, right: bool, problem: str) -> None:
-        """Note `problem` unless `right`."""
+        """Record `problem` unless `right`."""
         if not right:
             self.wrong.append(problem)
 
     @classmethod
     async def open(cls, server: Supervised) -> Scene:
-        """The first utterances of a server: what all others are held against."""
+        """Speak the first utterances of a server, to which all others are compared."""
         texts = [await hear(server.url, text) for text in (SHORT, LONG)]
         for heard in texts:
             if heard.error:
@@ -211,7 +211,7 @@ class Scene:
         return cls(server, texts[0].pcm, texts[1].pcm)
 
     async def listeners(self, count: int, **options: Any) -> list[asyncio.Task[Heard]]:
-        """Callers to whom `LONG` is spoken, each of whom has heard something; the first is not an asyncio client."""
+        """Start callers of `LONG` and wait for first audio of each; the first caller uses the blocking client."""
         begun = [asyncio.Event() for _ in range(count)]
         kinds = [hear_blocking, *[hear] * (count - 1)]
         tasks = [
@@ -223,42 +223,42 @@ class Scene:
         return tasks
 
     async def told(self, tasks: Iterable[asyncio.Task[Heard]], *, whole: bool = False) -> list[Heard]:
-        """How they ended: with all of `LONG`, or, unless `whole`, with an error of the client's that says so."""
+        """Wait for callers; each must get all of `LONG` or, unless `whole`, one of the client's errors."""
         ended = await asyncio.gather(*tasks)
         for heard in ended:
             if heard.error is None:
-                self.expect(heard.pcm == self.long, "a caller heard other samples")
+                self.expect(heard.pcm == self.long, "a caller got other samples")
             elif isinstance(heard.error, TimeoutError):
-                self.wrong.append(f"a caller was told nothing for {LATE:g} s")
+                self.wrong.append(f"a caller got no answer for {LATE:g} s")
             else:
                 told = f"{type(heard.error).__name__}: {heard.error}"
-                self.expect(isinstance(heard.error, CosyServeClientError), f"a caller was told {told}")
-                self.expect(not whole, f"a caller was not spoken to the end: {told}")
+                self.expect(isinstance(heard.error, CosyServeClientError), f"a caller got {told}")
+                self.expect(not whole, f"a caller's utterance was not completed: {told}")
         return ended
 
     async def ended(self, sign: signal.Signals | None = None, code: int = 1) -> float:
-        """Seconds until the server has ended, said why and left nothing."""
+        """Wait for the server's end and return the seconds; it must print the reason and leave nothing."""
         began = time.monotonic()
         try:
             found, line = await asyncio.to_thread(self.server.end, sign)
         except subprocess.TimeoutExpired:
-            self.wrong.append("the server should have ended and did not")
+            self.wrong.append("the server did not end")
             self.server.kill()
             return PATIENCE
         seconds = time.monotonic() - began
         self.expect(found == code, f"the server ended with {found}, not {code}: {line}")
-        self.expect(line.startswith("error: ") == (code == 1), f"the server ended with the words {line!r}")
+        self.expect(line.startswith("error: ") == (code == 1), f"the server's last line is {line!r}")
         self.wrong += await asyncio.to_thread(self.server.left)
         return seconds
 
     async def again(self, **settings: str) -> None:
-        """Start the server, ending it before if it lives."""
+        """Restart the server."""
         if not self.server.over:
             await self.ended(signal.SIGTERM, 128 + signal.SIGINT)
         await asyncio.to_thread(partial(self.server.start, **settings))
 
     async def play(self, case: Case) -> tuple[Scene, str]:
-        """A case on this server: what became of it, and what is remarkable."""
+        """Run a case on this server; return the next scene and a remark."""
         scene, remark = Scene(self.server, self.short, self.long), ""
         try:
             remark = await case(scene)
@@ -270,7 +270,7 @@ class Scene:
         return scene, remark
 
     async def _close(self) -> None:
-        """What holds after every case."""
+        """Check what must hold after every case."""
         if not self.server.over and self.server.broken:
             await self.ended()
         if self.server.over:
@@ -282,7 +282,7 @@ class Scene:
         self.expect(heard.error is not None or heard.pcm == self.short, "the next utterance has other samples")
         await self._idle()
         counted = self.server.metric(AUDIO_SAMPLES) - samples
-        self.expect(2 * counted == len(heard.pcm), f"{len(heard.pcm) // 2} samples were heard and {counted:g} counted")
+        self.expect(2 * counted == len(heard.pcm), f"{len(heard.pcm) // 2} samples received, {counted:g} counted")
 
     async def _idle(self) -> None:
         def held() -> dict[str, float]:
@@ -294,7 +294,7 @@ class Scene:
 
 
 async def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    """Whether `condition` comes true in time."""
+    """Wait, and return whether `condition` became true in time."""
     deadline = time.monotonic() + seconds
     while not (true := await asyncio.to_thread(condition)) and time.monotonic() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
@@ -310,13 +310,13 @@ async def hear(
     pause: float = 0.0,
     **options: Any,
 ) -> Heard:
-    """What a caller hears.
+    """Speak a text as one caller.
 
     Args:
-        begun: set with the first audio.
-        enough: when it is set, the caller leaves.
-        pause: seconds after each chunk.
-        options: of the client.
+        begun: set at first audio.
+        enough: the caller disconnects when it is set.
+        pause: seconds that the caller waits after each chunk.
+        options: of `AsyncClient.stream`.
     """
 
     async def listen() -> bytes:
@@ -335,7 +335,7 @@ async def hear(
 
 
 async def hear_blocking(url: str, text: str, *, begun: asyncio.Event, **options: Any) -> Heard:
-    """The same, in a thread."""
+    """Speak a text with the blocking client, in a thread."""
     loop = asyncio.get_running_loop()
 
     def listen() -> bytes:
@@ -360,7 +360,7 @@ async def _heard(listening: Awaitable[bytes]) -> Heard:
 
 
 async def killed(scene: Scene, model: str) -> str:
-    """A model process dies while it speaks: the server ends, and everyone is told."""
+    """Kill a model process while it works: the server ends, and every caller gets an error."""
     callers = await scene.listeners(3)
     scene.server.models[model].kill()
     began = time.monotonic()
@@ -369,11 +369,11 @@ async def killed(scene: Scene, model: str) -> str:
     await scene.ended()
     ended = time.monotonic() - began
     await scene.again()
-    return f"callers told after {told:.1f} s, ended after {ended:.1f}, ready again after {time.monotonic() - began:.1f}"
+    return f"errors after {told:.1f} s, ended after {ended:.1f}, ready again after {time.monotonic() - began:.1f}"
 
 
 async def paused(scene: Scene, model: str, seconds: float = 2.0) -> str:
-    """A model process stands still for a moment: it goes on, or Triton breaks and everyone is told."""
+    """Suspend a model process briefly: it goes on, or Triton breaks and every caller gets an error."""
     callers = await scene.listeners(3)
     process = scene.server.models[model]
     process.suspend()
@@ -384,16 +384,16 @@ async def paused(scene: Scene, model: str, seconds: float = 2.0) -> str:
     failed = sum(heard.error is not None for heard in ended)
     if not failed:
         return "went on"
-    # Triton gives a request up after a second, and breaks when the process goes on and answers it.
+    # Triton abandons a request after a second, and breaks when the process resumes and answers it.
     await within(PATIENCE, lambda: scene.server.broken)
     scene.expect(scene.server.broken, f"{failed} callers failed on a server that goes on")
-    return f"{failed} of 3 callers told, server ended"
+    return f"{failed} of 3 callers got an error, server ended"
 
 
 async def stopped(scene: Scene, model: str, seconds: float = 15.0) -> str:
-    """A model process stands still for good: everyone is told, and the server ends.
+    """Suspend a model process: every caller gets an error, and the server ends.
 
-    Nothing watches `tts`: its callers' deadlines, here of `seconds`, and the probe tell of it, and SIGTERM ends all.
+    The watchdog does not cover `tts`: callers' deadlines, here of `seconds`, and the probe detect it; SIGTERM ends all.
     """
     callers = await scene.listeners(2, stream_timeout=seconds)
     scene.server.models[model].suspend()
@@ -402,16 +402,16 @@ async def stopped(scene: Scene, model: str, seconds: float = 15.0) -> str:
     told = time.monotonic() - began
     if model != "tts":
         await scene.ended()
-        return f"callers told after {told:.1f} s, server ended after {time.monotonic() - began:.1f}"
+        return f"errors after {told:.1f} s, server ended after {time.monotonic() - began:.1f}"
     probe = [sys.executable, str(DOCKER / "probe.py"), "--url", scene.server.url, "--seconds", "3"]
     probed = await asyncio.to_thread(partial(subprocess.run, probe, capture_output=True, timeout=LATE))
     scene.expect(probed.returncode == 1, f"the probe ended with {probed.returncode}")
     ended = await scene.ended(signal.SIGTERM, 128 + signal.SIGINT)
-    return f"callers told after {told:.1f} s, the probe fails, SIGTERM ends it in {ended:.1f}"
+    return f"errors after {told:.1f} s, the probe fails, SIGTERM ends it in {ended:.1f}"
 
 
 async def drained(scene: Scene) -> str:
-    """SIGTERM after a drain: who is being spoken to hears all, who comes is refused."""
+    """SIGTERM after a drain: running utterances are completed, new ones refused."""
     callers = await scene.listeners(3)
     drain = await asyncio.create_subprocess_exec(
         *(sys.executable, str(DOCKER / "drain.py"), "--metrics", scene.server.metrics_url, "--seconds", str(LATE)),
@@ -419,38 +419,38 @@ async def drained(scene: Scene) -> str:
     )
     await within(PATIENCE, scene.server.drain_file.exists)
     late = await hear(scene.server.url, SHORT)
-    scene.expect(isinstance(late.error, Unavailable), f"who came late was told {late.error!r}")
+    scene.expect(isinstance(late.error, Unavailable), f"a new caller got {late.error!r}")
     scene.expect(await drain.wait() == 0, "the drain failed")
     await scene.told(callers, whole=True)
     seconds = await scene.ended(signal.SIGTERM, 128 + signal.SIGINT)
-    return f"3 spoken to the end, the late one refused, ended in {seconds:.1f} s"
+    return f"3 completed, the new one refused, ended in {seconds:.1f} s"
 
 
 async def terminated(scene: Scene) -> str:
-    """SIGTERM without a drain: who is being spoken to is told at once."""
+    """SIGTERM without a drain: callers get an error at once."""
     callers = await scene.listeners(3)
     began = time.monotonic()
     ending = asyncio.create_task(scene.ended(signal.SIGTERM, 128 + signal.SIGINT))
     ended = await scene.told(callers)
     told = time.monotonic() - began
-    scene.expect(told < AT_ONCE, f"callers were told after {told:.1f} s")
+    scene.expect(told < AT_ONCE, f"callers got errors after {told:.1f} s")
     others = [heard.error for heard in ended if not isinstance(heard.error, Unavailable)]
-    scene.expect(not any(others), f"callers were told {others}")
-    return f"callers told after {told:.1f} s, ended in {await ending:.1f}"
+    scene.expect(not any(others), f"callers got {others}")
+    return f"errors after {told:.1f} s, ended in {await ending:.1f}"
 
 
 async def slow(scene: Scene, pause: float = 1.0) -> str:
-    """Someone takes a chunk a second: they hear all, and nobody else notices."""
+    """A caller reads one chunk a second: it gets all samples, and other callers are not affected."""
     began = asyncio.Event()
     reader = asyncio.create_task(hear(scene.server.url, LONG, begun=began, pause=pause))
     await began.wait()
     await scene.told(await scene.listeners(2), whole=True)
     (heard,) = await scene.told([reader], whole=True)
-    return f"all heard in {heard.seconds:.1f} s"
+    return f"complete after {heard.seconds:.1f} s"
 
 
 async def unread(scene: Scene, callers: int = 8) -> str:
-    """Someone opens a stream and never reads: nobody notices, and Triton keeps no more than the audio."""
+    """Callers open a stream and never read: others are not affected, and Triton buffers only the audio."""
     triton = psutil.Process(scene.server.below[0].pid)
     before = triton.memory_info().rss
     message = wire.infer_request(SpeechRequest(text=LONG, seed=SEED))
@@ -458,7 +458,7 @@ async def unread(scene: Scene, callers: int = 8) -> str:
         calls = [service_pb2_grpc.GRPCInferenceServiceStub(each).ModelStreamInfer([message]) for each in opened]
         await scene.told(await scene.listeners(2), whole=True)
         idle = await within(LATE, lambda: not scene.server.metric(ACTIVE_STREAMS))
-        scene.expect(idle, "an utterance that nobody reads does not end")
+        scene.expect(idle, "an utterance without a reader does not end")
         grown = (triton.memory_info().rss - before) / 2**20
         scene.expect(grown < 32 + 4 * callers, f"Triton grew by {grown:.0f} MiB")
         for call in calls:
@@ -467,7 +467,7 @@ async def unread(scene: Scene, callers: int = 8) -> str:
 
 
 async def silent(scene: Scene, connections: int = 500) -> str:
-    """Connections, and streams, on which nothing is ever asked."""
+    """Callers open connections and streams, and send nothing."""
     host, _, port = scene.server.url.partition(":")
     bare = [socket.create_connection((host, int(port))) for _ in range(connections)]
     async with channels(scene.server.url, 50) as opened:
@@ -480,7 +480,7 @@ async def silent(scene: Scene, connections: int = 500) -> str:
 
 
 async def crowd(scene: Scene, connections: int = 500, held: int = 12, refusals: int = 1000, sentences: int = 60) -> str:
-    """More come than fit: who is being spoken to hears what they should, and everyone else is refused at once."""
+    """More callers than slots: running utterances are correct, and all others are refused at once."""
     await scene.again(max_streams=str(held))
     text = " ".join(LONG.split(". ")[0] + "." for _ in range(sentences))
     alone = await hear(scene.server.url, text)
@@ -492,13 +492,13 @@ async def crowd(scene: Scene, connections: int = 500, held: int = 12, refusals: 
     burst = await _refusals(scene, connections - held, "--at-once")
     enough.set()
     for heard in await asyncio.gather(*holding):
-        scene.expect(heard.error is None, f"one of those who were there first was told {heard.error!r}")
-        scene.expect(alone.pcm.startswith(heard.pcm), "one of those who were there first heard other samples")
+        scene.expect(heard.error is None, f"a running utterance failed: {heard.error!r}")
+        scene.expect(alone.pcm.startswith(heard.pcm), "a running utterance has other samples")
     return f"{held} held; {refusals} refused one by one {single}; {connections - held} at once {burst}"
 
 
 async def _refusals(scene: Scene, count: int, *options: str) -> str:
-    """How refusals took, in milliseconds, in a process apart."""
+    """Measure refusals in a separate process; return a summary in milliseconds."""
     command = [sys.executable, str(Path(__file__).with_name("refusals.py")), scene.server.url, "--count", str(count)]
     knocking = await asyncio.create_subprocess_exec(*command, *options, stdout=subprocess.PIPE)
     output, _ = await knocking.communicate()
@@ -510,7 +510,7 @@ async def _refusals(scene: Scene, count: int, *options: str) -> str:
 
 
 async def cancels(scene: Scene, count: int = 10_000, at_once: int = 16) -> str:
-    """Callers that leave at a random moment, more than fit, so that some leave while they are refused."""
+    """More callers than slots disconnect at random times, some while they are refused."""
     await scene.again(max_streams=str(at_once * 3 // 4))
     chance = random.Random(0)
     before = scene.server.metric(CANCELLED) + scene.server.metric(REFUSED)
@@ -535,18 +535,18 @@ async def cancels(scene: Scene, count: int = 10_000, at_once: int = 16) -> str:
     scene.wrong += errors[:3]
     await within(PATIENCE, lambda: not scene.server.metric(ACTIVE_STREAMS))
     counted = scene.server.metric(CANCELLED) + scene.server.metric(REFUSED) - before
-    # Who leaves before the server has taken note of the stream is no utterance.
+    # A caller that leaves before the server sees its stream does not count as an utterance.
     scene.expect(count / 2 < counted <= count - ended, f"of {count - ended} cancels {counted:g} were counted")
-    return f"{count} left, {counted:g} of them noticed, {ended} heard to the end"
+    return f"{count} callers, {counted:g} cancels counted, {ended} utterances complete"
 
 
 async def duplicates(scene: Scene) -> str:
-    """Requests of one id, which is the callers' own affair, and sessions of one id, which is not."""
+    """Requests may share an id; a second session with the id of an open one is refused."""
     message = wire.infer_request(SpeechRequest(text=SHORT, seed=SEED))
     async with channels(scene.server.url, 4) as opened:
         calls = [service_pb2_grpc.GRPCInferenceServiceStub(each).ModelStreamInfer([message]) for each in opened]
         spoken = await asyncio.gather(*map(_read, calls))
-    scene.expect(set(spoken) == {scene.short}, "requests of one id got other samples")
+    scene.expect(set(spoken) == {scene.short}, "requests with one id got other samples")
     openings = [wire.Writer() for _ in range(2)]
     openings[1].id = openings[0].id
     async with channels(scene.server.url, 2) as opened:
@@ -559,22 +559,22 @@ async def duplicates(scene: Scene) -> str:
             await _read(second)
         except InvalidArgument:
             refused = True
-        scene.expect(refused, "two sessions of one id were open")
+        scene.expect(refused, "two sessions with one id were open")
         await first.write(openings[0].message(SpeechRequest(), end=True))
         await first.done_writing()
-        scene.expect(await _read(first) == scene.short, "a session was disturbed by another of its id")
-    return "4 requests of one id heard, the second session of one id refused"
+        scene.expect(await _read(first) == scene.short, "a session was disturbed by another with its id")
+    return "4 requests with one id complete, the second session with one id refused"
 
 
 async def _read(call: Any) -> bytes:
-    """The samples of a bare call."""
+    """Read the samples of a raw gRPC call."""
     reader = wire.Reader(24_000)
     return b"".join([reader.chunk(response).pcm.tobytes() async for response in call])
 
 
 @asynccontextmanager
 async def channels(url: str, count: int) -> AsyncIterator[list[Any]]:
-    """Open connections for bare messages."""
+    """Open connections for raw messages."""
     opened = [grpc.aio.insecure_channel(url, options=wire.channel_options(300)) for _ in range(count)]
     try:
         yield opened
@@ -598,7 +598,7 @@ CASES: dict[str, Case] = {
 
 
 async def chaos(weights: Path, names: list[str]) -> list[str]:
-    """Run the cases; returns what was wrong."""
+    """Run the cases, and return the failures."""
     table = Table("case", "survived", "s", "remark")
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
-"""A server that speaks Triton's gRPC protocol but makes a sine, to try clients and load tests on.
+"""Dummy server with Triton's gRPC protocol that answers with a sine, to test clients and load tests without weights.
 
     python loadtest/dummy_server.py --port 8001 --first-audio 0.2 --pace 0.1 --failures 0.05
 
-The text of a request, or the first piece of a session's text, chooses what happens:
+The text of a request, or the first piece of a session's text, selects the behaviour:
 
 anything else          a sine in five chunks of 2400 samples, all but the first at the end of a session's text
 CODE message           the stream fails with that status at once; CODE/reason gives a reason too
@@ -40,21 +40,21 @@ CHUNK = 2400
 SINE = (8000 * np.sin(np.arange(5 * CHUNK) * 2 * np.pi * 440 / SAMPLE_RATE)).astype(np.int16)
 
 STREAMS = 256
-"""Most streams at once, a thread for each; more of them wait."""
+"""Maximum number of concurrent streams, each with a thread; further ones wait."""
 
 
 class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Listens on the loopback address while it is a context.
+    """Dummy server on the loopback address, as a context manager.
 
     Args:
-        port: to listen on; 0 is any free one.
-        first_audio: seconds from a request to the first chunk of its sine.
-        pace: seconds from each chunk of a sine to the next; a chunk is 0.1 s of audio.
-        failures: share of the sines, evenly spread, that fail with INTERNAL instead.
+        port: to listen on; 0 for any free one.
+        first_audio: seconds from a request to the first chunk.
+        pace: seconds between chunks; a chunk has 0.1 s of audio.
+        failures: share of the utterances, evenly distributed, that fail with INTERNAL.
 
     Attributes:
         active: streams in progress.
-        most_active: the most there were at once.
+        most_active: highest value of `active`.
     """
 
     def __init__(self, *, port: int = 0, first_audio: float = 0.0, pace: float = 0.0, failures: float = 0.0) -> None:
@@ -111,7 +111,7 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
             if not answered.is_set():
                 self.cancelled.release()
 
-        if not context.add_callback(end):  # who called has hung up already
+        if not context.add_callback(end):  # the caller has disconnected already
             end()
             return
         first = next(requests)
@@ -141,7 +141,7 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         code, _, reason = word.partition("/")
         if code in grpc.StatusCode.__members__:
             yield fail(code, rest, reason)
-            ended.wait(0.05)  # who leaves now has not read to the end
+            ended.wait(0.05)  # a caller that leaves now has not read to the end
         elif word == "full" and self.calls["ModelStreamInfer"] <= int(rest):
             yield fail("UNAVAILABLE", "every slot is taken")
         elif word == "truncate":
@@ -169,7 +169,7 @@ class DummyServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignor
         answered.set()
 
     def _pieces(self, first: Any, session: int, others: Iterator[Any]) -> Iterator[dict[str, NDArray[Any]]]:
-        """The inputs of a request and, if it opens a session, those of all others of the session."""
+        """Yield the inputs of a request and, if it opens a session, of all further requests of the session."""
         request = first
         assert request.parameters["sequence_start"].bool_param == (session != 0)
         while request is not None:
@@ -198,7 +198,7 @@ def _text(inputs: dict[str, NDArray[Any]]) -> str:
 
 
 def read_inputs(request: Any) -> dict[str, NDArray[Any]]:
-    """The inputs by name; AssertionError when one does not fit the contract of model ``tts``."""
+    """Read the inputs by name; AssertionError if one violates the contract of model ``tts``."""
     assert request.model_name == TTS.name
     arrays = {}
     for tensor, content in zip(request.inputs, request.raw_input_contents, strict=True):
@@ -214,7 +214,7 @@ def read_inputs(request: Any) -> dict[str, NDArray[Any]]:
 
 
 def sine_chunk(index: int, *, final: bool, word: str | None = None) -> Any:
-    """Response `index` of the sine, in whose middle a word begins."""
+    """Make response `index` of the sine, with a word that begins in its middle."""
     start = index * CHUNK
     values: dict[str, Any] = {
         "audio": SINE[start : start + CHUNK],
@@ -241,7 +241,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=8001)
     parser.add_argument("--first-audio", type=float, default=0.0, help="seconds to the first chunk")
-    parser.add_argument("--pace", type=float, default=0.0, help="seconds from chunk to chunk, each 0.1 s of audio")
+    parser.add_argument("--pace", type=float, default=0.0, help="seconds between chunks, each 0.1 s of audio")
     parser.add_argument("--failures", type=float, default=0.0, help="share of requests that fail")
     with DummyServer(**vars(parser.parse_args())) as server:
         print(f"ready: gRPC on {server.url}", flush=True)

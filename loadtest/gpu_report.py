@@ -1,11 +1,10 @@
-"""What the torch runtime does on this machine: is it right, how fast is each network, where does the time go, and what
-do listeners of a real Triton hear.
+"""Report on the torch runtime of this machine: correctness, time of each network, profile, and a load test on Triton.
 
     python loadtest/gpu_report.py --out report            # a full-size random bundle on the GPU
     python loadtest/gpu_report.py --out report --size tiny --device cpu
 
-Writes ``report.md`` and ``report.json``. Needs no network. A part that cannot run here is skipped, and the report says
-why; one that broke makes the exit code 1. Not run on a GPU yet.
+Writes ``report.md`` and ``report.json``, without network access. A part that cannot run here is skipped, and the report
+has the reason; the exit code is 1 if a part fails. Not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -46,17 +45,17 @@ from cosyserve.weights import Weights
 
 Row = dict[str, Any]
 Float = NDArray[np.float32]
-SPEECH = 100  # tokens that are compared: 4 s
-CHUNKS = 12  # of a stream whose solver is timed: about a long sentence and its prompt
-POSITIONS = 200  # of a sequence whose steps are timed
+SPEECH = 100  # tokens of the comparison: 4 s
+CHUNKS = 12  # chunks in the KV cache of a timed solver call: about a long sentence and its prompt
+POSITIONS = 200  # positions in the KV cache of a timed LLM step
 WINDOW = 96  # mel frames in a timed call of the vocoder
-KERNELS = 12  # rows of a profile
+KERNELS = 12  # rows of the profile
 FAILED = "failed"
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The three networks of a weights folder as the settings load them; each is loaded when it is first asked for."""
+    """The three networks of a weights folder for given settings, each loaded on first access."""
 
     settings: Settings
 
@@ -96,7 +95,7 @@ class Networks:
 
 
 def errors(found: Networks, expected: Networks) -> Iterator[Row]:
-    """Difference from the CPU in float32, over its size (Euclidean norms)."""
+    """Compute relative differences from the CPU in float32 (Euclidean norms)."""
     mel = expected.mel()
     pairs = (
         ("flow: mel", found.mel(), mel),
@@ -109,7 +108,7 @@ def errors(found: Networks, expected: Networks) -> Iterator[Row]:
 
 
 def calls(networks: Networks, streams: int) -> dict[str, Callable[[], object]]:
-    """One call of each network for this many streams; all end with a copy to the host."""
+    """Make one call of each network for this many streams; all end with a copy to the host."""
     flow, hift, llm = networks.flow, networks.hift, networks.llm
     random = np.random.default_rng(0)
     chunk = random.standard_normal((flow.config.mels, flow.config.unet_chunk), dtype=np.float32)
@@ -134,7 +133,7 @@ def calls(networks: Networks, streams: int) -> dict[str, Callable[[], object]]:
 
 
 def times(networks: Networks, streams: Sequence[int], runs: int) -> Iterator[Row]:
-    """Median milliseconds of each call, by number of streams."""
+    """Measure median milliseconds of each call, by number of streams."""
     measured: dict[str, Row] = {}
     for count in streams:
         for name, call in calls(networks, count).items():
@@ -143,7 +142,7 @@ def times(networks: Networks, streams: Sequence[int], runs: int) -> Iterator[Row
 
 
 def kernels(networks: Networks, streams: int) -> Iterator[Row]:
-    """Where each call's time goes on the device."""
+    """Profile the device time of each call."""
     on_gpu = networks.settings.device == "cuda"
     for name, call in calls(networks, streams).items():
         call()
@@ -160,10 +159,10 @@ def kernels(networks: Networks, streams: int) -> Iterator[Row]:
 
 
 def heard(settings: Settings, streams: Sequence[int], requests: int) -> list[Row]:
-    """What `cosyserve bench` hears of a real server, a row for each number of streams.
+    """Run `cosyserve bench` against a real server, and return a row for each number of streams.
 
     Raises:
-        CosyServeError: the server or the bench cannot run here; the message says why.
+        CosyServeError: the server or the bench cannot run here; the message has the reason.
     """
     for module in ("tritonclient", "soxr", "kaldi_native_fbank"):
         if importlib.util.find_spec(module) is None:
@@ -205,13 +204,13 @@ def _level(level: Row) -> Row:
 
 
 def machine(device: str) -> Row:
-    """What the figures belong to."""
+    """Describe the machine of the figures."""
     gpu = torch.cuda.get_device_name() if device == "cuda" else "none"
     return {"gpu": gpu, "processor": platform.machine(), "torch": torch.__version__, "cuda": torch.version.cuda}
 
 
 def make_weights(size: str, folder: Path) -> Path:
-    """Random weights of this size for the torch runtime."""
+    """Make random weights of this size for the torch runtime."""
     from cosyserve_build.prepare import prepare
     from cosyserve_build.synth import synth_bundle
 
@@ -222,7 +221,7 @@ def make_weights(size: str, folder: Path) -> Path:
 
 
 def report(options: argparse.Namespace, weights: Path) -> dict[str, Any]:
-    """All parts; one that cannot run is a line that says why."""
+    """Run all parts; the result of one that cannot run is a line with the reason."""
     streams = [int(count) for count in options.streams.split(",")]
     common = {"weights": str(weights), "runtime": "torch", "threads": options.threads}
     settings = Settings(
@@ -236,13 +235,13 @@ def report(options: argparse.Namespace, weights: Path) -> dict[str, Any]:
     reference = Settings(**common, max_streams=1, llm_slots=1, flow_cache_mib=4096)
     done: dict[str, Any] = {"machine": machine(options.device), "settings": vars(options)}
     done |= in_this_process(Networks(settings), Networks(reference), streams, options.runs)
-    torch.cuda.empty_cache()  # the server needs the memory
+    torch.cuda.empty_cache()  # the server needs this memory
     done["What listeners hear"] = tried(lambda: heard(settings, streams, options.requests))
     return done
 
 
 def in_this_process(networks: Networks, reference: Networks, streams: Sequence[int], runs: int) -> dict[str, Any]:
-    """The parts that need no server."""
+    """Run the parts that need no server."""
     busy = min(16, max(streams))
     return {
         "Difference from the CPU in float32": tried(lambda: list(errors(networks, reference))),
@@ -252,7 +251,7 @@ def in_this_process(networks: Networks, reference: Networks, streams: Sequence[i
 
 
 def tried(part: Callable[[], list[Row]]) -> list[Row] | str:
-    """The rows of a part, or why there are none."""
+    """Return the rows of a part, or the reason why it cannot run."""
     try:
         return part()
     except CosyServeError as error:
@@ -262,7 +261,7 @@ def tried(part: Callable[[], list[Row]]) -> list[Row] | str:
 
 
 def markdown(done: dict[str, Any]) -> str:
-    """The report as text."""
+    """Format the report as Markdown."""
     lines = ["# The torch runtime on this machine", ""]
     for name, part in done.items():
         lines += [f"## {name}", ""]
@@ -293,14 +292,14 @@ def _milliseconds(call: Callable[[], object], runs: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for report.md and report.json")
-    parser.add_argument("--weights", type=Path, help="prepared with --runtime torch; random ones when absent")
-    parser.add_argument("--size", choices=("tiny", "small", "full"), default="full", help="of random weights")
+    parser.add_argument("--weights", type=Path, help="weights prepared with --runtime torch; random ones if absent")
+    parser.add_argument("--size", choices=("tiny", "small", "full"), default="full", help="size of random weights")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
     parser.add_argument("--streams", default="1,4,16,32")
     parser.add_argument("--threads", type=int, default=8, help="cores for the comparison on the CPU")
-    parser.add_argument("--runs", type=int, default=10, help="of each timed call")
-    parser.add_argument("--requests", type=int, default=64, help="utterances of each level of the bench")
+    parser.add_argument("--runs", type=int, default=10, help="runs of each timed call")
+    parser.add_argument("--requests", type=int, default=64, help="utterances at each level of the bench")
     parser.add_argument("--flow-cache-mib", type=int, default=65536)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,12 +1,13 @@
-"""Speech tokens per second of the LLM engine alone, at several numbers of sequences in one run.
+"""Measure speech tokens per second of the LLM engine alone, at several batch sizes in one run.
 
     python loadtest/llm_rate.py --weights .cache/demo-weights --batches 1,4,16
     python loadtest/llm_rate.py --weights weights --runtime gguf
 
-Every sequence has the same length of text, so all batches do the same work for each token. Batches take turns, so that
-a change of the machine's load meets all of them; the ratio of the medians means the same on any machine.
+Every sequence has the same length of text, so all batches do the same work for each token. Batches are measured in
+turns, so that a change of the machine's load affects all of them; the ratio of the medians is comparable between
+machines.
 
-With ``--runtime gguf`` it also prints how far the scores are from the float32 graph's, both fed the same random tokens.
+With ``--runtime gguf`` it also prints the difference of the logits from the float32 graph's for the same random tokens.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from cosyserve.llm.sequence import GenerationRequest
 from cosyserve.load.llm import load_decoder
 from cosyserve.settings import Settings
 
-TEXT = 60  # text tokens, 120 speech tokens at least: no sequence ends during a measurement
+TEXT = 60  # text tokens, for at least 120 speech tokens: no sequence ends during a measurement
 
 
 def tokens_per_second(engine: Engine, config: LlmConfig, sequences: int, steps: int) -> float:
-    """Rate of `sequences` that decode side by side for `steps` steps."""
+    """Measure the rate of `sequences` that decode in one batch for `steps` steps."""
     random = np.random.default_rng(sequences)
     nothing = np.zeros(0, np.int32)
     for id in range(sequences):
@@ -50,7 +51,7 @@ def tokens_per_second(engine: Engine, config: LlmConfig, sequences: int, steps: 
 
 
 def error_against(exact: Decoder, decoder: Decoder, config: LlmConfig, positions: int = 200) -> str:
-    """Differences of the scores of two decoders that are fed the same tokens, in words."""
+    """Compare the logits of two decoders for the same tokens, and describe the difference."""
     random, numbers, nothing = np.random.default_rng(0), VocabLayout(config), np.zeros(0, np.int32)
     prompt = numbers.prompt(nothing, random.integers(0, config.vocab, TEXT).astype(np.int32), nothing)
     fed = numbers.speech + random.integers(0, config.speech_tokens, positions)
@@ -66,7 +67,7 @@ def error_against(exact: Decoder, decoder: Decoder, config: LlmConfig, positions
 
 
 def _forced(decoder: Decoder, prompt: Ids, fed: Ids) -> NDArray[np.float32]:
-    """Logits [1 + len(fed), V] behind the prompt and behind each token fed after it."""
+    """Compute logits [1 + len(fed), V] after the prompt and after each further token."""
     logits = [decoder.prefill(0, 0, prompt).row(0)]
     logits += [decoder.step(fed[i : i + 1], np.asarray([len(prompt) + i])).row(0) for i in range(len(fed))]
     decoder.release(0)
@@ -80,7 +81,7 @@ def _raise(error: Exception) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True, help="prepared weights")
-    parser.add_argument("--batches", default="1,4,16", help="sequences side by side, the first is the base of ratios")
+    parser.add_argument("--batches", default="1,4,16", help="batch sizes; ratios are relative to the first")
     parser.add_argument("--runtime", choices=("onnx", "gguf"), default="onnx", help="gguf: prepare with --llm-gguf")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=50, help="steps of one measurement")

@@ -1,18 +1,18 @@
-"""Locust against a CosyServe server: voice users, what they hear, and thresholds that set the exit code.
+"""Load test of a CosyServe server with Locust: voice users, and thresholds that set the exit code.
 
     locust -f loadtest/locustfile.py --headless --users 8 --run-time 1m --max-p95-first-audio 500
     locust -f loadtest/locustfile.py --headless --users 4 --run-time 1m ClonedVoice BargeIn
 
-Names of user classes pick them. Each class reports, in milliseconds, ``first audio``, ``gap`` (the worst silence of a
-stream, only for streams that ran dry), ``utterance`` (until its last response) and ``refused`` (by a full server).
-With ``--stop-timeout`` the utterances that run at the end are heard to their own end.
+Arguments select user classes by name. Each class reports, in milliseconds, ``first audio``, ``gap`` (the longest pause
+of a stream, only for streams with an underrun), ``utterance`` (until its last response) and ``refused`` (by a full
+server). With ``--stop-timeout`` the utterances that run at the end are completed.
 """
 
 from __future__ import annotations
 
 import logging
 
-# Before anything makes a channel: without it a user who waits for audio would block all others.
+# Must precede the first channel: without it a user who waits for audio would block all others.
 from grpc.experimental import gevent as grpc_gevent
 
 grpc_gevent.init_gevent()
@@ -31,10 +31,10 @@ events.init_command_line_parser.add_listener(add_threshold_options)
 
 @events.quitting.add_listener
 def judge(environment: Environment, **_: object) -> None:
-    """Logs every threshold that was missed; the exit code is 1 when there is one."""
+    """Log every missed threshold, and set the exit code to 1 if there is one."""
     options, runner = environment.parsed_options, environment.runner
     if options is None or runner is None or isinstance(runner, WorkerRunner):
-        return  # the master judges for its workers
+        return  # the master has the figures of its workers
     kinds = [kind for kind, users in runner.target_user_classes_count.items() if users]
     thresholds = Thresholds(options.max_p95_first_audio, options.min_gapless, options.max_errors)
     misses = [miss for kind in kinds for miss in thresholds.misses(environment.stats, kind)]

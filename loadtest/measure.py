@@ -1,8 +1,8 @@
-"""Streaming figures of one machine: recomputation, cost of late chunks, long text, orchestration, memory.
+"""Measure streaming on this machine: recomputation, cost of late chunks, long text, orchestration, memory.
 
     python loadtest/measure.py --weights .cache/demo-weights
 
-Each figure compares two things measured in this one run, so it means the same on any machine.
+Most figures are ratios of two measurements of this run, so they are comparable between machines.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from cosyserve.weights import VOICES_FOLDER, Weights
 from cosyserve_client import Client
 
 SENTENCE = "The small boat drifted slowly across the quiet lake. "
-HOP = 25  # tokens: one model chunk, so that all chunks are equal
+HOP = 25  # tokens: one chunk of the model, so that all chunks are equal
 
 
 @dataclass(frozen=True)
 class Model:
-    """Networks and first voice of a weights folder, in this process."""
+    """Networks and first voice of a weights folder, loaded in this process."""
 
     flow: FlowNetworks
     hift: HiftNetworks
@@ -50,7 +50,7 @@ class Model:
         return cls(load_flow_networks(settings), load_hift_networks(settings), first_voice(folder))
 
     def chunk_seconds(self, tokens: int) -> tuple[list[float], float]:
-        """Seconds of each equal chunk of a segment, and frames computed / frames needed."""
+        """Measure seconds of each equal chunk of a segment, and frames computed / frames needed."""
         speech = np.random.default_rng(0).integers(0, self.flow.config.tokens, tokens).astype(np.int32)
         flow, hift = FlowStream(self.flow, self.voice), HiftStream(self.hift, seed=0)
         prompt, ahead = len(self.voice.tokens), self.flow.config.lookahead
@@ -67,19 +67,19 @@ class Model:
 
 
 def first_voice(folder: Path) -> FlowVoice:
-    """The first voice of a weights folder."""
+    """Load the first voice of a weights folder."""
     store = VoiceStore(folder / VOICES_FOLDER)
     stored = store.get(store.list()[0])
     return FlowVoice(stored.flow_prompt_tokens, stored.prompt_mel, stored.speaker_embedding)
 
 
 def late_chunks(model: Model, runs: int) -> None:
-    """Time of the last full chunk / of the second, in a segment of 10 s of equal chunks."""
+    """Measure the time of the last full chunk / of the second, in a segment of 10 s with equal chunks."""
     ratios = []
     tokens = 10 * 25
     for _ in range(runs):
         seconds, recomputed = model.chunk_seconds(tokens)
-        # The very last call holds the rest of the tokens and the held-back frames: not an equal chunk.
+        # The very last call has the remaining tokens and held-back frames, so it is not an equal chunk.
         ratios.append(seconds[-2] / seconds[1])
     print(f"flow frames computed / needed: {recomputed:.3f}")
     print(f"chunk times, ms: {' '.join(f'{1000 * s:.0f}' for s in seconds)}")
@@ -87,7 +87,7 @@ def late_chunks(model: Model, runs: int) -> None:
 
 
 def speak(client: Client, text: str, seed: int) -> tuple[float, float, list[float]]:
-    """Seconds of audio, seconds of work, and arrival times of the chunks."""
+    """Speak a text; return seconds of audio, seconds of work, and arrival times of the chunks."""
     began, samples, arrivals = time.perf_counter(), 0, []
     for chunk in client.stream(text, seed=seed):
         if len(chunk.pcm):
@@ -97,7 +97,7 @@ def speak(client: Client, text: str, seed: int) -> tuple[float, float, list[floa
 
 
 def long_text(client: Client, runs: int) -> None:
-    """Real-time factor of about 60 s of text / of about 10 s."""
+    """Measure the real-time factor of about 60 s of text / of about 10 s."""
     audio, _, _ = speak(client, SENTENCE, seed=1)
     factors: dict[int, list[float]] = {10: [], 60: []}
     for target, measured in factors.items():
@@ -114,15 +114,15 @@ def long_text(client: Client, runs: int) -> None:
 
 
 def compute_seconds(metrics_url: str) -> float:
-    """Seconds that the networks of `flow` and `hift` took so far."""
+    """Read the compute seconds of `flow` and `hift` so far."""
     text = urllib.request.urlopen(metrics_url, timeout=5).read().decode()
     return sum(map(float, re.findall(rf'^{COMPUTE.name}{{model="(?:flow|hift)"}} (\S+)', text, re.M)))
 
 
 def overhead(client: Client, metrics_url: str, runs: int) -> None:
-    """Time between equal chunks at the client, less what flow and hift took for them.
+    """Measure the time between equal chunks at the client, minus the compute time of flow and hift.
 
-    A long utterance less a short one, so that the first chunk, which nothing precedes, cancels out.
+    It is the difference of a long and a short utterance, in which the first chunk cancels out.
     """
     spent = []
     for run in range(runs):
@@ -139,7 +139,7 @@ def overhead(client: Client, metrics_url: str, runs: int) -> None:
 
 
 def memory(server: psutil.Process) -> None:
-    """Peak resident memory of every process of the server."""
+    """Print the peak resident memory of every process of the server."""
     for process in [server, *server.children(recursive=True)]:
         status = Path(f"/proc/{process.pid}/status").read_text()
         peak = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
@@ -147,7 +147,7 @@ def memory(server: psutil.Process) -> None:
 
 
 def model_name(process: psutil.Process) -> str:
-    """The Triton model that a process of the server runs."""
+    """Return the name of the Triton model that a process of the server runs."""
     return next((word.split("/")[-3] for word in process.cmdline() if word.endswith("model.py")), "tritonserver")
 
 

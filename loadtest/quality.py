@@ -1,10 +1,10 @@
-"""What settings and forms of the weights cost in quality: words misheard, faults at joins, and time to first audio.
+"""Measure how settings and precisions affect quality: word error rate, defects at joins, and time to first audio.
 
     python loadtest/quality.py --weights weights weights-int8 --source slt
 
-A row for each folder, on each runtime that it was prepared for: full attention, then streaming with each first hop. All
-rows say the same sentences with the same seeds, one after another. Chunks end on one grid whatever the hops, so the
-streaming rows of a form hold the same samples, cut at other places.
+Prints rows for each folder, on each runtime that it was prepared for: full attention, then streaming with each first
+hop. All rows have the same sentences with the same seeds, one after another. Chunks end on one grid for any hop, so the
+streaming rows of one folder and runtime have the same samples with joins at other places.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cosyserve_build.judge.command import judge
 from cosyserve_build.judge.verdict import cells
 
 Row = dict[str, Any]
-"""What was set, and `Verdict.figures` with it."""
+"""Settings, and `Verdict.figures` measured with them."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Form:
     """Weights on one runtime.
 
     Attributes:
-        name: for the eye.
+        name: label in the table.
         weights: prepared weights.
-        settings: of a server that runs them so.
+        settings: of a server that uses this runtime.
     """
 
     name: str
@@ -50,23 +50,23 @@ class Form:
 
 @dataclass(frozen=True)
 class Rows:
-    """What is said for each row.
+    """Measurement of rows.
 
     Attributes:
-        sentences: how many.
-        voice: name of a registered voice; None is the server's first.
+        sentences: number of sentences in each row.
+        voice: name of a registered voice; None for the server's first.
     """
 
     sentences: int
     voice: str | None
 
     def source(self, voice: str) -> Row:
-        """Of a voice of flite: the best that can be reached."""
+        """Measure a voice of flite, the upper bound of quality."""
         verdict = judge("", None, voice, self.sentences, stream=False, seed=0, at_once=1)
         return {"weights": f"flite {voice}", "mode": "-", "first_hop": None} | verdict.figures()
 
     def served(self, form: Form, first_hops: list[int]) -> Iterator[Row]:
-        """Of a server with each first hop; of the first one also in full attention, where hops are of no account."""
+        """Measure a server with each first hop; with the first one also in full attention, which ignores hops."""
         for hop in first_hops:
             with _server(form, hop) as url:
                 for stream in (True,) if hop != first_hops[0] else (False, True):
@@ -77,7 +77,7 @@ class Rows:
 
 @contextmanager
 def _server(form: Form, first_hop: int) -> Iterator[str]:
-    """Where it answers."""
+    """Run a server, and yield its gRPC address."""
     settings = form.settings | {"first_hop": str(first_hop)}
     with tempfile.NamedTemporaryFile(suffix=".log") as log:
         server = Server(
@@ -88,7 +88,7 @@ def _server(form: Form, first_hop: int) -> Iterator[str]:
 
 
 def forms(folder: Path) -> Iterator[Form]:
-    """A folder on each runtime that it was prepared for and that is installed."""
+    """Yield a folder with each runtime that it was prepared for and that is installed."""
     manifest = Weights(folder).manifest
     if manifest["graphs"]:
         yield Form(f"{folder.name}, onnx", folder)
@@ -99,7 +99,7 @@ def forms(folder: Path) -> Iterator[Form]:
 
 
 def table(rows: list[Row]) -> Table:
-    """All rows for the eye."""
+    """Format all rows as a table."""
     shown = Table("weights", "mode", "first hop")
     for name in cells(rows[0]):
         shown.add_column(name, justify="right")
@@ -109,7 +109,7 @@ def table(rows: list[Row]) -> Table:
 
 
 def measured(options: argparse.Namespace) -> Iterator[Row]:
-    """Row after row."""
+    """Measure row after row."""
     rows = Rows(options.sentences, options.voice)
     yield from map(rows.source, options.source)
     for folder in options.weights:
@@ -123,7 +123,7 @@ def main() -> int:
     parser.add_argument("--first-hops", type=int, nargs="+", default=[25, 15, 10], help="speech tokens")
     parser.add_argument("--sentences", type=int, default=100)
     parser.add_argument("--voice", help="name of a registered voice")
-    parser.add_argument("--source", nargs="*", default=[], help="voices of flite, for the best that can be reached")
+    parser.add_argument("--source", nargs="*", default=[], help="voices of flite, as upper bound of quality")
     parser.add_argument("--json", type=Path, help="file for the rows")
     options = parser.parse_args()
     rows: list[Row] = []

@@ -1,11 +1,11 @@
-"""Asks a server for utterances and notes what it answers first and after how long: how a full server refuses.
+"""Measure how fast a full server refuses: time and code of its first answer to each request.
 
     python loadtest/refusals.py 127.0.0.1:8001 --count 1000
     python loadtest/refusals.py 127.0.0.1:8001 --count 500 --at-once
 
-One after another on one connection, or all at once, each on a connection of its own that is open by then. A process
-apart from the one that holds the streams, so that it measures the server. Prints JSON: ``answers``, by code (``OK`` is
-audio), and ``milliseconds``, sorted.
+Requests are sent one after another on one connection, or all at once, each on its own open connection. Another process
+must occupy the slots, so that this one measures only the server. Prints JSON: ``answers``, by code (``OK`` is audio),
+and ``milliseconds``, sorted.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from cosyserve_client import wire
 from cosyserve_client.types import SpeechRequest
 
 PAUSE_SECONDS = 0.02
-"""Longest pause between two that come one after another, so that they do not fall into step with the server."""
+"""Maximum random pause between requests, so that they do not synchronise with the server's loop."""
 
 PATIENCE_SECONDS = 60.0
-"""After which an answer has not come."""
+"""Maximum seconds to wait for an answer."""
 
 
 async def connect(url: str) -> Any:
-    """An open connection."""
+    """Open a connection."""
     channel = grpc.aio.insecure_channel(url, options=wire.channel_options(wire.KEEPALIVE_SECONDS))
     await asyncio.wait_for(channel.channel_ready(), PATIENCE_SECONDS)
     return channel
 
 
 async def first_answer(channel: Any) -> tuple[str, float]:
-    """The code of the first answer, and the milliseconds until it came."""
+    """Send a request; return the code of the first answer, and the milliseconds until it arrived."""
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
     message = wire.infer_request(SpeechRequest(text="Hello."))
     began = time.perf_counter()
@@ -59,7 +59,7 @@ async def first_answer(channel: Any) -> tuple[str, float]:
 
 
 async def one_by_one(url: str, count: int) -> list[tuple[str, float]]:
-    """`count` answers."""
+    """Get `count` answers."""
     channel = await connect(url)
     answers = []
     for _ in range(count):
@@ -70,7 +70,7 @@ async def one_by_one(url: str, count: int) -> list[tuple[str, float]]:
 
 
 async def at_once(url: str, count: int) -> list[tuple[str, float]]:
-    """`count` answers."""
+    """Get `count` answers."""
     channels = await asyncio.gather(*(connect(url) for _ in range(count)))
     answers = await asyncio.gather(*(first_answer(channel) for channel in channels))
     await asyncio.gather(*(channel.close() for channel in channels))

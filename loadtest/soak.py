@@ -1,9 +1,9 @@
-"""Many short utterances, a third of them cut off at random: nothing may grow, and nothing may be left.
+"""Soak test: many short utterances, a third of them cancelled at random times; memory must not grow or leak.
 
     python loadtest/soak.py --weights .cache/demo-weights
 
-Exit code 1 if an utterance failed, a process grew, a gauge did not return to zero, the same seed did not give the same
-samples at the end as at the beginning, or the server left shared memory behind.
+The exit code is 1 if an utterance fails, a process grows, a gauge does not return to zero, the same seed gives other
+samples at the end than at the beginning, or the server leaves shared memory.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from cosyserve_client import AsyncClient
 
 TEXTS = ("Good morning.", "It is what it was.", "He waited.", "今天天气真不错。")
 GAUGES = (ACTIVE_STREAMS, LLM_SEQUENCES, FLOW_SEQUENCES, HIFT_SEQUENCES)
-GROWTH = 2.0  # KiB an utterance: 4 MiB over 2,000, which is allocators' noise
+GROWTH = 2.0  # KiB per utterance: 4 MiB over 2,000, which is noise of allocators
 
 
 @dataclass
 class Memory:
-    """Private memory of every process of the server, sampled along the way."""
+    """Samples of the private memory of every process of the server."""
 
     server: psutil.Process
     utterances: list[int] = field(default_factory=list)
     samples: dict[str, list[float]] = field(default_factory=dict)
 
     def sample(self, done: int) -> None:
-        """Note unique set sizes after `done` utterances."""
+        """Record unique set sizes after `done` utterances."""
         self.utterances.append(done)
         for process in [self.server, *self.server.children(recursive=True)]:
             used = process.memory_full_info().uss / 1024
             self.samples.setdefault(model_name(process), []).append(used)
 
     def slopes(self) -> dict[str, float]:
-        """KiB an utterance of each process over the second half, when caches and pools have filled."""
+        """Fit KiB per utterance of each process over the second half, when caches and pools are full."""
         half = len(self.utterances) // 2
         return {
             name: float(np.polyfit(self.utterances[half:], values[half:], 1)[0])
@@ -58,9 +58,9 @@ class Memory:
         }
 
     def growing(self) -> dict[str, float]:
-        """The slopes of processes that end above all of the first half.
+        """Return the slopes of processes whose last sample exceeds all of the first half.
 
-        A slope alone may be pages that the kernel took from an idle process and that came back.
+        A slope alone may come from pages that the kernel took from an idle process and gave back.
         """
         half = len(self.utterances) // 2
         return {
@@ -72,7 +72,7 @@ class Memory:
 
 @dataclass
 class Soak:
-    """Utterances against one server."""
+    """Utterances on one server."""
 
     client: AsyncClient
     chance: random.Random
@@ -80,7 +80,7 @@ class Soak:
     errors: list[str] = field(default_factory=list)
 
     async def utter(self, seed: int) -> None:
-        """Speak one text; one in three is left at a random moment."""
+        """Speak one text; cancel one in three at a random time."""
         text = self.chance.choice(TEXTS)
         leave = self.chance.uniform(0, 1.5) if self.chance.random() < 1 / 3 else None
         try:
@@ -94,12 +94,12 @@ class Soak:
             self.errors.append(f"{type(error).__name__}: {error}")
 
     async def reference(self) -> bytes:
-        """The samples of one text and seed."""
+        """Return the samples of a fixed text and seed."""
         return (await self.client.synthesize(TEXTS[0], seed=7)).pcm.tobytes()
 
 
 async def soak(server: Server, process: psutil.Process, utterances: int, at_once: int) -> list[str]:
-    """Run all; returns what was wrong."""
+    """Run all utterances, and return the failures."""
     memory = Memory(process)
     async with AsyncClient(f"{server.host}:{server.grpc_port}") as client:
         run = Soak(client, random.Random(0))
@@ -112,22 +112,22 @@ async def soak(server: Server, process: psutil.Process, utterances: int, at_once
         wrong = [] if await run.reference() == before else ["the same seed gives other samples than before"]
     left = await _gauges(server)
     slopes = memory.slopes()
-    print(f"{utterances} utterances, {run.cut} cut off, {len(run.errors)} failed")
+    print(f"{utterances} utterances, {run.cut} cancelled, {len(run.errors)} failed")
     for name, slope in slopes.items():
         first, last = memory.samples[name][0] / 1024, memory.samples[name][-1] / 1024
-        print(f"memory of {name}: {first:.1f} to {last:.1f} MiB, {slope:+.2f} KiB an utterance in the second half")
+        print(f"memory of {name}: {first:.1f} to {last:.1f} MiB, {slope:+.2f} KiB per utterance in the second half")
     print("gauges: " + ", ".join(f"{name} {value:g}" for name, value in left.items()))
     wrong += run.errors[:5]
-    wrong += [f"{name} grows by {slope:.2f} KiB an utterance" for name, slope in memory.growing().items()]
+    wrong += [f"{name} grows by {slope:.2f} KiB per utterance" for name, slope in memory.growing().items()]
     wrong += [f"gauge {name} is {value:g}" for name, value in left.items() if value]
     return wrong
 
 
 def read_metrics(url: str, seconds: float) -> dict[str, float]:
-    """A server's metrics by name, summed over their labels.
+    """Read a server's metrics by name, summed over labels.
 
     Args:
-        seconds: longest wait for them.
+        seconds: maximum wait for the answer.
     """
     with urllib.request.urlopen(url, timeout=seconds) as page:
         text = page.read().decode()
@@ -138,7 +138,7 @@ def read_metrics(url: str, seconds: float) -> dict[str, float]:
 
 
 async def _gauges(server: Server) -> dict[str, float]:
-    """The gauges, once they have stopped falling."""
+    """Read the gauges after they have stopped falling."""
     url = f"http://{server.host}:{server.metrics_port}/metrics"
     deadline = time.monotonic() + 10
     while True:

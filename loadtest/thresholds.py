@@ -1,4 +1,4 @@
-"""What a load test must reach to pass."""
+"""Thresholds of a load test."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from voice_users import FIRST_AUDIO, GAP, UTTERANCE
 
 
 def add_threshold_options(parser: ArgumentParser) -> None:
-    """Adds the thresholds to Locust's options."""
-    group = parser.add_argument_group("thresholds", "of each user class; any that is missed makes the exit code 1")
+    """Add the thresholds to Locust's options."""
+    group = parser.add_argument_group("thresholds", "for each user class; the exit code is 1 if one is missed")
     group.add_argument("--max-p95-first-audio", type=float, default=float("inf"), help="milliseconds")
-    group.add_argument("--min-gapless", type=float, default=0.0, help="share of streams without a gap, 0 to 1")
-    group.add_argument("--max-errors", type=float, default=0.0, help="share of utterances that may fail, 0 to 1")
+    group.add_argument("--min-gapless", type=float, default=0.0, help="minimum share of streams without a gap, 0 to 1")
+    group.add_argument("--max-errors", type=float, default=0.0, help="maximum share of utterances that fail, 0 to 1")
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Bounds that hold for each user class by itself.
+    """Thresholds that apply to each user class separately.
 
     Attributes:
-        max_p95_first_audio: milliseconds.
-        min_gapless: share of the streams that ended which must have had no gap.
-        max_errors: share of the utterances that may fail; refused ones are not counted.
+        max_p95_first_audio: maximum 95th percentile of first audio, in milliseconds.
+        min_gapless: minimum share of the completed streams that have no gap.
+        max_errors: maximum share of the utterances that fail; refused ones are not counted.
     """
 
     max_p95_first_audio: float
@@ -33,7 +33,7 @@ class Thresholds:
     max_errors: float
 
     def misses(self, stats: RequestStats, kind: str) -> Iterator[str]:
-        """A line for each bound that the users of class `kind` missed, and one when they heard nothing."""
+        """Yield a line for each threshold that class `kind` missed, and one if it got no audio."""
         heard, gaps, utterances = (stats.get(name, kind) for name in (FIRST_AUDIO, GAP, UTTERANCE))
         if utterances.fail_ratio > self.max_errors:
             yield f"{kind}: {utterances.fail_ratio:.1%} of the utterances failed, at most {self.max_errors:.1%}"

@@ -1,4 +1,4 @@
-"""Users that listen to one utterance after another."""
+"""Locust users that request one utterance after another."""
 
 from __future__ import annotations
 
@@ -25,60 +25,60 @@ from cosyserve_client import (
 from cosyserve_client.bench.playback import Playback
 
 FIRST_AUDIO, GAP, UTTERANCE, REFUSED = "first audio", "gap", "utterance", "refused"
-"""What happens to an utterance, as Locust's events name it; their type is the class of the user."""
+"""Names of Locust's events for an utterance; the event's type is the user class."""
 
 WORD_SECONDS = 0.05
-"""From word to word of TextIn: 20 words a second, as a language model writes."""
+"""Seconds between words of TextIn: 20 words a second, the pace of a language model."""
 
 SENTENCE = "The small boat drifted slowly across the quiet lake while the sun went down behind the hills. "
 PROMPT = Path(__file__).parents[1] / "tests" / "data" / "cosyvoice2-tiny" / "prompt.wav"
 
 
 def add_voice_options(parser: ArgumentParser) -> None:
-    """Adds to Locust's options what is said and in whose voice."""
+    """Add text and voice to Locust's options."""
     group = parser.add_argument_group("voice")
-    group.add_argument("--text", default=SENTENCE, help="what is said; LongText and BargeIn say it four times over")
-    group.add_argument("--voice", help="registered voice of all users but ClonedVoice")
-    group.add_argument("--prompt-wav", default=str(PROMPT), help="audio file with the voice that ClonedVoice clones")
-    group.add_argument("--prompt-text", help="what is said in that file")
+    group.add_argument("--text", default=SENTENCE, help="text to speak; LongText and BargeIn repeat it four times")
+    group.add_argument("--voice", help="registered voice of all users except ClonedVoice")
+    group.add_argument("--prompt-wav", default=str(PROMPT), help="audio file with the prompt of ClonedVoice")
+    group.add_argument("--prompt-text", help="transcript of that file")
 
 
 class VoiceUser(User):
-    """Speaks, listens, and tells Locust what was heard."""
+    """User that requests speech, plays it back in real time, and reports to Locust."""
 
     abstract = True
     host = "127.0.0.1:8001"
-    # A user who was refused waits too, so a full server is not flooded.
+    # A refused user waits too, so that a full server is not flooded.
     wait_time = constant(0.1)
 
     def on_start(self) -> None:
-        """Connects, so that no utterance is timed with it."""
+        """Connect, so that no utterance's time includes it."""
         self.options = self.environment.parsed_options
         self.client = Client(self.host or VoiceUser.host)
         self.client.sample_rate()
 
     def on_stop(self) -> None:
-        """Disconnects."""
+        """Disconnect."""
         self.client.close()
 
     def request(self) -> SpeechRequest:
-        """The next utterance."""
+        """Make the next request."""
         return SpeechRequest(text=self.options.text, voice=self.options.voice)
 
     def speech(self) -> SpeechStream:
-        """The next utterance, to be listened to."""
+        """Start the next utterance."""
         return self.client.stream(self.request())
 
     def begin(self, speech: Any) -> None:
-        """Called when listening begins."""
+        """Act at the start of an utterance; called once its stream is open."""
 
     def listens(self, playback: Playback) -> bool:
-        """Whether the user wants to hear more."""
+        """Return whether the user continues to listen."""
         return True
 
     @task
     def utterance(self) -> None:
-        """One utterance, from its request to its last response."""
+        """Run one utterance, from its request to its last response."""
         playback = Playback(self.client.sample_rate())
         error: CosyServeClientError | None = None
         speech = self.speech()
@@ -111,11 +111,11 @@ class VoiceUser(User):
 
 
 class KnownVoice(VoiceUser):
-    """A registered voice."""
+    """User of a registered voice."""
 
 
 class ClonedVoice(VoiceUser):
-    """A voice that the server never heard before: every prompt differs, so none is found among the cached ones."""
+    """User with a prompt that the server has not cached: every prompt differs."""
 
     def on_start(self) -> None:
         super().on_start()
@@ -131,14 +131,14 @@ class ClonedVoice(VoiceUser):
 
 
 class LongText(VoiceUser):
-    """Many sentences in one request."""
+    """User with many sentences in one request."""
 
     def request(self) -> SpeechRequest:
         return SpeechRequest(text=4 * self.options.text, voice=self.options.voice)
 
 
 class TextIn(VoiceUser):
-    """Writes word by word while it listens."""
+    """User that writes word by word while it listens."""
 
     def speech(self) -> SpeechStream:
         return self.client.session(voice=self.options.voice) if self.options.voice else self.client.session()
@@ -147,7 +147,7 @@ class TextIn(VoiceUser):
         threading.Thread(target=self._write, args=(speech,), daemon=True).start()
 
     def _write(self, session: Session) -> None:
-        with suppress(CosyServeClientError):  # the listener learns of it too
+        with suppress(CosyServeClientError):  # the listener gets the error too
             for word in self.options.text.split():
                 session.push(word + " ")
                 time.sleep(WORD_SECONDS)
@@ -155,7 +155,7 @@ class TextIn(VoiceUser):
 
 
 class BargeIn(LongText):
-    """Interrupts a long text after a second of audio."""
+    """User that interrupts a long text after a second of audio."""
 
     def listens(self, playback: Playback) -> bool:
         return playback.seconds < 1
