@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import first_voice
 from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
 
@@ -41,7 +40,8 @@ from cosyserve.runtimes.torch.hift import load_hift
 from cosyserve.runtimes.torch.llm import TorchDecoder, load_decoder
 from cosyserve.serve import Server, free_port
 from cosyserve.settings import Settings
-from cosyserve.weights import Weights
+from cosyserve.voices import VoiceStore
+from cosyserve.weights import VOICES_FOLDER, Weights
 
 Row = dict[str, Any]
 Float = NDArray[np.float32]
@@ -77,7 +77,9 @@ class Networks:
 
     @cached_property
     def voice(self) -> FlowVoice:
-        return first_voice(self.weights.folder)
+        store = VoiceStore(self.weights.folder / VOICES_FOLDER)
+        first = store.get(store.list()[0])
+        return FlowVoice(first.flow_prompt_tokens, first.prompt_mel, first.speaker_embedding)
 
     def mel(self) -> Float:
         tokens = np.random.default_rng(0).integers(0, self.flow.config.tokens, SPEECH).astype(np.int32)

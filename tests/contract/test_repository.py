@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -27,10 +28,15 @@ def parsed(path: Path) -> ast.Module:
 def imports(path: Path) -> Iterator[str]:
     """Modules that a file imports anywhere, also inside functions."""
     for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
+        yield from named(node)
+
+
+def named(node: ast.AST) -> Iterator[str]:
+    """Modules that a statement imports."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield node.module or ""
 
 
 def test_every_model_has_a_folder_and_every_folder_a_model() -> None:
@@ -54,6 +60,25 @@ def test_a_model_file_names_a_handler_and_no_more(name: str) -> None:
 def test_only_the_triton_folder_knows_triton() -> None:
     users = {path.parent for path in LIBRARY.rglob("*.py") if "triton_python_backend_utils" in set(imports(path))}
     assert users == {LIBRARY / "triton"}
+
+
+def test_nothing_else_loads_the_training_of_the_demo_voice() -> None:
+    """Only functions import it, so that a reader can skip the folder."""
+    training = ROOT / "build" / "cosyserve_build" / "demo_voice"
+    for folder in ("python_backends", "build", "client", "loadtest", "docker"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if path.parent != training:
+                statements = [ast.unparse(node) for node in _loaded(parsed(path).body) if set(named(node))]
+                assert [each for each in statements if re.search(r"cosyserve_build(\.| import )demo_voice", each)] == []
+
+
+def _loaded(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements that run when a module is imported."""
+    for node in body:
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for name in ("body", "orelse", "finalbody", "handlers"):
+                yield from _loaded(getattr(node, name, []))
 
 
 def test_the_pipeline_is_pure() -> None:

@@ -215,7 +215,7 @@ def test_the_commands_of_the_figures_run(tmp_path: Path) -> None:
     (synth,) = (c for c in TUNING if c.startswith("cosyserve-build synth-bundle"))
     run(synth.replace("--size full", "--size tiny"), tmp_path)
     for script in ("measure", "soak", "llm_rate"):
-        run(f"python loadtest/{script}.py --help", ROOT)
+        run(f"python loadtest/lab/{script}.py --help", ROOT)
 
 
 def test_ci_runs_what_the_readme_says() -> None:

@@ -14,7 +14,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_each_setting_of_each_folder_is_a_row(weights: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "loadtest" / "quality.py"), "--weights", str(weights), "--sentences", "2"]
+    command = [
+        sys.executable,
+        str(ROOT / "loadtest" / "lab" / "quality.py"),
+        "--weights",
+        str(weights),
+        "--sentences",
+        "2",
+    ]
     command += ["--first-hops", "10", "--json", str(tmp_path / "rows.json")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -54,7 +61,7 @@ def test_weights_are_judged_on_each_runtime_they_were_prepared_for(
 
 
 def test_a_folder_without_weights_is_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "loadtest" / "quality.py"), "--weights", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "loadtest" / "lab" / "quality.py"), "--weights", str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: ")

@@ -20,8 +20,8 @@ from cosyserve_build.bundles import bundle
 from cosyserve_build.demo_voice.codebook import FIRST, PHONES, spread, token_ids, used_ids
 from cosyserve_build.demo_voice.language_model import Said, Sequences
 from cosyserve_build.demo_voice.packing import unpack_bundle
-from cosyserve_build.demo_voice.sentences import SEED, TEMPLATES, VOCABULARY, held_out, sentences, words
 from cosyserve_build.demo_voice.training import Run, train
+from cosyserve_build.judge.sentences import SEED, TEMPLATES, VOCABULARY, held_out, sentences, words
 
 ARCHIVE = Path(__file__).parents[2] / "demo" / "voice.tar.xz"
 TAUGHT = list(itertools.islice(sentences(SEED), 2_000))

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from cosyserve.cli import SENTENCE
-from cosyserve_build.demo_voice.sentences import words
 from cosyserve_build.judge.recogniser import word_errors
+from cosyserve_build.judge.sentences import words
 
 
 @pytest.fixture(scope="module")

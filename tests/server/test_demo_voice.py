@@ -10,8 +10,8 @@ from live import Live
 
 from cosyserve.load.frontend import load_frontend
 from cosyserve.settings import Settings
-from cosyserve_build.demo_voice.sentences import words
 from cosyserve_build.judge.recogniser import Recogniser, word_errors
+from cosyserve_build.judge.sentences import words
 from cosyserve_client import Client
 from cosyserve_client.audio import read_prompt
 

@@ -15,10 +15,10 @@ from dummy_server import CHUNK, SAMPLE_RATE, DummyServer
 from typer.testing import CliRunner, Result
 
 from cosyserve_build.cli import app
-from cosyserve_build.demo_voice.sentences import TAUGHT, held_out, sentences, words
 from cosyserve_build.judge import command
 from cosyserve_build.judge.language import bigrams
 from cosyserve_build.judge.recogniser import Recogniser, word_errors
+from cosyserve_build.judge.sentences import TAUGHT, held_out, sentences, words
 from cosyserve_build.judge.speech import Speech
 from cosyserve_build.judge.verdict import Finding, Verdict
 

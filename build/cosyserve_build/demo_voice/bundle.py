@@ -19,10 +19,10 @@ from cosyserve_build.demo_voice.acoustics import Flow
 from cosyserve_build.demo_voice.checkpoints import write_checkpoints
 from cosyserve_build.demo_voice.language_model import LanguageModel
 from cosyserve_build.demo_voice.listeners import SpeakerModel, SpeechTokenizer
-from cosyserve_build.demo_voice.sentences import SEED, TAUGHT, sentences
 from cosyserve_build.demo_voice.source import SAMPLE_RATE, SPEAKERS, speak
 from cosyserve_build.demo_voice.vocoder import Vocoder
 from cosyserve_build.export import Spec, write_whole
+from cosyserve_build.judge.sentences import SEED, TAUGHT, sentences
 from cosyserve_build.synth_recipe import Dimensions, write_recipe
 
 MERGES = 1_500  # nearly every word of the vocabulary is one text token

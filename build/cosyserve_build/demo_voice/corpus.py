@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cosyserve_build.demo_voice.sentences import SEED, TAUGHT, sentences
 from cosyserve_build.demo_voice.source import SPEAKERS, Recording, Speaker, speak
+from cosyserve_build.judge.sentences import SEED, TAUGHT, sentences
 
 SHARD = 250  # utterances in one file
 SAID = {"slt": TAUGHT, "rms": 5_000}

@@ -7,8 +7,8 @@ import sys
 from rich.console import Console
 from rich.progress import track
 
-from cosyserve_build.demo_voice.sentences import held_out
 from cosyserve_build.judge.recogniser import Recogniser
+from cosyserve_build.judge.sentences import held_out
 from cosyserve_build.judge.speech import from_flite, from_server
 from cosyserve_build.judge.verdict import Finding, Verdict
 

@@ -11,8 +11,8 @@ import pocketsphinx
 from numpy.typing import NDArray
 
 from cosyserve.audio.features import resample
-from cosyserve_build.demo_voice.sentences import VOCABULARY, sentences, words
 from cosyserve_build.judge.language import bigrams
+from cosyserve_build.judge.sentences import VOCABULARY, sentences, words
 
 RATE = 16_000  # Hz, of the acoustic model
 _TAUGHT = 30_000  # sentences in which bigrams are counted

@@ -10,8 +10,8 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
-from cosyserve_build.demo_voice.sentences import words
 from cosyserve_build.judge.recogniser import Recogniser, word_errors
+from cosyserve_build.judge.sentences import words
 from cosyserve_build.judge.signals import Signal
 from cosyserve_build.judge.speech import Speech
 

@@ -1,4 +1,4 @@
-"""Sentences for the demo voice, made from templates over a closed vocabulary.
+"""Sentences over a closed vocabulary, made from templates: the demo voice's training data, and held-out ones to judge.
 
 The voice cannot pronounce words outside `VOCABULARY` reliably.
 """

@@ -1,6 +1,6 @@
 """Measure streaming on this machine: recomputation, cost of late chunks, long text, orchestration, memory.
 
-    python loadtest/measure.py --weights .cache/demo-weights
+    python loadtest/lab/measure.py --weights .cache/demo-weights
 
 Most figures are ratios of two measurements of this run, so they are comparable between machines.
 """

@@ -1,7 +1,7 @@
 """Measure how fast a full server refuses: time and code of its first answer to each request.
 
-    python loadtest/refusals.py 127.0.0.1:8001 --count 1000
-    python loadtest/refusals.py 127.0.0.1:8001 --count 500 --at-once
+    python loadtest/lab/refusals.py 127.0.0.1:8001 --count 1000
+    python loadtest/lab/refusals.py 127.0.0.1:8001 --count 500 --at-once
 
 Requests are sent one after another on one connection, or all at once, each on its own open connection. Another process
 must occupy the slots, so that this one measures only the server. Prints JSON: ``answers``, by code (``OK`` is audio),

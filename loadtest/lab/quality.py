@@ -1,6 +1,6 @@
 """Measure how settings and precisions affect quality: word error rate, defects at joins, and time to first audio.
 
-    python loadtest/quality.py --weights weights weights-int8 --source slt
+    python loadtest/lab/quality.py --weights weights weights-int8 --source slt
 
 Prints rows for each folder, on each runtime that it was prepared for: full attention, then streaming with each first
 hop. All rows have the same sentences with the same seeds, one after another. Chunks end on one grid for any hop, so the

@@ -1,7 +1,7 @@
 """Fault injection: kill or stop model processes, send signals, misbehave as a caller; then check the next utterance.
 
-    python loadtest/chaos.py --weights .cache/demo-weights
-    python loadtest/chaos.py --weights .cache/demo-weights --case kill-flow --case crowd
+    python loadtest/lab/chaos.py --weights .cache/demo-weights
+    python loadtest/lab/chaos.py --weights .cache/demo-weights --case kill-flow --case crowd
 
 Every case runs on ``cosyserve serve``, which is restarted after it ends, as a supervisor in production does. A case
 passes if every caller gets all its samples or an error in time; a server that ended printed the reason and left no
@@ -69,7 +69,7 @@ LATE = 90.0
 AT_ONCE = 2.0
 """Maximum seconds until callers of a stopping server get an error: less than Triton's exit takes."""
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COSYSERVE = str(Path(sys.executable).parent / "cosyserve")
 DOCKER = ROOT / "docker"
 

@@ -1,6 +1,6 @@
 """Soak test: many short utterances, a third of them cancelled at random times; memory must not grow or leak.
 
-    python loadtest/soak.py --weights .cache/demo-weights
+    python loadtest/lab/soak.py --weights .cache/demo-weights
 
 The exit code is 1 if an utterance fails, a process grows, a gauge does not return to zero, the same seed gives other
 samples at the end than at the beginning, or the server leaves shared memory.

@@ -1,7 +1,7 @@
 """Measure speech tokens per second of the LLM engine alone, at several batch sizes in one run.
 
-    python loadtest/llm_rate.py --weights .cache/demo-weights --batches 1,4,16
-    python loadtest/llm_rate.py --weights weights --runtime gguf
+    python loadtest/lab/llm_rate.py --weights .cache/demo-weights --batches 1,4,16
+    python loadtest/lab/llm_rate.py --weights weights --runtime gguf
 
 Every sequence has the same length of text, so all batches do the same work for each token. Batches are measured in
 turns, so that a change of the machine's load affects all of them; the ratio of the medians is comparable between
