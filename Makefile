@@ -74,7 +74,7 @@ manifests: ## render deploy/rendered from the overlays; needs kubectl
 
 .PHONY: measure
 measure: $(VENV)/.dev $(DEMO)/manifest.json ## streaming figures: recomputation, last chunk, long text, overhead
-	$(BIN)/python loadtest/measure.py --weights $(DEMO)
+	$(BIN)/python loadtest/lab/measure.py --weights $(DEMO)
 
 .PHONY: bench
 bench: $(VENV)/.dev ## load test of a running `make serve`: .cache/bench.json and bench.png
@@ -87,16 +87,16 @@ loadtest: $(VENV)/.dev ## Locust users against a running `make serve`; threshold
 
 .PHONY: soak
 soak: $(VENV)/.dev $(DEMO)/manifest.json ## 2,000 short utterances, a third cancelled: flat memory, gauges at zero, no leaks
-	$(BIN)/python loadtest/soak.py --weights $(DEMO)
+	$(BIN)/python loadtest/lab/soak.py --weights $(DEMO)
 
 .PHONY: chaos
 chaos: $(VENV)/.dev $(DEMO)/manifest.json ## fault injection: kills, stops, signals, misbehaving callers
-	$(BIN)/python loadtest/chaos.py --weights $(DEMO)
+	$(BIN)/python loadtest/lab/chaos.py --weights $(DEMO)
 
 .PHONY: quality
 quality: $(VENV)/.dev $(DEMO)/manifest.json ## word error rate and signal defects by setting: WEIGHTS="DIR ..." SOURCE="slt rms"
 	@mkdir -p .cache
-	$(BIN)/python loadtest/quality.py --weights $(WEIGHTS) --source $(SOURCE) --json .cache/quality.json
+	$(BIN)/python loadtest/lab/quality.py --weights $(WEIGHTS) --source $(SOURCE) --json .cache/quality.json
 
 .PHONY: demo-voice
 demo-voice: $(VENV)/.dev ## train the demo voice again: hours, needs flite and a C compiler; resumes if interrupted
