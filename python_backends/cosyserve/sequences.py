@@ -105,7 +105,7 @@ class SequenceTable:
 
         A last step that comes while another step runs cancels that one.
         """
-        self._release_idle()
+        self.release_idle()
         try:
             entry = self._resolve(request)
         except Exception as error:
@@ -159,7 +159,8 @@ class SequenceTable:
             entry.task = None  # it refers back: the state that its job holds would wait for the cycle collector
             entry.sequence.release()
 
-    def _release_idle(self) -> None:
+    def release_idle(self) -> None:
+        """Release the sequences that had no step for `idle_seconds`."""
         now = time.monotonic()
         idle = [
             sequence

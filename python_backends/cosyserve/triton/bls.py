@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import ExitStack
 from functools import partial
 from itertools import chain
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cosyserve.contracts import FLOW, FRONTEND, HIFT, LLM, TOKEN2WAV, Model, Tensors
 from cosyserve.errors import StageFailed
 from cosyserve.pipeline.detached import run_detached
+from cosyserve.pipeline.sequence_calls import SequenceCalls
 from cosyserve.settings import Settings
 from cosyserve.triton import adapter
 from cosyserve.triton.watchdog import ModelProcess
@@ -32,6 +33,7 @@ class BlsStages:
 
     def __init__(self, settings: Settings) -> None:
         self._timeout = settings.stage_timeout
+        self._sequences = SequenceCalls()
         self._processes = {
             stage: [ModelProcess(model.name, partial(_ping, model)) for model in models]
             for stage, models in PARTS.items()
@@ -49,8 +51,12 @@ class BlsStages:
     async def token2wav(self, sequence: int, inputs: Tensors, *, start: bool, end: bool) -> NDArray[np.int16]:
         """See `Stages.token2wav`."""
         flags = (adapter.SEQUENCE_START if start else 0) | (adapter.SEQUENCE_END if end else 0)
-        request = adapter.inner_request(TOKEN2WAV, inputs, correlation_id=sequence, flags=flags)
-        audio: NDArray[np.int16] = (await self._call(request, TOKEN2WAV))["audio"]  # type: ignore[assignment]
+
+        def call() -> Coroutine[Any, Any, Tensors]:
+            request = adapter.inner_request(TOKEN2WAV, inputs, correlation_id=sequence, flags=flags)
+            return self._call(request, TOKEN2WAV)
+
+        audio: NDArray[np.int16] = (await self._sequences.send(sequence, call, end=end))["audio"]
         return audio
 
     async def speech_tokens(self, utterance: int, inputs: Tensors) -> AsyncGenerator[NDArray[np.int32], None]:

@@ -149,10 +149,11 @@ class Llm:
     def _run_orders(self) -> bool:
         """Run queued orders; wait for one while the engine is idle. False: the server shuts down."""
         while not self._engine.busy or not self._orders.empty():
-            order = self._orders.get()
-            if order is None:
-                return False
-            order()
+            with suppress(queue.Empty):
+                order = self._orders.get(timeout=SEQUENCE_IDLE_SECONDS)
+                if order is None:
+                    return False
+                order()
             self._release_ended()
         return True
 
