@@ -9,14 +9,12 @@ statistics over time. So there is no state to keep, and windows of different len
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
 from cosyserve.config import WindowFlowConfig
 from cosyserve.networks.guided import Guided, mish
-from cosyserve.networks.unet import Mish, TimeMlp, TransformerBlock
+from cosyserve.networks.unet_layers import Stage, Surroundings, TimeMlp, joined
 
 _GROUPS = 8  # of the norms, a constant upstream
 
@@ -50,13 +48,13 @@ class WindowUNet(nn.Module):
         last = len(widths) - 1
         self.time_mlp = TimeMlp(inputs, time)
         self.down_blocks = nn.ModuleList(
-            _Stage(config, before, width, time, _Down(width) if level < last else _conv(width, width))
+            _stage(config, before, width, time, _Down(width) if level < last else _conv(width, width))
             for level, (before, width) in enumerate(zip((inputs, *widths), widths, strict=False))
         )
-        self.mid_blocks = nn.ModuleList(_Stage(config, widths[-1], widths[-1], time) for _ in range(config.mid_blocks))
+        self.mid_blocks = nn.ModuleList(_stage(config, widths[-1], widths[-1], time) for _ in range(config.mid_blocks))
         back = widths[::-1]
         self.up_blocks = nn.ModuleList(
-            _Stage(config, 2 * width, after, time, _Up(after) if level < last else _conv(after, after))
+            _stage(config, 2 * width, after, time, _Up(after) if level < last else _conv(after, after))
             for level, (width, after) in enumerate(zip(back, (*back[1:], widths[0]), strict=True))
         )
         self.final_block = _Block(widths[0], widths[0])
@@ -65,56 +63,35 @@ class WindowUNet(nn.Module):
     def forward(self, x: Tensor, mu: Tensor, t: Tensor, speaker: Tensor, cond: Tensor) -> Tensor:
         """As `WindowFlow.forward` on R plain rows, with the projected ``speaker``, float [R, mels]."""
         time = self.time_mlp(t)
-        h = torch.cat([x, mu, speaker[:, :, None].expand_as(x), cond], dim=1)
+        h = joined(x, mu, speaker, cond)
+        window = _Window()
         skips: list[Tensor] = []
         for down in self.down_blocks:
-            h, skip = down(h, time)
+            h, skip = down(h, time, window)
             skips.append(skip)
         for mid in self.mid_blocks:
-            h, _ = mid(h, time)
+            h, _ = mid(h, time, window)
         for up in self.up_blocks:
             skip = skips.pop()
             # Halving rounds up, so that doubling may give one frame too many.
-            h, _ = up(torch.cat([h[:, :, : skip.shape[2]], skip], dim=1), time)
-        v: Tensor = self.final_proj(self.final_block(h))
+            h, _ = up(torch.cat([h[:, :, : skip.shape[2]], skip], dim=1), time, window)
+        v: Tensor = self.final_proj(self.final_block(h, window))
         return v
 
 
-class _Stage(nn.ModuleList):
-    """Resnet, transformer blocks and, but in the middle, a convolution that may change the resolution."""
-
-    def __init__(
-        self, config: WindowFlowConfig, inputs: int, width: int, time: int, conv: nn.Module | None = None
-    ) -> None:
-        blocks = (TransformerBlock(width, config.unet_heads, config.unet_head_dim) for _ in range(config.unet_blocks))
-        super().__init__([_Resnet(inputs, width, time), nn.ModuleList(blocks), *([conv] if conv else [])])
-
-    def forward(self, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """The stage's output and what it was before the convolution (the skip connection)."""
-        resnet, blocks, *conv = self
-        x = resnet(x, time).mT
-        for block in cast(nn.ModuleList, blocks):
-            x = block(x, _attend)
-        x = x.mT
-        return (conv[0](x) if conv else x), x
+def _stage(config: WindowFlowConfig, inputs: int, width: int, time: int, conv: nn.Module | None = None) -> Stage:
+    return Stage(_Block, config, inputs, width, time, conv)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return (q @ k.mT).softmax(-1) @ v
+class _Window:
+    """See `Surroundings`: nothing lies around the window."""
 
-
-class _Resnet(nn.Module):
-    def __init__(self, inputs: int, width: int, time: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(Mish(), nn.Linear(time, width))
-        self.block1 = _Block(inputs, width)
-        self.block2 = _Block(width, width)
-        self.res_conv = nn.Conv1d(inputs, width, 1)
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = self.block1(x) + self.mlp(time)[:, :, None]
-        out: Tensor = self.block2(h) + self.res_conv(x)
+    def convolve(self, conv: nn.Module, x: Tensor) -> Tensor:
+        out: Tensor = conv(x)
         return out
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT).softmax(-1) @ v
 
 
 class _Block(nn.Module):
@@ -122,8 +99,9 @@ class _Block(nn.Module):
         super().__init__()
         self.block = nn.Sequential(_conv(inputs, width), nn.GroupNorm(_GROUPS, width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return mish(self.block(x))
+    def forward(self, x: Tensor, around: Surroundings) -> Tensor:
+        conv, norm = self.block
+        return mish(norm(around.convolve(conv, x)))
 
 
 class _Down(nn.Module):
