@@ -161,7 +161,7 @@ def test_lm_rows_of_different_lengths_do_not_mix(lm: SpeechLM) -> None:
 def encode(
     encoder: FlowEncoder, tokens: Tensor, chunk: int, *, final: bool = True, unused: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states and mu of tokens [1, M], chunk by chunk.
+    """Hidden states before the projection, and mu, of tokens [1, M], chunk by chunk.
 
     Args:
         final: otherwise the last tokens are only context.
@@ -175,18 +175,19 @@ def encode(
     conv_tail, up_tail = torch.zeros(1, FLOW.width, 2), torch.zeros(1, FLOW.width, 2 * FLOW.ratio)
     past_k = [torch.full((1, FLOW.heads, ratio * unused, dk), 3e4) for ratio in ratios]
     past_v = [-k for k in past_k]
-    hidden, mu = [], []
+    hidden: list[Tensor] = []
+    mu = []
+    hook = encoder.encoder_proj.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
     for start in range(0, total, chunk):
         end = min(start + chunk, total)
         length = torch.tensor([start])
         ids, context = padded[:, start:end], padded[:, end : end + ahead]
         inputs = (ids, context, valid[:, end : end + ahead], length, conv_tail, up_tail)
-        h, _, _, _, _ = encoder.hidden(*inputs, past_k, past_v)
         m, conv_tail, up_tail, new_k, new_v = encoder(*inputs, past_k, past_v)
         past_k = [torch.cat(pair, dim=2) for pair in zip(past_k, new_k, strict=True)]
         past_v = [torch.cat(pair, dim=2) for pair in zip(past_v, new_v, strict=True)]
-        hidden.append(h)
         mu.append(m)
+    hook.remove()
     return torch.cat(hidden, dim=1), torch.cat(mu, dim=2)
 
 

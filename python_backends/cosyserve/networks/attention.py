@@ -31,10 +31,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         rows, new, _ = x.shape
-        q, k, v = self._split(self.to_q(x)), self._split(self.to_k(x)), self._split(self.to_v(x))
+        q, k, v = (by_heads(linear(x), self.heads, self.head_dim) for linear in (self.to_q, self.to_k, self.to_v))
         out = attend(q * self.head_dim**-0.5, k, v).transpose(1, 2)
         projected: Tensor = self.to_out[0](out.reshape(rows, new, self.heads * self.head_dim))
         return projected
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.view(x.shape[0], x.shape[1], self.heads, self.head_dim).transpose(1, 2)
+
+def by_heads(x: Tensor, heads: int, head_dim: int) -> Tensor:
+    """[B, n, heads * hd] by heads: [B, heads, n, hd]."""
+    return x.view(x.shape[0], x.shape[1], heads, head_dim).transpose(1, 2)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cosyserve.networks.attention import by_heads
+
 
 class Embed(nn.Module):
     """What stands before the layers: linear, norm, and the scale that positions are added at."""
@@ -44,7 +46,7 @@ class RelativeAttention(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [B, heads, n, dk] of x [B, n, W]."""
-        return self.split(self.linear_q(x)), self.split(self.linear_k(x)), self.split(self.linear_v(x))
+        return self._split(self.linear_q(x)), self._split(self.linear_k(x)), self._split(self.linear_v(x))
 
     def forward(self, q: Tensor, keys: Tensor, values: Tensor, positions: Tensor, bias: Tensor) -> Tensor:
         """Attend.
@@ -59,15 +61,14 @@ class RelativeAttention(nn.Module):
         Returns:
             [B, n, W].
         """
-        p = self.split(self.linear_pos(positions))
+        p = self._split(self.linear_pos(positions))
         content = (q + self.pos_bias_u[:, None]) @ keys.mT
         position = _align((q + self.pos_bias_v[:, None]) @ p.mT)
         weights = ((content + position) * self.head_dim**-0.5 + bias).softmax(-1)
         return self.merge(weights @ values)
 
-    def split(self, x: Tensor) -> Tensor:
-        """[B, n, W] by heads: [B, heads, n, dk]."""
-        return x.view(x.shape[0], x.shape[1], self.heads, self.head_dim).transpose(1, 2)
+    def _split(self, x: Tensor) -> Tensor:
+        return by_heads(x, self.heads, self.head_dim)
 
     def merge(self, out: Tensor) -> Tensor:
         """Mixed values [B, heads, n, dk] to the layer's output [B, n, W]."""

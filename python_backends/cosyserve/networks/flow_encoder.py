@@ -58,23 +58,6 @@ class FlowEncoder(nn.Module):
         Returns:
             mu [B, mels, ratio * n], both tails for the next call, and per layer keys and values of the new positions.
         """
-        hidden, conv_tail, up_tail, new_k, new_v = self.hidden(
-            tokens, context, context_valid, length, conv_tail, up_tail, past_k, past_v
-        )
-        return self.encoder_proj(hidden).mT, conv_tail, up_tail, new_k, new_v
-
-    def hidden(
-        self,
-        tokens: Tensor,
-        context: Tensor,
-        context_valid: Tensor,
-        length: Tensor,
-        conv_tail: Tensor,
-        up_tail: Tensor,
-        past_k: list[Tensor],
-        past_v: list[Tensor],
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
-        """As `forward`, with the hidden states before the projection [B, ratio * n, W] instead of mu."""
         encoder = self.encoder
         x = encoder.embed(self.input_embedding(tokens.clamp(min=0)))
         ahead = encoder.embed(self.input_embedding(context.clamp(min=0))) * context_valid[:, :, None]
@@ -87,8 +70,8 @@ class FlowEncoder(nn.Module):
         x = encoder.up_embed(x)
         ratio = encoder.up_layer.ratio
         x, up_k, up_v = _run(encoder.up_encoders, x, ratio * length, past_k[split:], past_v[split:])
-        x = encoder.after_norm(x)
-        return x, conv_tail, up_tail, new_k + up_k, new_v + up_v
+        mu = self.encoder_proj(encoder.after_norm(x)).mT
+        return mu, conv_tail, up_tail, new_k + up_k, new_v + up_v
 
 
 class _Conformer(nn.Module):

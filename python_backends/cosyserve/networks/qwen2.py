@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cosyserve.config import LlmConfig
+from cosyserve.networks.attention import by_heads
 
 
 class SpeechLM(nn.Module):
@@ -106,9 +107,9 @@ class _Attention(nn.Module):
         self, x: Tensor, rotary: tuple[Tensor, Tensor], bias: tuple[Tensor, Tensor], past_k: Tensor, past_v: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, new, _ = x.shape
-        q = self.q_proj(x).view(batch, new, self.kv_heads * self.groups, self.head_dim).transpose(1, 2)
-        k = self.k_proj(x).view(batch, new, self.kv_heads, self.head_dim).transpose(1, 2)
-        v = self.v_proj(x).view(batch, new, self.kv_heads, self.head_dim).transpose(1, 2)
+        q = by_heads(self.q_proj(x), self.kv_heads * self.groups, self.head_dim)
+        k = by_heads(self.k_proj(x), self.kv_heads, self.head_dim)
+        v = by_heads(self.v_proj(x), self.kv_heads, self.head_dim)
         q, k = _rotate(q, rotary), _rotate(k, rotary)
 
         # The query heads of one key head become rows of one product, so keys and values are never repeated.

@@ -26,14 +26,10 @@ class WindowEncoder(nn.Module):
 
     def forward(self, tokens: Tensor, stretch: Tensor) -> Tensor:
         """Mu [B, mels, L] of tokens, int64 [B, n], negative ones read row 0; stretch is float [B, L, n]."""
-        mu: Tensor = self.length_regulator((stretch @ self.encoder_proj(self.hidden(tokens))).mT)
-        return mu
-
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Encoder output [B, n, W] before the projection."""
         embedded = self.input_embedding(tokens.clamp(min=0))
-        hidden: Tensor = self.encoder(embedded, torch.zeros((), device=embedded.device, dtype=embedded.dtype))
-        return hidden
+        hidden = self.encoder(embedded, torch.zeros((), device=embedded.device, dtype=embedded.dtype))
+        mu: Tensor = self.length_regulator((stretch @ self.encoder_proj(hidden)).mT)
+        return mu
 
 
 class _Regulator(nn.Module):
