@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import hashlib
 import json
 import os
@@ -70,8 +71,12 @@ def _prepared(recorded: Path) -> Path:
     parts += [version(tool).encode() for tool in TOOLS]
     digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
     folder = ROOT / ".cache" / "tests" / f"weights-{digest[:16]}"
-    if not folder.exists():
-        prepare(recorded / "bundle", folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Of several workers one prepares them, and the others wait.
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            prepare(recorded / "bundle", folder)
     return folder
 
 

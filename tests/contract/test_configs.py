@@ -10,14 +10,15 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from cosyserve import repository
-from cosyserve.contracts import MODELS, TTS, UPSTREAM, Model, Scheduling
+from cosyserve.config import ModelConfig
+from cosyserve.contracts import FRONTEND, MODELS, TTS, UPSTREAM, Model, Scheduling
 from cosyserve.errors import ServeError
 from cosyserve.limits import MAX_LLM_SLOTS, MAX_SEQUENCES, MAX_STREAMS, SEQUENCE_IDLE_SECONDS
 from cosyserve.runtimes.buckets import BATCH
 from cosyserve.settings import Settings
-from cosyserve.weights import Weights
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
+DATA = Path(__file__).parents[1] / "data"
 BY_NAME = {model.name: model for model in MODELS}
 every_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 every_profile = pytest.mark.parametrize("profile", repository.PROFILES)
@@ -26,6 +27,14 @@ every_profile = pytest.mark.parametrize("profile", repository.PROFILES)
 def rendered(model: Model, profile: str) -> Any:
     text = repository.render(model, profile, repository.SAMPLE_RATE)
     return text_format.Parse(text, pb.ModelConfig())
+
+
+def recorded(version: int) -> ModelConfig:
+    """What `prepare` writes into the manifest of a version's weights."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    from cosyserve_build.bundles.bundle import read
+
+    return read(DATA / f"cosyvoice{version}-tiny" / "bundle").config
 
 
 def parameters(model: Model, profile: str) -> dict[str, str]:
@@ -45,10 +54,8 @@ def test_the_source_holds_no_other_configuration() -> None:
 
 @every_profile
 @pytest.mark.parametrize("version", [1, 2, 3])
-def test_a_repository_is_rendered_for_weights_and_profile(
-    version: int, profile: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    config = Weights(request.getfixturevalue({1: "weights1", 2: "weights", 3: "weights3"}[version])).config
+def test_a_repository_is_rendered_for_weights_and_profile(version: int, profile: str, tmp_path: Path) -> None:
+    config = recorded(version)
     folder = tmp_path / "models"
     repository.write(folder, profile, config)
     alias = [f"cosyvoice{version}"] if version > 1 else []
@@ -62,10 +69,10 @@ def test_a_repository_is_rendered_for_weights_and_profile(
     assert told.parameters["sample_rate"].string_value == str(config.sample_rate)
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path, weights: Path) -> None:
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("kept")
     with pytest.raises(ServeError, match="is not an empty folder$"):
-        repository.write(tmp_path, "cpu", Weights(weights).config)
+        repository.write(tmp_path, "cpu", recorded(2))
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
@@ -122,18 +129,20 @@ def test_profiles_differ_in_where_and_how_networks_run(model: Model) -> None:
         assert [(g.kind, g.count) for g in gpu.instance_group] == [(on_gpu, 1)]
     devices = [parameters(model, profile).get("device") for profile in ("gpu", "cpu")]
     networks = model.computes and model.scheduling is not Scheduling.ENSEMBLE
-    assert devices == (["cuda", "cpu"] if networks else [None, None])
+    # The frontend reads prompts on the GPU, in onnxruntime.
+    assert devices == (["cuda", "cpu"] if networks else ["cuda", None] if model is FRONTEND else [None, None])
     for config in (gpu, cpu):
         config.ClearField("instance_group")
-        for name in ("device", "runtime", "precision", "concurrency", "flow_cache_mib", "first_hop"):
+        for name in ("device", "runtime", "precision", "llm_precision", "concurrency", "flow_cache_mib", "first_hop"):
             config.parameters.pop(name, None)
     assert gpu == cpu
 
 
-@pytest.mark.parametrize(("name", "precision"), [("llm", "bf16"), ("flow", "bf16"), ("hift", "fp32")])
+@pytest.mark.parametrize(("name", "precision"), [("llm", "fp32"), ("flow", "fp16"), ("hift", "fp32")])
 def test_a_gpu_runs_torch_and_batches_that_its_ladder_holds(name: str, precision: str) -> None:
     settings = Settings.read(parameters(BY_NAME[name], "gpu"), {})
-    assert (settings.device, settings.runtime, settings.precision) == ("cuda", "torch", precision)
+    found = settings.llm_precision if name == "llm" else settings.precision
+    assert (settings.device, settings.runtime, found) == ("cuda", "torch", precision)
     assert settings.concurrency == BATCH[-1] or name == "llm"
 
 
