@@ -86,7 +86,8 @@ _NO_CONNECTION = (
 
 The status is UNAVAILABLE, as for a full server and for one that was killed during the call. gRPC offers nothing robust
 to tell them apart but the message: no case has metadata, the channel is in TRANSIENT_FAILURE after a refusal and after
-a kill, and `wait_for_ready` turns a refusal into DEADLINE_EXCEEDED.
+a kill, and `wait_for_ready` turns a refusal into DEADLINE_EXCEEDED. Whether the channel was ever READY would tell, but
+a blocking channel says so only to subscribers, from a thread that polls, and later than the call fails.
 """
 
 
