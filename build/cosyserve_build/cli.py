@@ -99,12 +99,15 @@ def engines(
     weights: Annotated[Path, typer.Argument(help="prepared weights; the plans are written to their folder plans/")],
     precision: Annotated[Precision, typer.Option(help="for the flow; the vocoder stays float32")] = Precision.bf16,
     graphs: Annotated[str, typer.Option(help="names, separated by commas")] = "flow_estimator,hift_decoder",
+    rtx: Annotated[
+        str, typer.Option(help="build with TensorRT-RTX for this compute capability, such as sm89; needs no GPU")
+    ] = "",
 ) -> None:
-    """Build TensorRT plans for this machine's GPU (not verified on hardware)."""
+    """Build TensorRT plans for this machine's GPU, or for any with --rtx (not run on hardware yet)."""
     with one_line_errors():
         from cosyserve_build.engines import engines as run
 
-        run(weights, precision.value, graphs.split(","), report=print)
+        run(weights, precision.value, graphs.split(","), report=print, rtx=rtx)
 
 
 @app.command()

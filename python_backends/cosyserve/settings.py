@@ -26,7 +26,11 @@ class Settings:
             ``cosyserve-build engines`` has built plans for this GPU and this precision.
         llm_runtime: ``gguf`` runs llm in llama.cpp (weights prepared with ``--llm-gguf``, the extra ``gguf``); empty:
             as `runtime` says.
-        precision: ``fp32``, ``bf16`` or ``fp16``: of the layers of llm and flow and of what they keep; not with onnx.
+        precision: ``fp32``, ``bf16`` or ``fp16``: of the layers of flow and of what they keep; not with onnx.
+        llm_precision: the same for llm. In half precision, with the same seed, load changes what is said: sums that are
+            rounded in another order draw other tokens.
+        graphs: ``on`` records calls of the runtimes torch and tensorrt as CUDA graphs at the start; ``off`` launches
+            each kernel by itself, which takes longer.
         threads: cores that one network call may use.
         max_streams: utterances in progress at once; at most 64.
         llm_slots: sequences that the LLM generates at once, including those that wait for text.
@@ -42,7 +46,7 @@ class Settings:
         max_hop: most speech tokens in one audio chunk.
         concurrency: streams of flow or hift computed at once: with onnx in calls side by side, each with `threads`
             cores; with the other runtimes in one batch.
-        flow_cache_mib: bound on the KV cache of flow streams and recent voices, in MiB.
+        flow_cache_mib: bound on the KV cache of flow streams and recent voices, in MiB; 0: what the device can spare.
         flow_window: mel frames that a stream attends to besides its prompt, for bounded memory and step time; 0 is all,
             the only exact value.
     """
@@ -52,6 +56,8 @@ class Settings:
     runtime: str = "onnx"
     llm_runtime: str = ""
     precision: str = "fp32"
+    llm_precision: str = "fp32"
+    graphs: str = "on"
     threads: int = 1
     max_streams: int = limits.MAX_STREAMS
     llm_slots: int = limits.MAX_LLM_SLOTS
@@ -72,15 +78,18 @@ class Settings:
             ("runtime", registry.ALL_STAGES),
             ("llm_runtime", ("", *registry.LLM_ALONE)),
             ("precision", registry.PRECISIONS),
+            ("llm_precision", registry.PRECISIONS),
+            ("graphs", ("on", "off")),
         ):
             if (value := getattr(self, name)) not in choices:
                 raise WeightsError(f"setting {name}: {value!r}, must be one of {', '.join(filter(None, choices))}")
-        precisions = registry.get(self.runtime).precisions
-        if self.precision not in precisions:
-            problem = f"{self.precision} needs another runtime; {self.runtime} runs in {', '.join(precisions)}"
-            raise WeightsError(f"setting precision: {problem}")
+        for name, runtime in (("precision", self.runtime), ("llm_precision", self.llm_runtime or self.runtime)):
+            wanted, precisions = getattr(self, name), registry.get(runtime).precisions
+            if wanted not in precisions:
+                problem = f"{wanted} needs another runtime; {runtime} runs in {', '.join(precisions)}"
+                raise WeightsError(f"setting {name}: {problem}")
         for name in (f.name for f in fields(self) if f.type == "int"):
-            least = 0 if name == "flow_window" else 1
+            least = 0 if name in ("flow_cache_mib", "flow_window") else 1
             if getattr(self, name) < least:
                 raise WeightsError(f"setting {name}: must be at least {least}")
         if self.max_streams > limits.MAX_STREAMS:

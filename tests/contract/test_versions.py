@@ -130,7 +130,10 @@ def test_an_entry_that_is_no_description_is_refused(fourth: Path) -> None:
 @pytest.mark.parametrize("version", versions.BUILT_IN, ids=lambda version: f"version {version.number}")
 def test_what_runtimes_run(version: Version) -> None:
     able = [runtime.name for runtime in registry.RUNTIMES if runtime.runs(version)]
-    assert able == (["onnx", "torch", "tensorrt", "gguf"] if version is versions.get(2) else ["onnx"])
+    assert (
+        able
+        == {1: ["onnx"], 2: ["onnx", "torch", "tensorrt", "gguf"], 3: ["onnx", "torch", "tensorrt"]}[version.number]
+    )
     for stage in registry.STAGES:
         if "torch" not in able:
             with pytest.raises(

@@ -20,20 +20,22 @@ from typer.testing import CliRunner, Result
 
 from cosyserve.errors import WeightsError
 from cosyserve.runtimes import buckets
-from cosyserve.runtimes.engine_files import EngineSpec, Gpu, find_engine, profile, save_engine
-from cosyserve.runtimes.graph import flat
-from cosyserve.runtimes.tensorrt import grouped
+from cosyserve.runtimes.engine_files import ANY, RTX, EngineSpec, Gpu, find_engine, profile, save_engine
+from cosyserve.runtimes.stacking import stacked_shapes, stacks
 from cosyserve.weights import Weights
 from cosyserve_build import operators
 from cosyserve_build.autocast import autocast
 from cosyserve_build.cli import app
 from cosyserve_build.engines import engines, typed
+from cosyserve_build.stacked import stacked
 
 GRAPHS = ("flow_estimator", "hift_decoder")
 H200 = Gpu("NVIDIA H200", "9.0")
 TRT = "10.15.1.29"
 every_graph = pytest.mark.parametrize("graph", GRAPHS)
 without_tensorrt = pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed")
+RTX_VERSION = "1.7.1.116"
+with_rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX is not installed")
 with_tensorrt = pytest.mark.skipif(find_spec("tensorrt") is None, reason="TensorRT is not installed")
 
 
@@ -79,10 +81,11 @@ def test_float64_is_refused_rather_than_rounded(weights: Path, graph: str) -> No
 @every_graph
 def test_a_profile_covers_every_rung_of_every_axis(weights: Path, graph: str) -> None:
     prepared = Weights(weights)
-    inputs = {name: entry["shape"] for name, entry in prepared.manifest["graphs"][graph]["inputs"].items()}
+    entries = prepared.manifest["graphs"][graph]["inputs"]
+    inputs = stacked_shapes({name: entry["shape"] for name, entry in entries.items()})
     shapes = profile(prepared, graph)
     rungs = buckets.axes(graph, prepared.config)
-    model = onnx.load(str(weights / f"{graph}.onnx"), load_external_data=False)
+    model = stacked(onnx.load(str(weights / f"{graph}.onnx")))
     free = {i.name for i in model.graph.input if any(d.dim_param for d in i.type.tensor_type.shape.dim)}
     assert set(shapes) == free
     for name, (least, usual, greatest) in shapes.items():
@@ -114,12 +117,15 @@ def feed(session: ort.InferenceSession) -> dict[str, NDArray[Any]]:
         "t": np.array([0.37, 0.91], np.float32),
         "prompt_length": np.array([100, 90]),
         "length": np.array([50, 7]),
+        "position": np.array([150, 97]),
     }
     for item in session.get_inputs():
         if item.name not in inputs:
             shape = [eval(str(axis), {}, sizes) for axis in item.shape]
-            inputs[item.name] = draw.standard_normal(shape).astype(np.float32)
-    return inputs
+            kind = np.float16 if item.type == "tensor(float16)" else np.float32
+            inputs[item.name] = draw.standard_normal(shape).astype(kind)
+    names = {item.name for item in session.get_inputs()}
+    return {name: value for name, value in inputs.items() if name in names}
 
 
 def test_products_in_half_precision_change_little(weights: Path) -> None:
@@ -184,6 +190,7 @@ def test_that_none_was_built_is_said(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "found"),
     [
+        ("flavour", "TensorRT-RTX"),
         ("gpu", "NVIDIA L4"),
         ("capability", "8.9"),
         ("tensorrt", "10.14.0"),
@@ -219,11 +226,73 @@ def test_a_plan_that_nothing_describes_is_refused(folder: Path, content: str | N
         find_engine(folder, "hift_decoder", H200, TRT, "fp32")
 
 
-def test_numbered_tensors_are_lists_in_order() -> None:
-    values: dict[str, int | list[int]] = {"x": -1, "past_k": list(range(12))}
-    spelled = flat(values)
-    assert spelled["past_k_11"] == 11
-    assert grouped(dict(sorted(spelled.items()))) == values  # past_k_10 before past_k_2
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_stacked_graph_computes_the_same_with_few_tensors(any_weights: Path, precision: str) -> None:
+    plain = typed(onnx.load(str(any_weights / "flow_estimator.onnx")), precision)
+    made = stacked(plain)
+    operators.check("flow_estimator", made)
+    assert len(made.graph.input) + len(made.graph.output) <= 15
+    sessions = [ort.InferenceSession(model.SerializeToString()) for model in (plain, made)]
+    inputs = feed(sessions[0])
+    assert {item.name: item.shape for item in sessions[1].get_inputs()} == stacked_shapes(
+        {item.name: item.shape for item in sessions[0].get_inputs()}
+    )
+    expected, found = (
+        dict(zip([o.name for o in session.get_outputs()], session.run(None, given), strict=True))
+        for session, given in zip(sessions, (inputs, joined(inputs)), strict=True)
+    )
+    for name, value in joined(expected).items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+def joined(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Arrays stacked as a plan takes and gives them."""
+    left = dict(arrays)
+    for name, stack in stacks(arrays).items():
+        parts = [left.pop(member) for member in stack.members]
+        left[name] = np.stack(parts) if stack.layers else np.concatenate([p.reshape(len(p), -1) for p in parts], axis=1)
+    return left
+
+
+def test_stacks_keep_the_order_of_their_numbers() -> None:
+    names = [f"past_{kind}_{index}" for index in range(12) for kind in "vk"]
+    (stack,) = stacks(sorted(names)).values()
+    assert stack.members == [f"past_k_{i}" for i in range(12)] + [f"past_v_{i}" for i in range(12)]
+
+
+@pytest.mark.parametrize("name", ["89", "sm8.9", "ada", "sm"])
+def test_what_is_no_compute_capability_is_refused(weights: Path, name: str) -> None:
+    result = run(weights, "--rtx", name)
+    assert result.exit_code == 1
+    assert result.stderr == f"error: {name}: not a compute capability; write sm89, for example\n"
+
+
+def test_a_plan_of_tensorrt_rtx_fits_every_card_of_its_capability(folder: Path) -> None:
+    spec = EngineSpec.wanted(Weights(folder), "hift_decoder", Gpu(ANY, "8.9"), RTX_VERSION, "fp32", RTX)
+    path = save_engine(folder, spec, b"plan")
+    assert path.name.startswith(f"hift_decoder-any-sm89-rtx{RTX_VERSION}-fp32-")
+    for card in ("NVIDIA L4", "NVIDIA GeForce RTX 4090"):
+        assert find_engine(folder, "hift_decoder", Gpu(card, "8.9"), RTX_VERSION, "fp32", RTX) == path
+    with pytest.raises(WeightsError, match="capability 8.9, wanted 12.0"):
+        find_engine(folder, "hift_decoder", Gpu("NVIDIA GeForce RTX 5090", "12.0"), RTX_VERSION, "fp32", RTX)
+    with pytest.raises(WeightsError, match="flavour TensorRT-RTX, wanted TensorRT"):
+        find_engine(folder, "hift_decoder", Gpu("NVIDIA L4", "8.9"), TRT, "fp32")
+
+
+@with_rtx
+def test_tensorrt_rtx_builds_a_plan_without_a_gpu(weights: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(weights, tmp_path / "weights")
+    result = run(folder, "--graphs", "hift_decoder", "--rtx", "sm89")
+    assert result.exit_code == 0, result.stderr
+    (plan,) = (folder / "plans").glob("hift_decoder-any-sm89-rtx*.plan")
+    assert plan.stat().st_size > 100_000
+
+
+@with_rtx
+def test_a_capability_that_tensorrt_rtx_does_not_know_is_refused(weights: Path) -> None:
+    result = run(weights, "--graphs", "hift_decoder", "--rtx", "sm50")
+    assert result.exit_code == 1
+    assert result.stderr.endswith("builds nothing for compute capability 5.0\n")
 
 
 @with_tensorrt
@@ -237,7 +306,8 @@ def test_a_plan_computes_what_onnxruntime_does(weights: Path, tmp_path: Path, pr
     graph = TensorrtGraph(find_engine(folder, "flow_estimator", this_gpu(), trt.__version__, precision))
     session = ort.InferenceSession(str(weights / "flow_estimator.onnx"))
     inputs = feed(session)
-    found = flat(graph({name: torch.from_numpy(value).cuda() for name, value in inputs.items()}))
-    for item, expected in zip(session.get_outputs(), session.run(None, inputs), strict=True):
-        error = np.abs(found[item.name].float().cpu().numpy() - expected).max()
-        assert error <= tolerance * np.abs(expected).max(), item.name
+    found = graph({name: torch.from_numpy(value).cuda() for name, value in joined(inputs).items()})
+    outputs = dict(zip([item.name for item in session.get_outputs()], session.run(None, inputs), strict=True))
+    for name, expected in joined(outputs).items():
+        error = np.abs(found[name].float().cpu().numpy() - expected).max()
+        assert error <= tolerance * np.abs(expected).max(), name

@@ -8,9 +8,9 @@ from fakes import turn
 from numpy.typing import NDArray
 
 from cosyserve.contracts import Tensors
-from cosyserve.errors import Cancelled, InvalidInput, Overloaded
+from cosyserve.errors import Cancelled, InvalidInput, NotFinite, Overloaded
 from cosyserve.flow import sequences as flow_sequences
-from cosyserve.flow.networks import FlowNetworks
+from cosyserve.flow.networks import FlowNetworks, SolveJob
 from cosyserve.flow.sequences import FlowFactory, FlowSequence
 from cosyserve.flow.stream import FlowStream, FlowVoice
 from cosyserve.scheduler import Scheduler, Task, run_alone
@@ -352,3 +352,56 @@ def test_a_stream_that_outgrows_its_reserve_on_a_full_server_fails_alone(
     np.testing.assert_array_equal(go_on(other, step(tokens[:40])), fresh(flow_networks, voice, tokens[:40]))
     other.release()
     assert factory.nbytes == SHORT * flow_networks.frame_bytes
+
+
+class NotANumber:
+    """Networks of which the estimator overflows."""
+
+    def __init__(self, networks: FlowNetworks) -> None:
+        self._networks = networks
+        self.solve = self
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._networks, name)
+
+    def can_batch(self, batch: object, job: object) -> bool:
+        return False
+
+    def __call__(self, batch: list[SolveJob]) -> list[Float]:
+        return [np.where(mel > 0, mel, np.float32(np.nan)) for mel in self._networks.solve(batch)]
+
+
+def test_a_mel_that_is_not_finite_fails_its_sequence(
+    flow_networks: FlowNetworks, flow_voice: FlowVoice, tokens: Ints, counter: Counter
+) -> None:
+    factory = FlowFactory(NotANumber(flow_networks), AMPLE, counter)
+    with pytest.raises(NotFinite, match="^the networks returned mel that is not finite$"):
+        speak(factory, opening(flow_voice, tokens))
+
+
+def test_a_short_text_reserves_what_it_needs(
+    flow_networks: FlowNetworks, flow_voice: FlowVoice, tokens: Ints, counter: Counter
+) -> None:
+    frames = flow_networks.config.ratio * 40
+    room = (3 * frames + SHORT) * flow_networks.frame_bytes
+    factory = FlowFactory(flow_networks, room, counter)
+    voice = short_voice(flow_voice)
+    expecting: Tensors = {**opening(voice, tokens[:0], final=False), "expected_tokens": np.array([40], np.int32)}
+    opened = [factory.open(expecting) for _ in range(3)]
+    with pytest.raises(Overloaded):
+        factory.open(expecting)
+    with pytest.raises(Overloaded):
+        factory.open({**expecting, "expected_tokens": np.array([10**6], np.int32)})
+    opened[0].release()
+    factory.open(expecting)
+
+
+@pytest.mark.parametrize("expected", [-5, 0, 10**6, None])
+def test_no_expectation_reserves_more_than_a_long_sentence(
+    flow_networks: FlowNetworks, flow_voice: FlowVoice, tokens: Ints, counter: Counter, expected: int | None
+) -> None:
+    inputs = opening(flow_voice, tokens[:0], final=False)
+    if expected is not None:
+        inputs["expected_tokens"] = np.array([expected], np.int32)
+    reserved = FlowFactory(flow_networks, AMPLE, counter).open(inputs).reserved
+    assert 0 < reserved <= flow_sequences.RESERVED_FRAMES * flow_networks.frame_bytes

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cosyserve.audio.pcm import to_pcm16
 from cosyserve.contracts import Tensors
+from cosyserve.errors import NotFinite
 from cosyserve.hift.sequences import HiftFactory, HiftSequence
 from cosyserve.hift.stream import HiftNetworks, HiftStream, decoder_reach
 from cosyserve.hift.time_stretch import TimeStretch
@@ -252,3 +253,13 @@ def test_each_segment_of_a_sequence_begins_anew_with_its_seed(
     sequence = HiftFactory(hift_networks).open({})
     go_on(sequence, mel[:, :60], final=True, seed=SEED + 1)
     np.testing.assert_array_equal(go_on(sequence, mel, final=True, seed=SEED), whole)
+
+
+def test_audio_that_is_not_finite_fails_its_sequence(hift_networks: HiftNetworks, mel: Float) -> None:
+    def overflowing(inputs: Arrays) -> Outputs:
+        return Outputs({name: array * np.float32(np.nan) for name, array in hift_networks.decoder(inputs).items()})
+
+    factory = HiftFactory(replace(hift_networks, decoder=overflowing))
+    inputs: Tensors = {"mel": mel, "mel_final": np.array([True])}
+    with pytest.raises(NotFinite, match="^the networks returned audio that is not finite$"):
+        run_alone(factory.open(inputs).begin_step(inputs))

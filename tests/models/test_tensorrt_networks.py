@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,19 +14,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cosyserve.errors import WeightsError
 from cosyserve.flow.networks import SolveJob
 from cosyserve.flow.stream import FlowStream, FlowVoice
 from cosyserve.hift.stream import HiftNetworks, HiftStream
+from cosyserve.lazy import resolve
 from cosyserve.load.flow import load_flow_networks
 from cosyserve.load.hift import load_hift_networks
 from cosyserve.networks.hift import Decoder
-from cosyserve.networks.unet import GuidedFlow
 from cosyserve.runtimes import engine_files
 from cosyserve.runtimes.buckets import BLOCKS
-from cosyserve.runtimes.engine_files import EngineSpec, Gpu, save_engine
-from cosyserve.runtimes.graph import flat
+from cosyserve.runtimes.engine_files import TENSORRT, EngineSpec, Gpu, save_engine
+from cosyserve.runtimes.stacking import row_size, stacked_shapes, stacks
 from cosyserve.runtimes.torch import tensorrt_networks
-from cosyserve.runtimes.torch.flow import TorchFlow
+from cosyserve.runtimes.torch.flow import TorchFlow, load_flow
+from cosyserve.runtimes.torch.hift import load_hift
 from cosyserve.runtimes.torch.modules import load_module
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
@@ -41,29 +42,44 @@ LSB = 1 / 32768
 class Stand:
     """What `TensorrtGraph` is for a network, on the CPU; it refuses what the plan would."""
 
-    def __init__(self, weights: Weights, graph: str, module: nn.Module, *outputs: str) -> None:
+    def __init__(self, weights: Weights, graph: str, module: nn.Module) -> None:
         self.calls = 0
         self._entry = weights.manifest["graphs"][graph]
         self._profile = engine_files.profile(weights, graph)
-        self._module, self._outputs = module, outputs
+        self._module = module
 
-    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self.calls += 1
-        given: dict[str, Tensor] = flat(inputs)
-        assert set(given) == set(self._entry["inputs"])
+        shapes = {name: entry["shape"] for name, entry in self._entry["inputs"].items()}
+        assert set(inputs) == set(stacked_shapes(shapes))
         for name, (least, _, greatest) in self._profile.items():
-            assert all(a <= n <= b for a, n, b in zip(least, given[name].shape, greatest, strict=True)), name
-        out = self._module(**inputs)
-        return dict(zip(self._outputs, out if isinstance(out, tuple) else (out,), strict=True))
+            assert all(a <= n <= b for a, n, b in zip(least, inputs[name].shape, greatest, strict=True)), name
+        plain: dict[str, Any] = dict(inputs)
+        for name, stack in stacks(shapes).items():
+            if stack.layers:
+                keys, values = plain.pop(name).chunk(2)
+                plain |= {f"{name}_k": list(keys), f"{name}_v": list(values)}
+            else:
+                sizes = [row_size(shapes[member]) for member in stack.members]
+                parts = zip(torch.split(plain.pop(name), sizes, dim=1), stack.members, strict=True)
+                plain[name] = [part.view(-1, *shapes[member][1:]) for part, member in parts]
+        out = self._module(**plain)
+        if not isinstance(out, tuple):
+            return {"audio": out}
+        velocity, tails, keys, values = out
+        return {
+            "velocity": velocity,
+            "new_tails": torch.cat([tail.flatten(1) for tail in tails], dim=1),
+            "new": torch.stack([*keys, *values]),
+        }
 
 
 def stand_for(weights: Path, torch_weights: Weights, graph: str) -> Stand:
     config, cpu = torch_weights.config, torch.device("cpu")
     if graph == "hift_decoder":
-        decoder = load_module(lambda: Decoder(config.hift), torch_weights, "hift", cpu)
-        return Stand(Weights(weights), graph, decoder, "audio")
-    estimator = load_module(lambda: GuidedFlow(config.flow), torch_weights, "flow", cpu)
-    return Stand(Weights(weights), graph, estimator, "velocity", "new_tails", "new_k", "new_v")
+        return Stand(Weights(weights), graph, load_module(lambda: Decoder(config.hift), torch_weights, "hift", cpu))
+    network = resolve(torch_weights.version.flow.modules[1])
+    return Stand(Weights(weights), graph, load_module(lambda: network(config.flow), torch_weights, "flow", cpu))
 
 
 @pytest.fixture
@@ -81,9 +97,7 @@ def settings(weights: Weights, **given: Any) -> Settings:
 
 
 def load(weights: Weights) -> TorchFlow:
-    flow = load_flow_networks(settings(weights, runtime="tensorrt"))
-    assert isinstance(flow, TorchFlow)
-    return flow
+    return load_flow(weights, settings(weights, runtime="tensorrt"))
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +166,7 @@ def test_more_past_than_the_ladder_has_goes_to_torch(
 def test_the_vocoder_says_the_same_and_windows_off_the_ladder_go_to_torch(
     torch_weights: Weights, e2e_vectors: dict[str, Float], stands: dict[str, Stand]
 ) -> None:
-    by_plan = load_hift_networks(settings(torch_weights, runtime="tensorrt"))
+    by_plan = load_hift(torch_weights, settings(torch_weights, runtime="tensorrt"))
     by_torch = load_hift_networks(settings(torch_weights, runtime="torch"))
     mel = e2e_vectors["offline_mel"][0]
 
@@ -167,25 +181,17 @@ def test_the_vocoder_says_the_same_and_windows_off_the_ladder_go_to_torch(
     assert stands["hift_decoder"].calls == calls
 
 
-def test_where_plans_cannot_run_torch_does_and_one_line_says_so(
-    torch_weights: Weights,
-    flow: TorchFlow,
-    flow_voice: FlowVoice,
-    flow_vectors: dict[str, Float],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    tokens = flow_vectors["token"][0, :60].astype(np.int32)
-    mel = FlowStream(load(torch_weights), flow_voice).step(tokens, final=True)
-    np.testing.assert_array_equal(mel, FlowStream(flow, flow_voice).step(tokens, final=True))
-    assert caplog.messages == ["TensorRT needs device cuda; torch runs flow_estimator instead"]
-    assert caplog.records[0].levelno == logging.WARNING
+def test_where_plans_cannot_run_the_start_is_refused(torch_weights: Weights) -> None:
+    with pytest.raises(WeightsError, match="^setting device: tensorrt runs on cuda, not on cpu$"):
+        load_flow_networks(settings(torch_weights, runtime="tensorrt"))
 
 
 @pytest.fixture
 def on_an_h200(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_networks, "load_tensorrt", lambda: SimpleNamespace(__version__=TRT))
+    monkeypatch.setattr(tensorrt_networks, "installed_flavours", lambda: [TENSORRT])
+    monkeypatch.setattr(tensorrt_networks, "load_tensorrt", lambda flavour: SimpleNamespace(__version__=TRT))
     monkeypatch.setattr(tensorrt_networks, "this_gpu", lambda: H200)
-    monkeypatch.setattr(tensorrt_networks, "TensorrtGraph", lambda path: path)
+    monkeypatch.setattr(tensorrt_networks, "TensorrtGraph", lambda path, flavour: path)
 
 
 def copied(weights: Path, folder: Path) -> Weights:
@@ -230,16 +236,12 @@ def no_graphs(mine: Weights) -> None:
     ],
 )
 def test_what_is_wrong_with_the_plans_is_said(
-    weights: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    prepare: Callable[[Weights], None],
-    reason: str,
+    weights: Path, tmp_path: Path, prepare: Callable[[Weights], None], reason: str
 ) -> None:
     mine = copied(weights, tmp_path)
     prepare(mine)
-    assert tensorrt_networks.load_engine(mine, "flow_estimator", Settings(device="cuda", runtime="tensorrt")) is None
-    (line,) = caplog.messages
-    assert reason in line
-    assert line.endswith("; torch runs flow_estimator instead")
-    assert "\n" not in line
+    with pytest.raises(WeightsError) as refused:
+        tensorrt_networks.load_engine(mine, "flow_estimator", Settings(device="cuda", runtime="tensorrt"))
+    assert str(refused.value).startswith("setting runtime: ")
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)

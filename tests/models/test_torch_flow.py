@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from cosyserve.errors import Overloaded, WeightsError
 from cosyserve.flow.networks import SolveJob
 from cosyserve.flow.stream import FlowState, FlowStream, FlowVoice
+from cosyserve.lazy import resolve
 from cosyserve.load.flow import load_flow_networks
-from cosyserve.networks.unet import GuidedFlow
 from cosyserve.runtimes.torch.flow import TorchFlow, load_flow
 from cosyserve.runtimes.torch.modules import load_module
+from cosyserve.runtimes.torch.network import Places
 from cosyserve.runtimes.torch.paged_kv_cache import EMPTY, RESERVED
 from cosyserve.runtimes.torch.solver import PagedSolver
 from cosyserve.scheduler import run_alone
@@ -25,8 +26,8 @@ from cosyserve.weights import Weights
 Float = NDArray[np.float32]
 Ints = NDArray[np.int32]
 Vectors = dict[str, Float]
-PROMPT_CHUNKS = 3  # of the 93 prompt tokens, 18 wait for speech
-SPEECH_CHUNKS = 6  # 18 + 138 tokens; the last 6 are no whole chunk
+CHUNK = 25
+PROMPT_CHUNKS = 3  # the other prompt tokens, 18 or 16, wait for speech
 
 
 def load(weights: Weights, **settings: str | int) -> TorchFlow:
@@ -34,6 +35,29 @@ def load(weights: Weights, **settings: str | int) -> TorchFlow:
     flow = load_flow_networks(Settings(weights=str(weights.folder), runtime="torch", **given))  # type: ignore[arg-type]
     assert isinstance(flow, TorchFlow)
     return flow
+
+
+@pytest.fixture(scope="module")
+def torch_weights(any_torch_weights: Weights) -> Weights:
+    return any_torch_weights
+
+
+@pytest.fixture(scope="module")
+def flow_vectors(any_flow_vectors: Vectors) -> Vectors:
+    return any_flow_vectors
+
+
+@pytest.fixture(scope="module")
+def flow_voice(any_flow_voice: FlowVoice) -> FlowVoice:
+    return any_flow_voice
+
+
+@pytest.fixture(scope="module")
+def speech_chunks(flow_voice: FlowVoice, tokens: Ints) -> int:
+    """Whole chunks behind those of the prompt; the last tokens are no whole one."""
+    chunks, rest = divmod(len(flow_voice.tokens) % CHUNK + len(tokens), CHUNK)
+    assert rest
+    return chunks
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +109,7 @@ def test_half_precision_stays_close_to_the_recorded_mel(
 ) -> None:
     half = load(torch_weights, precision=precision)
     mel = FlowStream(half, flow_voice).step(tokens, final=True)
+    assert np.isfinite(mel).all()
     np.testing.assert_allclose(mel, flow_vectors["full_stream_mel"][0], rtol=0, atol=error)
 
 
@@ -97,12 +122,12 @@ def test_streams_in_one_call_get_what_they_get_alone(flow: TorchFlow, flow_voice
     state = primed(flow, flow_voice)
 
     def jobs() -> list[SolveJob]:
-        """Three streams of one voice after 0, 1 and 2 chunks of speech."""
+        """Three streams of one voice, one at its beginning and two after a chunk of speech."""
         found = []
-        for chunks in range(3):
+        for index, chunks in enumerate((0, 1, 1)):
             fork = state.fork()
-            FlowStream(flow, flow_voice, state=fork).step(tokens[: 10 + 25 * chunks], final=False)
-            random = np.random.default_rng(chunks)
+            FlowStream(flow, flow_voice, state=fork).step(tokens[index : 10 + 25 * chunks], final=False)
+            random = np.random.default_rng(index)
             mu, cond, noise = random.standard_normal((3, flow.config.mels, 50), dtype=np.float32)
             found.append(SolveJob(fork.cache, mu, cond, flow_voice.embedding, noise))
         return found
@@ -137,23 +162,75 @@ def test_rows_that_only_fill_up_a_batch_touch_nobody_s_page(torch_weights: Weigh
     np.testing.assert_array_equal(next_chunks(), before)
 
 
-def test_chunks_of_different_length_run_apart(flow: TorchFlow) -> None:
-    whole, rest = (
+def test_last_chunks_share_a_call_with_whole_ones_and_longer_ones_do_not(flow: TorchFlow) -> None:
+    whole, rest, full = (
         SolveJob(flow.open(), chunk, chunk, np.ones(192, np.float32), chunk)
-        for chunk in (np.zeros((80, 50), np.float32), np.zeros((80, 12), np.float32))
+        for chunk in (np.zeros((80, frames), np.float32) for frames in (50, 12, 120))
     )
-    assert flow.solve.can_batch([whole], whole)
-    assert not flow.solve.can_batch([whole], rest)
+    assert flow.solve.can_batch([whole], rest)
+    assert flow.solve.can_batch([rest], whole)
+    assert not flow.solve.can_batch([whole], full)
+    assert flow.solve.can_batch([full], full)
 
 
-def test_a_call_holds_no_more_streams_than_are_recorded(flow: TorchFlow) -> None:
+def test_a_last_chunk_gets_in_the_shape_of_a_whole_one_what_it_gets_alone(
+    torch_weights: Weights, flow: TorchFlow, flow_voice: FlowVoice, tokens: Ints
+) -> None:
+    random = np.random.default_rng(0)
+    exact = load(torch_weights)
+    exact.solve._masks = False
+
+    def job(networks: TorchFlow, chunk: Float) -> SolveJob:
+        mu, cond, noise = chunk
+        return SolveJob(primed(networks, flow_voice).fork().cache, mu, cond, flow_voice.embedding, noise)
+
+    for frames in (2, 14, 48):
+        chunk, other = (random.standard_normal((3, flow.config.mels, n), dtype=np.float32) for n in (frames, 50))
+        last, _ = flow.solve([job(flow, chunk), job(flow, other)])
+        (alone,) = exact.solve([job(exact, chunk)])
+        assert last.shape == alone.shape == (flow.config.mels, frames)
+        np.testing.assert_allclose(last, alone, rtol=0, atol=2e-5)
+
+
+def test_a_last_chunk_takes_no_page(flow: TorchFlow) -> None:
+    chunk = np.zeros((80, 12), np.float32)
+    job = SolveJob(flow.open(), chunk, chunk, np.ones(192, np.float32), chunk)
+    before = free(flow)
+    flow.solve([job])
+    assert free(flow) == before
+    assert job.cache.nbytes == 0
+
+
+def test_a_long_past_makes_no_other_stream_s_call_longer(flow: TorchFlow) -> None:
+    chunk = np.zeros((80, 50), np.float32)
+    early, late = (SolveJob(flow.open(), chunk, chunk, np.ones(192, np.float32), chunk) for _ in range(2))
+    for _ in range(5):  # one page more than the shortest past that is read
+        flow.solve([late])
+    assert not flow.solve.can_batch([early], late)
+    assert not flow.solve.can_batch([late], early)
+    assert flow.solve.can_batch([late], late)
+
+
+def test_a_call_holds_no_more_streams_than_are_recorded(torch_weights: Weights) -> None:
+    flow = load(torch_weights, flow_cache_mib=512)
     chunk = np.zeros((80, 50), np.float32)
     job = SolveJob(flow.open(), chunk, chunk, np.ones(192, np.float32), chunk)
     assert flow.solve.can_batch([job] * 31, job)
     assert not flow.solve.can_batch([job] * 32, job)
 
 
-def test_forks_share_the_prompt_and_every_page_comes_back(flow: TorchFlow, flow_voice: FlowVoice, tokens: Ints) -> None:
+def test_a_call_reads_at_most_twice_the_pages_that_there_are(torch_weights: Weights, flow: TorchFlow) -> None:
+    small = load(torch_weights, flow_cache_mib=-(-20 * 50 * flow.frame_bytes // 2**20))
+    assert 20 <= small.solve.pages.count <= 22
+    chunk = np.zeros((80, 50), np.float32)
+    job = SolveJob(small.open(), chunk, chunk, np.ones(192, np.float32), chunk)
+    assert small.solve.can_batch([job] * 7, job)  # 8 rows of 4 pages
+    assert not small.solve.can_batch([job] * 8, job)  # 16 rows
+
+
+def test_forks_share_the_prompt_and_every_page_comes_back(
+    flow: TorchFlow, flow_voice: FlowVoice, tokens: Ints, speech_chunks: int
+) -> None:
     before = free(flow)
     state = primed(flow, flow_voice)
     after_prompt = tuple(pages - PROMPT_CHUNKS for pages in before)
@@ -162,8 +239,8 @@ def test_forks_share_the_prompt_and_every_page_comes_back(flow: TorchFlow, flow_
     assert free(flow) == after_prompt
     assert [stream.nbytes for stream in streams] == [0, 0, 0]
     streams[0].step(tokens, final=True)
-    assert free(flow) == tuple(pages - SPEECH_CHUNKS for pages in after_prompt)
-    assert streams[0].nbytes == pytest.approx(SPEECH_CHUNKS * 50 * flow.frame_bytes, rel=0.01)
+    assert free(flow) == tuple(pages - speech_chunks for pages in after_prompt)
+    assert streams[0].nbytes == pytest.approx(speech_chunks * 50 * flow.frame_bytes, rel=0.01)
     del streams
     assert free(flow) == after_prompt
     del state
@@ -188,14 +265,15 @@ def test_without_a_free_page_a_step_is_refused_and_changes_nobody(
 
 def test_a_call_may_run_several_times_as_recording_it_does(torch_weights: Weights) -> None:
     config, cpu = torch_weights.config.flow, torch.device("cpu")
-    estimator = load_module(lambda: GuidedFlow(config), torch_weights, "flow", cpu)
+    network = resolve(torch_weights.version.flow.modules[1])
+    estimator = load_module(lambda: network(config), torch_weights, "flow", cpu)
     solver = PagedSolver(estimator, config, 2, torch.float32, cpu)
-    chunk = torch.randn(3, 1, config.mels, config.unet_chunk, generator=torch.Generator().manual_seed(0))
+    chunk = torch.randn(3, 1, config.mels, config.frame_chunk, generator=torch.Generator().manual_seed(0))
     first, second = RESERVED, RESERVED + 1
 
     def solve(past: int, count: int, fresh: int) -> torch.Tensor:
-        places = (torch.tensor(place) for place in ([[past]], [count], [past], [fresh]))
-        (mel,) = solver(*places, *chunk, torch.ones(1, config.speaker))
+        places = map(torch.tensor, ([[past]], [count], [count], [past], [fresh], [config.frame_chunk]))
+        (mel,) = solver(Places(*places), *chunk, torch.ones(1, config.speaker))
         return mel
 
     once = solve(EMPTY, 0, first)
@@ -205,7 +283,7 @@ def test_a_call_may_run_several_times_as_recording_it_does(torch_weights: Weight
 
 
 def test_too_little_memory_for_one_chunk_is_refused(torch_weights: Weights) -> None:
-    with pytest.raises(WeightsError, match="^setting flow_cache_mib: one chunk takes 5 MiB$"):
+    with pytest.raises(WeightsError, match=r"^setting flow_cache_mib: one chunk takes [25] MiB$"):
         load(torch_weights, flow_cache_mib=1)
 
 
@@ -224,19 +302,19 @@ def test_a_device_that_torch_does_not_see_is_refused(torch_weights: Weights) -> 
 
 
 def test_a_window_keeps_the_prompt_and_the_newest_pages(
-    flow: TorchFlow, torch_weights: Weights, flow_voice: FlowVoice, tokens: Ints
+    flow: TorchFlow, torch_weights: Weights, flow_voice: FlowVoice, tokens: Ints, speech_chunks: int
 ) -> None:
     windowed = load(torch_weights, flow_window=100)
     stream = FlowStream(windowed, flow_voice, state=primed(windowed, flow_voice).fork())
     before = stream.nbytes
-    for piece in np.split(tokens, 6):
+    for piece in np.array_split(tokens, 6):
         stream.step(piece, final=False)
     whole = FlowStream(flow, flow_voice, state=primed(flow, flow_voice).fork())
     whole.step(tokens, final=False)
     assert before == 0
     assert stream.nbytes < whole.nbytes
     chains = [stream._state.cache.frames, whole._state.cache.frames]
-    assert [chain.own for chain in chains] == [2, SPEECH_CHUNKS]
+    assert [chain.own for chain in chains] == [2, speech_chunks]
     assert [chain.shared for chain in chains] == [PROMPT_CHUNKS] * 2
 
 

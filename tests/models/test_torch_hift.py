@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from cosyserve.hift.stream import HiftNetworks, HiftStream
 from cosyserve.load.hift import load_hift_networks
+from cosyserve.runtimes.buckets import FRAMES
+from cosyserve.runtimes.graph import Arrays, Graph, Outputs
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
 
@@ -16,8 +22,20 @@ LSB = 1 / 32768
 
 
 @pytest.fixture(scope="module")
-def networks(torch_weights: Weights) -> HiftNetworks:
-    return load_hift_networks(Settings(weights=str(torch_weights.folder), runtime="torch"))
+def networks(any_torch_weights: Weights) -> HiftNetworks:
+    return load_hift_networks(Settings(weights=str(any_torch_weights.folder), runtime="torch"))
+
+
+@pytest.fixture(scope="module")
+def graphs(any_weights: Path) -> HiftNetworks:
+    """The same vocoder in onnxruntime."""
+    return load_hift_networks(Settings(weights=str(any_weights)))
+
+
+@pytest.fixture(scope="module")
+def mel(any_flow_vectors: dict[str, Float]) -> Float:
+    found: Float = any_flow_vectors["full_stream_mel"][0]
+    return found
 
 
 def run(networks: HiftNetworks, mel: Float, cuts: list[int]) -> Float:
@@ -26,15 +44,38 @@ def run(networks: HiftNetworks, mel: Float, cuts: list[int]) -> Float:
     return np.concatenate([*(stream.step(piece, final=False) for piece in pieces), stream.step(last, final=True)])
 
 
-def test_the_recorded_audio_comes_out_and_any_pieces_give_the_same(
-    networks: HiftNetworks, e2e_vectors: dict[str, Float]
-) -> None:
-    mel = e2e_vectors["offline_mel"][0]
-    whole = run(networks, mel, [])
+def test_the_recorded_audio_comes_out(torch_weights: Weights, e2e_vectors: dict[str, Float]) -> None:
+    networks = load_hift_networks(Settings(weights=str(torch_weights.folder), runtime="torch"))
     # The recorded run added up its phases in float32.
-    np.testing.assert_allclose(whole, e2e_vectors["offline_pcm"][0], rtol=0, atol=5e-3)
-    for cuts in ([100], [7, 130, 131]):
-        np.testing.assert_allclose(run(networks, mel, cuts), whole, rtol=0, atol=LSB)
+    found = run(networks, e2e_vectors["offline_mel"][0], [])
+    np.testing.assert_allclose(found, e2e_vectors["offline_pcm"][0], rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("cuts", [[], [100], [7, 130, 131]], ids=str)
+def test_any_pieces_give_what_the_graphs_give(
+    networks: HiftNetworks, graphs: HiftNetworks, mel: Float, cuts: list[int]
+) -> None:
+    np.testing.assert_allclose(run(networks, mel, cuts), run(graphs, mel, []), rtol=0, atol=LSB)
+
+
+@pytest.mark.parametrize("frames", [70, 137, 206])
+def test_last_windows_have_a_recorded_length(networks: HiftNetworks, mel: Float, frames: int) -> None:
+    lengths: list[int] = []
+
+    def noting(graph: Graph) -> Callable[[Arrays], Outputs]:
+        def call(inputs: Arrays) -> Outputs:
+            first = next(iter(inputs.values()))
+            lengths.append(first.shape[-1])  # type: ignore[union-attr]
+            return graph(inputs)
+
+        return call
+
+    watched = replace(
+        networks, f0=noting(networks.f0), source=noting(networks.source), decoder=noting(networks.decoder)
+    )
+    run(watched, mel[:, :frames], list(range(50, frames, 50)))
+    assert lengths
+    assert set(lengths) <= set(FRAMES)
 
 
 @pytest.mark.parametrize("frames", [64, 65])

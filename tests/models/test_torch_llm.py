@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from cosyserve.config import LlmConfig
 from cosyserve.errors import InvalidInput
-from cosyserve.llm.decoder import Decoder
+from cosyserve.llm.decoder import Decoder, VocabLayout
 from cosyserve.llm.scores import top
 from cosyserve.networks.qwen2 import SpeechLM
+from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs
 from cosyserve.runtimes.torch.llm import CAPACITIES, TorchDecoder, TorchScores, load_decoder
 from cosyserve.runtimes.torch.modules import load_module
 from cosyserve.settings import Settings
@@ -24,12 +25,17 @@ ROWS = 5
 
 
 def load(weights: Weights, precision: str = "fp32") -> TorchDecoder:
-    return load_decoder(weights, Settings(runtime="torch", precision=precision, llm_slots=ROWS))
+    return load_decoder(weights, Settings(runtime="torch", llm_precision=precision, llm_slots=ROWS))
 
 
 @pytest.fixture
 def decoder(torch_weights: Weights) -> TorchDecoder:
     return load(torch_weights)
+
+
+@pytest.fixture(scope="module")
+def torch_weights(any_torch_weights: Weights) -> Weights:
+    return any_torch_weights
 
 
 @pytest.fixture(scope="module")
@@ -40,20 +46,24 @@ def config(torch_weights: Weights) -> LlmConfig:
 def sequence(config: LlmConfig, length: int, seed: int) -> Ints:
     """Start, some text, task, then speech, in the merged numbering."""
     random = np.random.default_rng(seed)
-    special = config.vocab + config.speech_vocab
+    layout = VocabLayout(config)
     text, speech = random.integers(0, config.vocab, 7), config.vocab + random.integers(0, config.speech_tokens, length)
-    return np.concatenate([[special], text, [special + 1], speech])[:length]
+    return np.concatenate([[layout.start], text, [layout.task], speech])[:length]
 
 
 def one_pass(weights: Weights, ids: Ints) -> Float:
     """Logits behind the last id, from the network alone."""
     config, tables = weights.config.llm, map_tensors(weights.file("llm.safetensors"))
     module = load_module(lambda: SpeechLM(config), weights, "llm", torch.device("cpu"))
-    merged = np.concatenate([tables["text"], tables["speech"], tables["special"]])
+    merged = np.concatenate([tables[name] for name in ("text", "speech", "special") if name in tables])
     empty = [torch.zeros(1, config.kv_heads, 1, config.head_dim)] * config.layers
     logits, *_ = module(torch.from_numpy(merged[ids])[None], torch.zeros(1, dtype=torch.int64), empty, empty)
     found: Float = logits[0].numpy()
     return found
+
+
+def scores(decoder: TorchDecoder, logits: torch.Tensor) -> TorchScores:
+    return TorchScores(logits, len(logits), CudaGraphs(decoder.run_top, torch.device("cpu")))
 
 
 def close(found: Float, expected: Float) -> None:
@@ -118,9 +128,9 @@ def test_scores_stay_when_the_next_step_has_run(decoder: TorchDecoder, config: L
 
 
 def test_a_full_row_is_refused(decoder: TorchDecoder, config: LlmConfig) -> None:
-    with pytest.raises(InvalidInput, match="^text: .*8192"):
+    with pytest.raises(InvalidInput, match="^text: .*4096"):
         decoder.prefill(0, CAPACITIES[-1] - 4, sequence(config, 5, 0))
-    with pytest.raises(InvalidInput, match="^text: .*8192"):
+    with pytest.raises(InvalidInput, match="^text: .*4096"):
         decoder.step(sequence(config, 1, 0), np.asarray([CAPACITIES[-1]]))
 
 
@@ -132,12 +142,12 @@ def test_half_precision_stays_close(torch_weights: Weights, config: LlmConfig, p
 
 
 @pytest.mark.parametrize("hold", [False, True])
-def test_the_likeliest_are_those_of_the_sampler(config: LlmConfig, hold: bool) -> None:
+def test_the_likeliest_are_those_of_the_sampler(decoder: TorchDecoder, config: LlmConfig, hold: bool) -> None:
     # A few levels make many ties; the stop ids are among the likeliest.
     logits = np.random.default_rng(0).integers(0, 5, (3, config.speech_vocab)).astype(np.float32)
     logits[:, config.end :] = 4
     held = np.asarray([hold, not hold, hold])
-    ids, probabilities = TorchScores(torch.from_numpy(logits), config).top(25, held)
+    ids, probabilities = scores(decoder, torch.from_numpy(logits)).top(25, held)
     for row in range(3):
         if held[row]:
             logits[row, config.end :] = -np.inf
@@ -147,14 +157,16 @@ def test_the_likeliest_are_those_of_the_sampler(config: LlmConfig, hold: bool) -
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
-def test_a_row_without_finite_scores_says_so_and_its_neighbour_does_not(config: LlmConfig, poison: float) -> None:
+def test_a_row_without_finite_scores_says_so_and_its_neighbour_does_not(
+    decoder: TorchDecoder, config: LlmConfig, poison: float
+) -> None:
     logits = np.zeros((2, config.speech_vocab), np.float32)
     logits[0, 7] = poison
-    _, probabilities = TorchScores(torch.from_numpy(logits), config).top(3, np.zeros(2, np.bool_))
+    _, probabilities = scores(decoder, torch.from_numpy(logits)).top(3, np.zeros(2, np.bool_))
     assert np.isnan(probabilities[0]).all()
     assert np.isfinite(probabilities[1]).all()
 
 
-def test_a_row_of_minus_infinity_has_no_finite_score(config: LlmConfig) -> None:
+def test_a_row_of_minus_infinity_has_no_finite_score(decoder: TorchDecoder, config: LlmConfig) -> None:
     logits = torch.full((1, config.speech_vocab), float("-inf"))
-    assert np.isnan(TorchScores(logits, config).top(3, NOBODY)[1]).all()
+    assert np.isnan(scores(decoder, logits).top(3, NOBODY)[1]).all()

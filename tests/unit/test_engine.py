@@ -37,6 +37,7 @@ class Scripted:
     speech_vocab: int = CONFIG.speech_vocab
     on_release: Callable[[list[int]], None] = lambda ids: None
     capacity: int = 10_000
+    prefill_chunk: int = PREFILL_CHUNK
 
     def prefill(self, row: int, start: int, ids: Ids) -> LogitScores:
         assert len(self.rows.setdefault(row, [])) == start

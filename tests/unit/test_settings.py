@@ -32,11 +32,13 @@ def test_the_environment_overrides_every_parameter(name: str) -> None:
         "runtime": ("onnx", "tensorrt"),
         "llm_runtime": ("", "gguf"),
         "precision": ("bf16", "fp16"),
+        "llm_precision": ("bf16", "fp16"),
+        "graphs": ("on", "off"),
         "stage_timeout": ("70", "80"),
         "otlp_endpoint": ("http://one", "https://other"),
     }
     parameter, override = words.get(name, ("7", "8"))
-    needed = {"runtime": "torch"} if name == "precision" else {}
+    needed = {"runtime": "torch"} if name in ("precision", "llm_precision") else {}
     settings = Settings.read({**needed, name: parameter}, {f"COSYSERVE_{name.upper()}": override})
     assert str(getattr(settings, name)) == override
 
@@ -58,19 +60,27 @@ def test_a_number_that_is_none_is_named(text: str) -> None:
         Settings.read({}, {"COSYSERVE_THREADS": text})
 
 
-@pytest.mark.parametrize(
-    "name", ["threads", "max_streams", "llm_slots", "first_hop", "max_hop", "concurrency", "flow_cache_mib"]
-)
+@pytest.mark.parametrize("name", ["threads", "max_streams", "llm_slots", "first_hop", "max_hop", "concurrency"])
 @pytest.mark.parametrize("value", ["0", "-1"])
 def test_a_count_below_one_is_refused(name: str, value: str) -> None:
     with pytest.raises(WeightsError, match=f"^setting {name}: must be at least 1$"):
         Settings.read({name: value}, {})
 
 
-def test_a_window_of_zero_is_no_window_and_below_it_is_none() -> None:
-    assert Settings.read({"flow_window": "0"}, {}).flow_window == 0
-    with pytest.raises(WeightsError, match="^setting flow_window: must be at least 0$"):
-        Settings.read({"flow_window": "-1"}, {})
+@pytest.mark.parametrize("name", ["flow_window", "flow_cache_mib"])
+def test_a_size_that_may_be_left_open_is_not_negative(name: str) -> None:
+    assert getattr(Settings.read({name: "0"}, {}), name) == 0
+    with pytest.raises(WeightsError, match=f"^setting {name}: must be at least 0$"):
+        Settings.read({name: "-1"}, {})
+
+
+def test_the_language_model_has_a_precision_of_its_own() -> None:
+    settings = Settings.read({"runtime": "torch"}, {"COSYSERVE_PRECISION": "fp16"})
+    assert (settings.precision, settings.llm_precision) == ("fp16", "fp32")
+    with pytest.raises(WeightsError, match="^setting llm_precision: bf16 needs another runtime; onnx runs in fp32$"):
+        Settings.read({"llm_precision": "bf16"}, {})
+    with pytest.raises(WeightsError, match="^setting llm_precision: fp16 needs another runtime; gguf runs in fp32$"):
+        Settings.read({"runtime": "torch", "llm_runtime": "gguf", "llm_precision": "fp16"}, {})
 
 
 def test_more_streams_than_sequences_are_refused() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from cosyserve.config import HiftConfig
+from cosyserve.weights import Weights
 
 Float = NDArray[np.float32]
 
@@ -52,6 +55,14 @@ class FixedNoise:
         """See `Noise`."""
         bits = self._twister.random_raw(samples * sines) & np.uint64(2**24 - 1)
         return (bits.astype(np.float32) * np.float32(2**-24)).reshape(samples, sines)
+
+
+def noise_of(weights: Weights) -> Callable[[int], Noise]:
+    """What makes the noise of a segment from its seed, for the vocoder of these weights."""
+    if not weights.config.hift.fixed_noise:
+        return GaussianNoise
+    twister = load_file(weights.file("hift_noise.safetensors"))["twister"]
+    return lambda seed: FixedNoise(twister)
 
 
 def first_phases(config: HiftConfig, seed: int) -> NDArray[np.float64]:

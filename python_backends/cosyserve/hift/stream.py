@@ -175,7 +175,7 @@ class HiftStream:
         target = end if final else end - right
         if target <= known:
             return
-        start = max(state.base, known - left)
+        start = self._start(max(state.base, known - left), end, final)
         window = Window({"mel": state.mel[:, start - state.base :]}, end - start, final)
         out = yield Job(self._net.predict, window)
         fresh = out["f0"][known - start : target - start]
@@ -195,15 +195,17 @@ class HiftStream:
             "start": np.asarray(self._source_end() == 0, np.float32),
             "noise": state.drawn,
         }
-        out = yield Job(self._net.excite, Window(inputs, len(state.f0), final))
+        # What the source is given behind its end, frames without pitch, holds the last phase, as the end does.
+        out = yield Job(self._net.excite, Window(inputs, len(state.f0), end=False))
         state.source = np.concatenate([state.source, out["source"][0, : done * frame]])
         state.phase = out["phases"][done - 1].astype(np.float64)
         state.f0, state.drawn = state.f0[done:], state.drawn[done * frame :]
 
     def _decode(self, stop: int, ready: int, final: bool) -> Computation[Float]:
         state, frame = self._state, self._net.config.frame
-        left = max(state.base, state.sent - self._left) - state.base
         right = min(stop + self._right, ready) - state.base
+        ends = final and right + state.base == ready
+        left = self._start(max(state.base, state.sent - self._left), right + state.base, ends) - state.base
         inputs = {
             "mel": state.mel[:, left:right],
             "source": state.source[None, left * frame : right * frame],
@@ -211,17 +213,28 @@ class HiftStream:
         first = state.sent - state.base - left
         last = stop - state.base - left
         state.sent = stop
-        window = Window(inputs, right - left, final and right + state.base == ready)
+        window = Window(inputs, right - left, ends)
         out = yield Job(self._net.decode, window)
         audio: Float = out["audio"][first * frame : last * frame]
         return audio
+
+    def _start(self, start: int, stop: int, ends: bool) -> int:
+        """Where a window that needs frames `start` to `stop` begins.
+
+        Nothing may be added behind the end of an utterance, so the last windows are made as long as prepared ones with
+        frames before them, where there are enough.
+        """
+        length = next((length for length in self._net.lengths if length >= stop - start), None)
+        if not ends or length is None or stop - length < self._state.base:
+            return start
+        return stop - length
 
     def _source_end(self) -> int:
         return self._state.base + len(self._state.source) // self._net.config.frame
 
     def _trim(self) -> None:
         state = self._state
-        base = max(state.base, state.sent - self._left)
+        base = max(state.base, state.sent - max(self._left, *self._net.lengths, 0))
         drop = base - state.base
         state.mel = state.mel[:, drop:]
         state.source = state.source[drop * self._net.config.frame :]

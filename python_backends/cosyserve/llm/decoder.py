@@ -88,10 +88,14 @@ class Decoder(Protocol):
 
     Attributes:
         capacity: positions that a row holds at most.
+        prefill_chunk: most positions of a piece of a prompt.
     """
 
     @property
     def capacity(self) -> int: ...
+
+    @property
+    def prefill_chunk(self) -> int: ...
 
     def prefill(self, row: int, start: int, prompt: Prompt) -> Scores:
         """Append a piece of a prompt to a row that holds `start` positions; scores of this one row."""

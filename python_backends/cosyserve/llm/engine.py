@@ -10,7 +10,7 @@ import numpy as np
 
 from cosyserve.config import AnyLlm, LlmConfig, expect
 from cosyserve.errors import InvalidInput, StageFailed, Unsupported
-from cosyserve.limits import MAX_SEGMENT_TEXT_TOKENS, PREFILL_CHUNK
+from cosyserve.limits import MAX_SEGMENT_TEXT_TOKENS
 from cosyserve.llm.decoder import Decoder, Prompt, Scores, VocabLayout
 from cosyserve.llm.interleave import Interleaver
 from cosyserve.llm.rows import Rows
@@ -127,7 +127,7 @@ class Engine:
 
     def _prefill(self, sequence: Sequence) -> Scores:
         # Always cut at the same places: other products round differently, and samples must not depend on load.
-        chunk: list[Any] = [sequence.ids.popleft() for _ in range(min(PREFILL_CHUNK, len(sequence.ids)))]
+        chunk: list[Any] = [sequence.ids.popleft() for _ in range(min(self.decoder.prefill_chunk, len(sequence.ids)))]
         scores = self.decoder.prefill(sequence.row, sequence.position, np.asarray(chunk))
         sequence.position += len(chunk)
         return scores

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve.config import AnyLlm
+from cosyserve.limits import PREFILL_CHUNK
 from cosyserve.llm.decoder import Ids, Prompt
 from cosyserve.llm.kv_cache import KVCache
 from cosyserve.llm.scores import LogitScores
@@ -54,6 +55,7 @@ class GraphDecoder:
     """
 
     capacity = sys.maxsize
+    prefill_chunk = PREFILL_CHUNK
 
     def __init__(self, networks: LlmNetworks, rows: int) -> None:
         config = networks.config

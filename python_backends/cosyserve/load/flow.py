@@ -8,6 +8,7 @@ from typing import Any
 from cosyserve.flow.sequences import FlowFactory
 from cosyserve.lazy import resolve
 from cosyserve.load.stage import load_stage
+from cosyserve.runtimes.memory import flow_cache_bytes
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
 
@@ -17,7 +18,7 @@ def load_flow_factory(settings: Settings, count_frames: Callable[[int], None]) -
     weights = Weights(settings.folder)
     networks = load_stage("flow", weights, settings)
     factory: FlowFactory = resolve(weights.version.flow.factory)(
-        networks, settings.flow_cache_mib * 2**20, count_frames
+        networks, flow_cache_bytes(weights, settings), count_frames
     )
     return factory
 

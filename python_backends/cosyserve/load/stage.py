@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cosyserve.errors import WeightsError
 from cosyserve.runtimes import registry
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
@@ -13,7 +14,11 @@ def load_stage(stage: str, weights: Weights, settings: Settings) -> Any:
     """What the stage runs.
 
     Raises:
-        WeightsError: the runtime does not run the weights' version, or the weights lack what it takes.
+        WeightsError: the runtime does not run the weights' version or on the device, or the weights lack what it takes.
     """
-    runtime = (settings.llm_runtime if stage == "llm" else "") or settings.runtime
-    return registry.loader(stage, runtime, weights.version)(weights, settings)
+    name = (settings.llm_runtime if stage == "llm" else "") or settings.runtime
+    load = registry.loader(stage, name, weights.version)
+    devices = registry.get(name).devices
+    if settings.device not in devices:
+        raise WeightsError(f"setting device: {name} runs on {' or '.join(devices)}, not on {settings.device}")
+    return load(weights, settings)

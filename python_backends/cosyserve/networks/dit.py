@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from cosyserve.config import DIT_GROUPS, DIT_TIME, DitFlowConfig
 from cosyserve.networks.attention import Attention
-from cosyserve.networks.guided import Cache, CausalGuided, mish, sinusoid
+from cosyserve.networks.guided import Cache, CausalGuided, Estimator, mish, sinusoid
 
 
 class GuidedDit(CausalGuided):
@@ -24,28 +24,29 @@ class GuidedDit(CausalGuided):
         super().__init__(config, Dit(config))
 
 
-class Dit(nn.Module):
+class Dit(Estimator):
     """The velocity of R independent rows (no guidance)."""
 
     def __init__(self, config: DitFlowConfig) -> None:
         super().__init__()
         width = config.dit_width
-        self.time_embed = nn.ModuleDict(
-            # Upstream keeps the activation at index 1.
-            {"time_mlp": nn.ModuleDict({"0": nn.Linear(DIT_TIME, width), "2": nn.Linear(width, width)})}
-        )
+        self.time_embed = _TimeEmbedding(width)
         self.input_embed = _InputEmbedding(config)
         self.rotary_embed = _Rotary(config.dit_head_dim)
         self.transformer_blocks = nn.ModuleList(_Block(config) for _ in range(config.dit_blocks))
         self.norm_out = nn.ModuleDict({"linear": nn.Linear(width, 2 * width)})
         self.proj_out = nn.Linear(width, config.mels)
 
+    @property
+    def time(self) -> nn.Module:
+        """See `Estimator.time`."""
+        return self.time_embed
+
     def forward(
         self, x: Tensor, mu: Tensor, t: Tensor, speaker: Tensor, cond: Tensor, position: Tensor, cache: Cache
     ) -> Tensor:
         """As `CausalGuided.forward` on R plain rows, with the projected ``speaker``, float [R, mels]."""
-        time_mlp = cast(nn.ModuleDict, self.time_embed["time_mlp"])
-        time = F.silu(time_mlp["2"](F.silu(time_mlp["0"](sinusoid(t, DIT_TIME)))))
+        time = F.silu(self.time_embed(t))
         y = self.input_embed(x, cond, mu, speaker, cache)
         rotary = self.rotary_embed(position, y)
         for block in self.transformer_blocks:
@@ -53,6 +54,19 @@ class Dit(nn.Module):
         scale, shift = self.norm_out["linear"](time)[:, None].chunk(2, dim=-1)
         v: Tensor = self.proj_out(_norm(y) * (1 + scale) + shift)
         return v.mT
+
+
+class _TimeEmbedding(nn.Module):
+    """Flow time [rows] to [rows, width]: sinusoids, then two layers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        # Upstream keeps the activation at index 1.
+        self.time_mlp = nn.ModuleDict({"0": nn.Linear(DIT_TIME, width), "2": nn.Linear(width, width)})
+
+    def forward(self, t: Tensor) -> Tensor:
+        embedded: Tensor = self.time_mlp["2"](F.silu(self.time_mlp["0"](sinusoid(t, DIT_TIME))))
+        return embedded
 
 
 class _InputEmbedding(nn.Module):

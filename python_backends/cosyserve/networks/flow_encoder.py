@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cosyserve.config import UNetFlowConfig
 from cosyserve.networks.conformer import ConformerLayer, Embed, distance_rows
-from cosyserve.networks.lookahead import PreLookahead
+from cosyserve.networks.lookahead import PreLookahead, without_padding
 
 
 class FlowEncoder(nn.Module):
@@ -41,6 +41,7 @@ class FlowEncoder(nn.Module):
         up_tail: Tensor,
         past_k: list[Tensor],
         past_v: list[Tensor],
+        valid: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
         """Encode one chunk.
 
@@ -54,6 +55,8 @@ class FlowEncoder(nn.Module):
             up_tail: last inputs of the up-sampling convolution, float [B, W, 2 * ratio]; zeros at the start.
             past_k: keys per layer, float [B, heads, P, dk], behind the up-sampling [B, heads, ratio * P, dk].
             past_v: values, same shapes.
+            valid: of the n tokens those that are there, int64 [B]; what follows only pads the chunk, and no frame of a
+                valid token depends on it. None: all.
 
         Returns:
             mu [B, mels, ratio * n], both tails for the next call, and per layer keys and values of the new positions.
@@ -62,14 +65,17 @@ class FlowEncoder(nn.Module):
         x = encoder.embed(self.input_embedding(tokens.clamp(min=0)))
         ahead = encoder.embed(self.input_embedding(context.clamp(min=0))) * context_valid[:, :, None]
 
+        if valid is not None:
+            x = without_padding(x, valid)
         x, conv_tail = encoder.pre_lookahead_layer(x, ahead, conv_tail)
         split = len(encoder.encoders)
-        x, new_k, new_v = _run(encoder.encoders, x, length, past_k[:split], past_v[:split])
+        x, new_k, new_v = _run(encoder.encoders, x, length, past_k[:split], past_v[:split], valid)
 
         x, up_tail = encoder.up_layer(x, up_tail)
         x = encoder.up_embed(x)
         ratio = encoder.up_layer.ratio
-        x, up_k, up_v = _run(encoder.up_encoders, x, ratio * length, past_k[split:], past_v[split:])
+        frames = None if valid is None else ratio * valid
+        x, up_k, up_v = _run(encoder.up_encoders, x, ratio * length, past_k[split:], past_v[split:], frames)
         mu = self.encoder_proj(encoder.after_norm(x)).mT
         return mu, conv_tail, up_tail, new_k + up_k, new_v + up_v
 
@@ -103,12 +109,20 @@ class _UpSample(nn.Module):
 
 
 def _run(
-    layers: nn.ModuleList, x: Tensor, length: Tensor, past_k: list[Tensor], past_v: list[Tensor]
+    layers: nn.ModuleList,
+    x: Tensor,
+    length: Tensor,
+    past_k: list[Tensor],
+    past_v: list[Tensor],
+    valid: Tensor | None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     room = past_k[0].shape[2]
     positions = distance_rows(room, x)
     keys = torch.arange(room + x.shape[1], device=x.device)
-    unused = torch.where(keys < (room - length)[:, None], float("-inf"), 0.0).to(x.dtype)[:, None, None, :]
+    masked = keys < (room - length)[:, None]
+    if valid is not None:
+        masked = masked | (keys >= (room + valid)[:, None])
+    unused = torch.where(masked, float("-inf"), 0.0).to(x.dtype)[:, None, None, :]
     new_k: list[Tensor] = []
     new_v: list[Tensor] = []
     for layer, k, v in zip(layers, past_k, past_v, strict=True):

@@ -17,6 +17,15 @@ from torch.nn import functional as F
 from cosyserve.config import FlowConfig, WindowFlowConfig
 
 
+class Estimator(nn.Module):
+    """The velocity of R independent rows (no guidance)."""
+
+    @property
+    def time(self) -> nn.Module:
+        """What embeds flow times, float [R]."""
+        raise NotImplementedError
+
+
 class Guided(nn.Module):
     """An estimator with classifier-free guidance: both of its rows and their mix.
 
@@ -171,10 +180,14 @@ def sinusoid(t: Tensor, channels: int) -> Tensor:
 
 
 def mish(x: Tensor) -> Tensor:
-    """x tanh(softplus(x)), with one exponential in place of two functions that onnxruntime computes one by one.
+    """x tanh(softplus(x)).
 
-    With e = exp(x), tanh(softplus(x)) = e (e + 2) / (e (e + 2) + 2); beyond 20 that is 1 in float32.
+    In a graph it has one exponential in place of two functions that onnxruntime computes one by one. With e = exp(x),
+    tanh(softplus(x)) = e (e + 2) / (e (e + 2) + 2); beyond 20 that is 1 in float32. Graphs are float32 here: in float16
+    the square overflows from x = 5.6 on. Torch has the function in one kernel, whatever the precision.
     """
+    if not torch.compiler.is_exporting():
+        return F.mish(x)
     e = x.clamp(max=20.0).exp()
     n = e * (e + 2.0)
     return x * (n / (n + 2.0))

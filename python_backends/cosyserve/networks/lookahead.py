@@ -28,7 +28,12 @@ class LookaheadEncoder(nn.Module):
         self.pre_lookahead_layer = PreLookahead(config.mels, config.lookahead_channels, config.lookahead)
 
     def forward(
-        self, tokens: Tensor, context: Tensor, context_valid: Tensor, conv_tail: Tensor
+        self,
+        tokens: Tensor,
+        context: Tensor,
+        context_valid: Tensor,
+        conv_tail: Tensor,
+        valid: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Encode one chunk.
 
@@ -37,14 +42,23 @@ class LookaheadEncoder(nn.Module):
             context: the L tokens after the chunk, int64 [B, L].
             context_valid: 1.0 where that token exists, 0.0 past the end of the text, float [B, L].
             conv_tail: last inputs of the second convolution, float [B, C, 2]; zeros at the start.
+            valid: see `FlowEncoder.forward`.
 
         Returns:
             mu [B, mels, ratio * n], each token's frame ratio times, and the tail for the next call.
         """
         x = self.input_embedding(tokens.clamp(min=0))
         ahead = self.input_embedding(context.clamp(min=0)) * context_valid[:, :, None]
+        if valid is not None:
+            x = without_padding(x, valid)
         x, conv_tail = self.pre_lookahead_layer(x, ahead, conv_tail)
         return x.repeat_interleave(self.ratio, dim=1).mT, conv_tail
+
+
+def without_padding(x: Tensor, valid: Tensor) -> Tensor:
+    """x [B, n, channels] with zeros, as behind the end of a text, in place of what follows the first `valid` [B]."""
+    there = torch.arange(x.shape[1], device=x.device) < valid[:, None]
+    return x * there[:, :, None].to(x.dtype)
 
 
 class PreLookahead(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cosyserve.config import UNetFlowConfig
-from cosyserve.networks.guided import Cache, CausalGuided, mish
+from cosyserve.networks.guided import Cache, CausalGuided, Estimator, mish
 from cosyserve.networks.unet_layers import Stage, Surroundings, TimeMlp, joined
 
 _TAIL = 2  # left padding of a causal convolution of kernel 3
@@ -23,7 +23,7 @@ class GuidedFlow(CausalGuided):
         super().__init__(config, UNet(config))
 
 
-class UNet(nn.Module):
+class UNet(Estimator):
     """The velocity of R independent rows (no guidance)."""
 
     def __init__(self, config: UNetFlowConfig) -> None:
@@ -35,6 +35,11 @@ class UNet(nn.Module):
         self.up_blocks = nn.ModuleList([_stage(config, 2 * width, _conv(width, width))])
         self.final_block = _CausalBlock(width, width)
         self.final_proj = nn.Conv1d(width, config.mels, 1)
+
+    @property
+    def time(self) -> nn.Module:
+        """See `Estimator.time`."""
+        return self.time_mlp
 
     def forward(self, x: Tensor, mu: Tensor, t: Tensor, speaker: Tensor, cond: Tensor, cache: Cache) -> Tensor:
         """As `CausalGuided.forward` on R plain rows, with the projected ``speaker``, float [R, mels]."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from cosyserve.errors import WeightsError
 from cosyserve.runtimes import buckets
+from cosyserve.runtimes.stacking import stacked_shapes
 from cosyserve.weights import Weights
 
 PLANS = "plans"
@@ -21,6 +22,16 @@ PLANS = "plans"
 
 HALVES = ("flow_estimator",)
 """Graphs that half precision suits. The vocoder is float32 in upstream too: it sums waves by their phases."""
+
+
+TENSORRT = "TensorRT"
+"""For data-centre cards: a plan fits the card that it was built on."""
+
+RTX = "TensorRT-RTX"
+"""For GeForce, RTX and Ada cards: a plan fits every card of a compute capability, and is built on any machine."""
+
+ANY = "any"
+"""Name of the GPU of a plan that fits all of its compute capability."""
 
 
 class Gpu(NamedTuple):
@@ -36,15 +47,17 @@ class EngineSpec:
 
     Attributes:
         graph: name of the graph.
-        gpu: name of the GPU.
+        flavour: `TENSORRT` or `RTX`.
+        gpu: name of the GPU, or `ANY`.
         capability: its compute capability, such as ``9.0``.
-        tensorrt: full version of TensorRT.
+        tensorrt: its full version.
         precision: of the products and the caches; ``fp16``, ``bf16`` or ``fp32``.
         profile: hash of the input shapes, see `buckets.digest`.
         sha256: of the graph's files.
     """
 
     graph: str
+    flavour: str
     gpu: str
     capability: str
     tensorrt: str
@@ -53,15 +66,18 @@ class EngineSpec:
     sha256: str
 
     @classmethod
-    def wanted(cls, weights: Weights, graph: str, gpu: Gpu, version: str, precision: str) -> EngineSpec:
-        """The plan that fits these weights on this GPU with this TensorRT.
+    def wanted(
+        cls, weights: Weights, graph: str, gpu: Gpu, version: str, precision: str, flavour: str = TENSORRT
+    ) -> EngineSpec:
+        """The plan that fits these weights on this GPU with this version of a flavour.
 
         Raises:
             WeightsError: the graph has no shape ladder, or the ladder does not cover its inputs.
         """
         return cls(
             graph,
-            gpu.name,
+            flavour,
+            ANY if flavour == RTX else gpu.name,
             gpu.capability,
             version,
             engine_precision(graph, precision),
@@ -75,7 +91,8 @@ class EngineSpec:
         gpu = re.sub(r"[^a-z0-9]+", "-", self.gpu.lower()).strip("-")
         sm = self.capability.replace(".", "")
         digest = hashlib.sha256(f"{self.profile} {self.sha256}".encode()).hexdigest()[:12]
-        return f"{self.graph}-{gpu}-sm{sm}-trt{self.tensorrt}-{self.precision}-{digest}.plan"
+        kind = "rtx" if self.flavour == RTX else "trt"
+        return f"{self.graph}-{gpu}-sm{sm}-{kind}{self.tensorrt}-{self.precision}-{digest}.plan"
 
     def differences(self, other: EngineSpec) -> str:
         """Each field in which another plan differs, with both values, for the eye."""
@@ -96,21 +113,21 @@ def profile(weights: Weights, graph: str) -> buckets.Profile:
     """
     sizes = buckets.axes(graph, weights.config)
     inputs = _entry(weights, graph)["inputs"]
-    return buckets.profile({name: entry["shape"] for name, entry in inputs.items()}, sizes)
+    return buckets.profile(stacked_shapes({name: entry["shape"] for name, entry in inputs.items()}), sizes)
 
 
-def find_engine(folder: Path, graph: str, gpu: Gpu, version: str, precision: str) -> Path:
+def find_engine(folder: Path, graph: str, gpu: Gpu, version: str, precision: str, flavour: str = TENSORRT) -> Path:
     """The plan of a graph for this GPU and this TensorRT.
 
     Args:
         folder: prepared weights.
-        version: full version of the installed TensorRT.
+        version: full version of what is installed of this flavour.
         precision: ``fp16``, ``bf16`` or ``fp32``; graphs outside `HALVES` are float32 whatever it is.
 
     Raises:
         WeightsError: none was built, or what was built does not fit; the line says what differs.
     """
-    wanted = EngineSpec.wanted(Weights(folder), graph, gpu, version, precision)
+    wanted = EngineSpec.wanted(Weights(folder), graph, gpu, version, precision, flavour)
     refused = []
     for path in sorted((folder / PLANS).glob(f"{graph}-*.plan")):
         found = _read(path)
@@ -118,7 +135,7 @@ def find_engine(folder: Path, graph: str, gpu: Gpu, version: str, precision: str
             return path
         refused.append(f"{path.name} ({found.differences(wanted) if found else 'its JSON cannot be read'})")
     problem = f"does not fit: {'; '.join(refused)}" if refused else "was not built"
-    raise WeightsError(f"the TensorRT plan of {graph} {problem}; run `cosyserve-build engines` on this machine")
+    raise WeightsError(f"the {flavour} plan of {graph} {problem}; run `cosyserve-build engines` on this machine")
 
 
 def save_engine(folder: Path, plan: EngineSpec, content: bytes) -> Path:

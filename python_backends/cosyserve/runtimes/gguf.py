@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve.errors import InvalidInput, StageFailed, WeightsError
-from cosyserve.limits import GGUF_POSITIONS
+from cosyserve.limits import GGUF_POSITIONS, PREFILL_CHUNK
 from cosyserve.llm.decoder import Ids
 from cosyserve.llm.embeddings import Embeddings
 from cosyserve.llm.scores import LogitScores
@@ -67,6 +67,7 @@ class GgufDecoder:
         self._batch = llama_cpp.llama_batch_init(BATCH, self._config.hidden, 1)
         self._inputs = np.ctypeslib.as_array(self._batch.embd, (BATCH, self._config.hidden))
         self.capacity = capacity
+        self.prefill_chunk = PREFILL_CHUNK
         self._broken = np.zeros(rows, np.bool_)
 
     def close(self) -> None:

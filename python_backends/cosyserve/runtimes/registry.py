@@ -59,7 +59,7 @@ ONNX = Runtime(
         "hift": "cosyserve.runtimes.onnx.stages:load_hift",
     },
     networks=None,
-    devices=("cpu", "cuda"),
+    devices=("cpu",),
     precisions=("fp32",),
     side_by_side=True,
     writer="cosyserve_build.prepare:write_graphs",
@@ -69,7 +69,16 @@ ONNX = Runtime(
 TORCH = Runtime(
     name="torch",
     loaders=_IN_TORCH,
-    networks=frozenset({"Qwen2LM", "CausalMaskedDiffWithXvec", "HiFTGenerator with SineGen2"}),
+    networks=frozenset(
+        {
+            "Qwen2LM",
+            "CosyVoice3LM",
+            "CausalMaskedDiffWithXvec",
+            "CausalMaskedDiffWithDiT",
+            "HiFTGenerator with SineGen2",
+            "CausalHiFTGenerator",
+        }
+    ),
     devices=("cpu", "cuda"),
     precisions=("fp32", "bf16", "fp16"),
     writer="cosyserve_build.prepare:write_torch",
@@ -124,7 +133,7 @@ def loader(stage: str, name: str, version: Version) -> Callable[..., Any]:
     """
     runtime = get(name)
     alone = name in LLM_ALONE
-    setting, instead = ("llm_runtime", "leave it empty") if alone else ("runtime", "use onnx, with precision fp32")
+    setting, instead = ("llm_runtime", "leave it empty") if alone else ("runtime", "use onnx, on a CPU (--profile cpu)")
     if not runtime.runs(version):
         problem = f"{name} does not run CosyVoice version {version.number}"
         raise WeightsError(f"setting {setting}: {problem}; {instead}")

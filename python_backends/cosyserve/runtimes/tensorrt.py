@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import re
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from cosyserve.errors import WeightsError
-from cosyserve.runtimes.engine_files import Gpu
-from cosyserve.runtimes.graph import flat
+from cosyserve.runtimes.engine_files import RTX, TENSORRT, Gpu
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-T = TypeVar("T")
+
+_MODULES = {TENSORRT: ("tensorrt", "cosyserve[gpu]"), RTX: ("tensorrt_rtx", "tensorrt-rtx-cu13")}
 
 
-def load_tensorrt() -> ModuleType:
-    """The module ``tensorrt``.
+def load_tensorrt(flavour: str = TENSORRT) -> ModuleType:
+    """The module of a flavour of TensorRT; both have the same interface.
 
     Raises:
         WeightsError: it is not installed; the line says what to install.
     """
+    name, package = _MODULES[flavour]
     try:
-        import tensorrt
+        return importlib.import_module(name)
     except ImportError:
-        raise WeightsError(
-            "TensorRT is not installed: pip install 'tensorrt-cu12>=10.15' (cu13 for CUDA 13) on the GPU's machine"
-        ) from None
-    module: ModuleType = tensorrt
-    return module
+        raise WeightsError(f"{flavour} is not installed: pip install '{package}'") from None
+
+
+def installed_flavours() -> list[str]:
+    """The flavours of TensorRT that are installed."""
+    return [flavour for flavour, (name, _) in _MODULES.items() if importlib.util.find_spec(name)]
 
 
 def this_gpu() -> Gpu:
@@ -53,15 +55,16 @@ class TensorrtGraph:
 
     Args:
         path: a plan that `find_engine` returned.
+        flavour: of the plan.
 
     Raises:
         WeightsError: TensorRT is missing or refuses the plan, or memory is short.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, flavour: str = TENSORRT) -> None:
         import torch
 
-        trt = load_tensorrt()
+        trt = load_tensorrt(flavour)
         types = {
             trt.DataType.FLOAT: torch.float32,
             trt.DataType.HALF: torch.float16,
@@ -81,15 +84,17 @@ class TensorrtGraph:
         inputs = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
         self._outputs = [name for name in names if name not in inputs]
 
-    def __call__(self, inputs: Mapping[str, Tensor | list[Tensor]]) -> dict[str, Tensor | list[Tensor]]:
+    def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Enqueue one run behind all work of torch's current stream and before its next, without waiting for it.
 
+        It can be recorded in a CUDA graph: the tensors' addresses are then those of the recording.
+
         Args:
-            inputs: CUDA tensors by name; a list stands for ``name_0``, ``name_1``, ... Tensors that are contiguous and
-                of the plan's types are read where they lie, others are converted first.
+            inputs: CUDA tensors by name. Those that are contiguous and of the plan's types are read where they lie,
+                others are converted first.
 
         Returns:
-            New CUDA tensors by name, numbered ones as lists.
+            New CUDA tensors by name.
 
         Raises:
             WeightsError: a shape lies outside the plan's profile.
@@ -97,7 +102,7 @@ class TensorrtGraph:
         import torch
 
         # What is freed here is reused by later work of the same stream only, so no input needs to be kept alive.
-        feed = {name: tensor.to(self._types[name]).contiguous() for name, tensor in flat(inputs).items()}
+        feed = {name: tensor.to(self._types[name]).contiguous() for name, tensor in inputs.items()}
         for name, tensor in feed.items():
             if not self._context.set_input_shape(name, tuple(tensor.shape)):
                 raise WeightsError(f"{name}: shape {tuple(tensor.shape)} lies outside the TensorRT plan's profile")
@@ -114,16 +119,4 @@ class TensorrtGraph:
         current.wait_stream(self._stream)
         if not enqueued:
             raise WeightsError("TensorRT could not run the plan; its log says why")
-        return grouped(outputs)
-
-
-def grouped(values: Mapping[str, T]) -> dict[str, T | list[T]]:
-    """Undo `flat`: ``name_0``, ``name_1``, ... gathered into lists, whatever order they come in."""
-    lists: dict[str, dict[int, T]] = {}
-    single: dict[str, T | list[T]] = {}
-    for name, value in values.items():
-        if match := re.fullmatch(r"(.+)_(\d+)", name):
-            lists.setdefault(match[1], {})[int(match[2])] = value
-        else:
-            single[name] = value
-    return single | {name: [items[i] for i in sorted(items)] for name, items in lists.items()}
+        return outputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -12,7 +13,35 @@ from cosyserve.runtimes.graph import Array, Arrays, Outputs, flat
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
 
-PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+CPU: list[Any] = ["CPUExecutionProvider"]
+
+PROVIDERS: dict[str, list[Any]] = {
+    "cpu": CPU,
+    "cuda": [
+        (
+            "CUDAExecutionProvider",
+            {
+                # The default tries every algorithm anew for each new length, for a tenth of a second or more.
+                "cudnn_conv_algo_search": "HEURISTIC",
+                # Its rounding would tell chunked from one-shot audio.
+                "use_tf32": "0",
+                "arena_extend_strategy": "kSameAsRequested",
+            },
+        ),
+        *CPU,
+    ],
+}
+
+
+def provider(device: str) -> str:
+    """Name of onnxruntime's provider for a device."""
+    first = PROVIDERS[device][0]
+    return first if isinstance(first, str) else str(first[0])
+
+
+def available(device: str) -> bool:
+    """Whether the onnxruntime that is installed has one."""
+    return provider(device) in ort.get_available_providers()
 
 
 class OnnxGraph:
@@ -28,9 +57,12 @@ class OnnxGraph:
     """
 
     def __init__(self, path: Path, threads: int = 1, device: str = "cpu") -> None:
-        missing = [p for p in PROVIDERS[device] if p not in ort.get_available_providers()]
-        if missing:
-            raise WeightsError(f"device {device} needs onnxruntime with {missing[0]}, which is not installed")
+        if not available(device):
+            raise WeightsError(
+                f"device {device} needs onnxruntime with {provider(device)}: pip install onnxruntime-gpu"
+            )
+        if device == "cuda":
+            ort.preload_dlls()  # CUDA and cuDNN lie in packages of their own
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -43,8 +75,8 @@ class OnnxGraph:
             self._session = ort.InferenceSession(str(path), options, providers=PROVIDERS[device])
         except Exception as error:
             raise WeightsError(f"{path.name} cannot be loaded: {error}") from error
-        if self._session.get_providers()[0] != PROVIDERS[device][0]:
-            raise WeightsError(f"{path.name}: onnxruntime could not start {PROVIDERS[device][0]}")
+        if self._session.get_providers()[0] != provider(device):
+            raise WeightsError(f"{path.name}: onnxruntime could not start {provider(device)}")
         self._outputs = [o.name for o in self._session.get_outputs()]
         self._inputs = [i.name for i in self._session.get_inputs()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from cosyserve.runtimes.buckets import BATCH
+
+_LOG = logging.getLogger("cosyserve")
 
 Function = Callable[..., tuple[Tensor, ...]]
 Shapes = tuple[Hashable, ...]
@@ -43,11 +46,13 @@ class CudaGraphs:
             writes besides its results must come out the same when it runs again with the same inputs, because
             recording runs it several times.
         device: where to run.
+        enabled: whether to record at all.
     """
 
-    def __init__(self, function: Function, device: torch.device) -> None:
+    def __init__(self, function: Function, device: torch.device, *, enabled: bool = True) -> None:
         self._function = function
         self._device = device
+        self._enabled = enabled and device.type == "cuda"
         self._recordings: dict[Shapes, _CudaGraph] = {}
 
     def __call__(self, *inputs: Tensor, **sizes: int) -> tuple[Tensor, ...]:
@@ -61,12 +66,28 @@ class CudaGraphs:
         return recording.outputs
 
     def record(self, *inputs: Tensor, **sizes: int) -> None:
-        """Make inputs of these shapes fast from now on. The largest come first: the others reuse their memory."""
-        if self._device.type != "cuda":
+        """Make inputs of these shapes fast from now on. The largest come first: the others reuse their memory.
+
+        A shape that cannot be recorded runs kernel by kernel; a warning in the log says why.
+
+        Raises:
+            torch.OutOfMemoryError: the device has too little memory.
+            torch.AcceleratorError: the device is out of order.
+        """
+        if not self._enabled:
             return
+        try:
+            self._recordings[_shapes(inputs, sizes)] = self._record(inputs, sizes)
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except RuntimeError as error:
+            shapes = [tuple(given.shape) for given in inputs]
+            _LOG.warning("shapes %s run kernel by kernel, because they cannot be recorded: %s", shapes, error)
+
+    def _record(self, inputs: Sequence[Tensor], sizes: Mapping[str, int]) -> _CudaGraph:
         held = tuple(given.to(self._device, copy=True) for given in inputs)
         # Libraries choose algorithms and take workspaces in their first calls, which a graph cannot hold.
-        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        side = _side_stream(self._device)
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
             for _ in range(2):
@@ -75,7 +96,13 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=_memory(), capture_error_mode="thread_local"):
             outputs = self._function(*held, **sizes)
-        self._recordings[_shapes(inputs, sizes)] = _CudaGraph(graph, held, outputs)
+        return _CudaGraph(graph, held, outputs)
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> Any:
+    """The stream for first calls: one, because libraries keep a workspace for each stream for ever."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 @functools.cache

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from safetensors.numpy import load_file
+from torch import nn
 
-from cosyserve.config import UNetFlowConfig, expect
+from cosyserve.config import FlowConfig, expect
 from cosyserve.errors import WeightsError
 from cosyserve.flow.networks import EncodeJob, Float, SolveJob
-from cosyserve.networks.flow_encoder import FlowEncoder
-from cosyserve.networks.unet import GuidedFlow
-from cosyserve.runtimes.torch.encoder import PagedEncoder
+from cosyserve.lazy import resolve
+from cosyserve.networks.guided import CausalGuided
+from cosyserve.runtimes.memory import flow_cache_bytes
+from cosyserve.runtimes.torch.encoder import PagedConformer, PagedKind, PagedLookahead
 from cosyserve.runtimes.torch.modules import DTYPES, fitting, load_module, prepare_device
 from cosyserve.runtimes.torch.network import PagedNetwork
 from cosyserve.runtimes.torch.paged_kv_cache import PagePool, PageTable
@@ -52,87 +55,108 @@ class TorchFlow:
 
     Args:
         encoder: in float32, on `device`.
-        estimator: likewise; changed to `dtype`.
+        paged: keeps its past in pages.
+        estimator: in float32, on `device`; changed to `dtype`.
         noise: fixed starting noise ``[mels, frames]``.
         cache_bytes: memory for pages, all taken at once. Recorded calls need more besides: a tenth of the pages that
             the largest one reads.
         dtype: precision of the estimator and its pages.
         plan: of the estimator, to run in its stead where it can.
         window: most frames of its own that a stream attends to besides the prompt, in whole chunks; 0 for all (exact).
+        graphs: whether calls may be recorded.
     """
 
     def __init__(
         self,
-        config: UNetFlowConfig,
-        encoder: FlowEncoder,
-        estimator: GuidedFlow,
+        config: FlowConfig,
+        encoder: nn.Module,
+        paged: PagedKind,
+        estimator: CausalGuided,
         noise: Float,
         cache_bytes: int,
         dtype: torch.dtype,
         device: torch.device,
         plan: Run | None = None,
         window: int = 0,
+        *,
+        graphs: bool = True,
     ) -> None:
         self.config, self.noise = config, noise
-        self._window = -(-window // config.unet_chunk)
-        self._plan = plan
-        self._page_bytes = PagedEncoder.page_bytes(config), PagedSolver.page_bytes(config, dtype)
+        self._window = -(-window // config.frame_chunk)
+        self._page_bytes = paged.page_bytes(config), PagedSolver.page_bytes(config, dtype)
         count = cache_bytes // sum(self._page_bytes)
         if count < 1:
             raise WeightsError(f"setting flow_cache_mib: one chunk takes {sum(self._page_bytes) / 2**20:.0f} MiB")
         self.encode = PagedNetwork[EncodeJob](
-            PagedEncoder(encoder, config, count, device),
+            paged(encoder, config, count, device),
             device,
             PagePool(count),
             config.chunk,
             lambda job: job.cache.tokens,
             lambda job: (job.tokens, job.context, job.context_valid),
+            padded=1,
+            graphs=graphs,
         )
         parts = estimator, config, count, dtype, device
+        solver = TensorrtSolver(plan, *parts) if plan else PagedSolver(*parts)
         self.solve = PagedNetwork[SolveJob](
-            TensorrtSolver(plan, *parts) if plan else PagedSolver(*parts),
+            solver,
             device,
             PagePool(count),
-            config.unet_chunk,
+            config.frame_chunk,
             lambda job: job.cache.frames,
             lambda job: (job.mu, job.cond, job.noise, job.embedding),
+            padded=3,
+            masks=solver.masks,
+            graphs=graphs,
         )
 
     @property
     def frame_bytes(self) -> int:
         """Bytes of cache for each mel frame of a stream."""
         tokens, frames = self._page_bytes
-        return -(-tokens // (self.config.ratio * self.config.chunk)) + -(-frames // self.config.unet_chunk)
+        return -(-tokens // (self.config.ratio * self.config.chunk)) + -(-frames // self.config.frame_chunk)
 
     def open(self) -> TorchCache:
         """See `FlowNetworks.open`."""
         return TorchCache(self._page_bytes, self._window)
 
     def record(self, streams: int) -> None:
-        """Record the calls of up to this many streams; a plan is one launch as it is."""
+        """Record the calls of up to this many streams, with the plan in them if there is one."""
         config, cache = self.config, self.open()
         ahead = config.lookahead
         tokens, context = np.zeros(config.chunk, np.int64), np.zeros(ahead, np.int64)
-        frames, speaker = np.zeros((config.mels, config.unet_chunk), np.float32), np.zeros(config.speaker, np.float32)
-        if self._plan is None:
-            self.solve.record(SolveJob(cache, frames, frames, speaker, frames), streams)
+        frames, speaker = np.zeros((config.mels, config.frame_chunk), np.float32), np.zeros(config.speaker, np.float32)
+        self.solve.record(SolveJob(cache, frames, frames, speaker, frames), streams)
         self.encode.record(EncodeJob(cache, tokens, context, np.zeros(ahead, np.float32)), streams)
+
+
+PAGED_ENCODERS: dict[str, PagedKind] = {
+    "CausalMaskedDiffWithXvec": PagedConformer,
+    "CausalMaskedDiffWithDiT": PagedLookahead,
+}
 
 
 @fitting()
 def load_flow(weights: Weights, settings: Settings) -> TorchFlow:
     """The flow with its weights, recorded for all streams that the settings allow."""
-    config, device = expect(UNetFlowConfig, weights.config.flow), prepare_device(settings)
+    config, device = expect(FlowConfig, weights.config.flow), prepare_device(settings)
+    network = weights.version.flow
+    encoder, estimator = (
+        load_module(partial(resolve(name), config), weights, "flow", device) for name in network.modules
+    )
     flow = TorchFlow(
         config,
-        load_module(lambda: FlowEncoder(config), weights, "flow", device),
-        load_module(lambda: GuidedFlow(config), weights, "flow", device),
+        encoder,
+        PAGED_ENCODERS[network.name],
+        estimator,
         load_file(weights.file("flow.safetensors"))["noise"],
-        settings.flow_cache_mib * 2**20,
+        flow_cache_bytes(weights, settings),
         DTYPES[settings.precision],
         device,
         load_engine(weights, "flow_estimator", settings),
         settings.flow_window,
+        graphs=settings.graphs == "on",
     )
     flow.record(settings.max_streams)
     return flow

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cosyserve.hift.noise import noise_of
 from cosyserve.hift.stream import HiftNetworks
 from cosyserve.networks.hift import Decoder, F0Predictor
-from cosyserve.networks.hift_source import HarmonicSource
+from cosyserve.networks.hift_source import source_of
 from cosyserve.runtimes.buckets import BATCH, FRAMES
 from cosyserve.runtimes.graph import Arrays, Outputs, flat
 from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs, batches, bucket
@@ -25,21 +26,21 @@ class TorchGraph:
     """A module with batched inputs and outputs, its arrays on the host.
 
     Calls whose first input has one of the `FRAMES` along its last axis are recorded; zeros fill up their batch. Whoever
-    cuts windows makes them that long where frames may follow. Nothing may be added behind the end of an utterance, so
-    its last window runs as it is.
+    cuts windows makes them that long where it can; an utterance shorter than the first of `FRAMES` runs as it is.
 
     Args:
         module: on `device`; takes and returns tensors whose first axis is the batch.
         device: where it runs.
         outputs: names of what the module returns.
+        graphs: whether calls may be recorded.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device, *outputs: str) -> None:
+    def __init__(self, module: nn.Module, device: torch.device, *outputs: str, graphs: bool = True) -> None:
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
             out = module(*inputs)
             return out if isinstance(out, tuple) else (out,)
 
-        self._run = CudaGraphs(run, device)
+        self._run = CudaGraphs(run, device, enabled=graphs)
         self._inputs = list(inspect.signature(module.forward).parameters)
         self._outputs = outputs
 
@@ -65,17 +66,16 @@ class TorchGraph:
 def load_hift(weights: Weights, settings: Settings) -> HiftNetworks:
     """The vocoder's three networks, recorded for all streams that the settings allow."""
     config, device, streams = weights.config.hift, prepare_device(settings), settings.max_streams
+    graphs = settings.graphs == "on"
     mels, frame, sines = config.mels, config.frame, config.harmonics + 1
-    f0 = TorchGraph(load_module(lambda: F0Predictor(config), weights, "hift", device), device, "f0")
-    source = TorchGraph(
-        load_module(lambda: HarmonicSource(config), weights, "hift", device), device, "source", "phases"
-    )
-    module = load_module(lambda: Decoder(config), weights, "hift", device)
+    f0 = TorchGraph(load_module(lambda: F0Predictor(config), weights, "hift", device), device, "f0", graphs=graphs)
+    module: nn.Module = load_module(lambda: source_of(config), weights, "hift", device)
+    source = TorchGraph(module, device, "source", "phases", graphs=graphs)
+    module = network = load_module(lambda: Decoder(config), weights, "hift", device)
     if plan := load_engine(weights, "hift_decoder", settings):
-        decoder = TorchGraph(TensorrtDecoder(plan, module), device, "audio")
-    else:
-        decoder = TorchGraph(module, device, "audio")
-        decoder.record(lambda b, n: (torch.zeros(b, mels, n), torch.zeros(b, 1, frame * n)), streams)
+        module = TensorrtDecoder(plan, network)
+    decoder = TorchGraph(module, device, "audio", graphs=graphs)
+    decoder.record(lambda b, n: (torch.zeros(b, mels, n), torch.zeros(b, 1, frame * n)), streams)
     source.record(
         lambda b, n: (
             torch.zeros(b, n, dtype=torch.float64),
@@ -86,4 +86,4 @@ def load_hift(weights: Weights, settings: Settings) -> HiftNetworks:
         streams,
     )
     f0.record(lambda b, n: (torch.zeros(b, mels, n),), streams)
-    return HiftNetworks(config, f0, source, decoder, FRAMES)
+    return HiftNetworks(config, f0, source, decoder, FRAMES, noise_of(weights))

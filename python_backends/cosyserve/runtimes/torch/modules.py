@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -19,18 +20,25 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 M = TypeVar("M", bound=nn.Module)
 
 
-def prepare_device(settings: Settings) -> torch.device:
+def prepare_device(settings: Settings, *, urgent: bool = False) -> torch.device:
     """The device that the settings name, with this process set up for it.
+
+    Args:
+        urgent: under MPS, kernels of this process go first. The language model's are short, and all others wait for
+            its tokens.
 
     Raises:
         WeightsError: torch does not see the device.
     """
+    os.environ.setdefault("CUDA_MPS_CLIENT_PRIORITY", "0" if urgent else "1")  # read when the context is made
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise WeightsError("device cuda needs a torch that sees a GPU")
     torch.set_num_threads(settings.threads)
     # cuDNN takes TF32 for float32 by default; its rounding would tell chunked from one-shot audio.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+    # Some of cuDNN's algorithms for transposed convolutions add up in any order.
+    torch.backends.cudnn.deterministic = True
     return torch.device(settings.device)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -11,25 +11,54 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cosyserve.runtimes.buckets import BATCH, BLOCKS
-from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs, Function, batches, bucket
+from cosyserve.runtimes.memory import most_pages
+from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs, batches, bucket
 from cosyserve.runtimes.torch.paged_kv_cache import EMPTY, SCRATCH, PagePool, PageTable
 
 Array = NDArray[Any]
 J = TypeVar("J", contravariant=True)
 
 
+class Places(NamedTuple):
+    """Where the streams of a call have their pages, int64.
+
+    Attributes:
+        table: pages of the past, right-aligned behind `EMPTY` ones, ``[B, room]``.
+        filled: pages of it that hold something, ``[B]``.
+        position: pages before this chunk, those that a window has trimmed included, ``[B]``.
+        last: the newest page, ``[B]``.
+        fresh: the page to fill with a whole chunk, ``[B]``; `SCRATCH` for any other.
+        valid: positions of the chunk that are there, ``[B]``; those behind them only pad it.
+    """
+
+    table: Tensor
+    filled: Tensor
+    position: Tensor
+    last: Tensor
+    fresh: Tensor
+    valid: Tensor
+
+
+Function = Callable[..., tuple[Tensor, ...]]
+"""Takes `Places`, then the arrays of the jobs stacked; returns a tensor ``[B, ..., time]``."""
+
+
 class PagedNetwork(Generic[J]):
     """A `Network` of jobs over a function on the device.
 
+    A stream's last chunk may be shorter than the others. It is padded to a whole one, so that it runs in the recorded
+    shape and shares a call with whole ones; full attention runs all positions in one longer chunk.
+
     Args:
-        function: called with ``table`` (pages of the past, right-aligned behind `EMPTY` ones) int64 ``[B, room]``,
-            ``count`` (pages of it that are filled), ``last`` (newest page) and ``fresh`` (page to fill, where the chunk
-            is a whole one) int64 ``[B]``, then with the arrays of the jobs stacked; returns a tensor ``[B, ...]``.
+        function: see `Function`.
         device: where it runs.
         pages: what is handed out for whole chunks.
-        chunk: positions of a whole chunk. Only a stream's last chunk may have another length.
+        chunk: positions of a whole chunk.
         chain: the job's pages in this network.
         arrays: the job's arrays; the first one's last axis runs along time.
+        padded: how many of the arrays run along time, in the last axis.
+        masks: whether the function ignores what only pads a chunk; otherwise short chunks run as they are.
+        graphs: whether calls may be recorded.
     """
 
     def __init__(
@@ -40,19 +69,36 @@ class PagedNetwork(Generic[J]):
         chunk: int,
         chain: Callable[[J], PageTable],
         arrays: Callable[[J], Sequence[Array]],
+        *,
+        padded: int,
+        masks: bool = True,
+        graphs: bool = True,
     ) -> None:
-        self._run = CudaGraphs(function, device)
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+            places = len(Places._fields)
+            return function(Places(*tensors[:places]), *tensors[places:])
+
+        self._run = CudaGraphs(run, device, enabled=graphs)
         self.pages = pages
         self._chunk = chunk
         self._chain = chain
         self._arrays = arrays
+        self._padded = padded
+        self._masks = masks
+        self._most_pages = most_pages(pages.count)
 
     def can_batch(self, batch: Sequence[J], job: J) -> bool:
-        """Chunks of one length, while the pages read together stay within the largest recorded call."""
-        streams = [*batch, job]
-        room = max(len(self._chain(other).pages) for other in streams)
-        fits = len(streams) <= BATCH[-1] and len(streams) * room <= BATCH[-1] * BLOCKS[-1]
-        return fits and self._positions(job) == self._positions(batch[0])
+        """Chunks of one width whose pasts need the same recorded room, so that no stream pays for a longer one's.
+
+        A stream beyond the longest recorded room runs alone. Both bounds are on the memory that one call takes.
+        """
+        room = self._room(batch[0])
+        return (
+            len(batch) < BATCH[-1]
+            and bucket(BATCH, len(batch) + 1) * room <= self._most_pages
+            and self._room(job) == room
+            and self._width(job) == self._width(batch[0])
+        )
 
     def __call__(self, batch: Sequence[J]) -> list[NDArray[np.float32]]:
         """Run a chunk of each stream.
@@ -61,46 +107,63 @@ class PagedNetwork(Generic[J]):
             MemoryTaken: no page is free. No stream has changed then.
         """
         chains = [self._chain(job) for job in batch]
-        whole = self._positions(batch[0]) == self._chunk
-        fresh = self.pages.take(len(batch)) if whole else []
-        rows = bucket(BATCH, len(batch)) if whole else len(batch)
-        room = bucket(BLOCKS, max(len(chain.pages) for chain in chains))
-        places = _places(chains, rows, room)
-        places["fresh"][: len(fresh)] = [page.number for page in fresh]
-        stacked = [_stacked(arrays, rows) for arrays in zip(*map(self._arrays, batch), strict=True)]
-        (out,) = self._run(*_tensors([*places.values(), *stacked]))
-        results = list(out[: len(batch)].float().cpu().numpy())
-        for chain, page in zip(chains, fresh, strict=whole):
+        lengths = [self._length(job) for job in batch]
+        width = self._width(batch[0])
+        grown = [chain for chain, length in zip(chains, lengths, strict=True) if length == self._chunk]
+        fresh = self.pages.take(len(grown))
+        rows = bucket(BATCH, len(batch)) if width == self._chunk else len(batch)
+        places = _places(chains, lengths, rows, max(map(self._room, batch)))
+        numbers = iter(page.number for page in fresh)
+        places.fresh[: len(batch)] = torch.tensor(
+            [next(numbers) if length == self._chunk else SCRATCH for length in lengths]
+        )
+        (out,) = self._run(*places, *self._stacked([self._arrays(job) for job in batch], rows, width))
+        results = out[: len(batch)].float().cpu().numpy()
+        for chain, page in zip(grown, fresh, strict=True):
             chain.append(page)
-        return results
+        ratio = results.shape[-1] // width
+        return [result[..., : ratio * length] for result, length in zip(results, lengths, strict=True)]
 
     def record(self, job: J, streams: int) -> None:
         """Record the ladder up to this many streams; `job` tells the shapes of a whole chunk."""
         for rows in reversed(batches(streams)):
-            for room in reversed(BLOCKS):
-                places = _places([], rows, room)
-                stacked = [_stacked([array], rows) for array in self._arrays(job)]
-                self._run.record(*_tensors([*places.values(), *stacked]))
+            for room in reversed([room for room in BLOCKS if rows * room <= self._most_pages]):
+                places = _places([], [], rows, room, valid=self._chunk)
+                self._run.record(*places, *self._stacked([self._arrays(job)], rows, self._chunk))
 
-    def _positions(self, job: J) -> int:
+    def _room(self, job: J) -> int:
+        return bucket(BLOCKS, len(self._chain(job).pages))
+
+    def _length(self, job: J) -> int:
         return int(self._arrays(job)[0].shape[-1])
 
+    def _width(self, job: J) -> int:
+        """Positions of the call that a job needs."""
+        length = self._length(job)
+        return self._chunk if self._masks and length < self._chunk else length
 
-def _places(chains: Sequence[PageTable], rows: int, room: int) -> dict[str, NDArray[np.int64]]:
+    def _stacked(self, jobs: Sequence[Sequence[Array]], rows: int, width: int) -> list[Tensor]:
+        stacked = []
+        for index, arrays in enumerate(zip(*jobs, strict=True)):
+            first = arrays[0]
+            shape = (*first.shape[:-1], width) if index < self._padded else first.shape
+            out = np.zeros((rows, *shape), first.dtype)
+            for row, array in zip(out, arrays, strict=False):
+                row[..., : array.shape[-1]] = array
+            stacked.append(torch.from_numpy(out))
+        return stacked
+
+
+def _places(chains: Sequence[PageTable], lengths: Sequence[int], rows: int, room: int, valid: int = 1) -> Places:
+    """Places of these streams; further rows only fill up the batch, with `valid` positions each."""
     table = np.full((rows, room), EMPTY, np.int64)
-    count, last = np.zeros(rows, np.int64), np.full(rows, EMPTY, np.int64)
-    for row, chain in enumerate(chains):
+    last = np.full(rows, EMPTY, np.int64)
+    filled, position = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+    there = np.full(rows, valid, np.int64)
+    for row, (chain, length) in enumerate(zip(chains, lengths, strict=True)):
         if chain.pages:
             table[row, -len(chain.pages) :] = [page.number for page in chain.pages]
-            count[row], last[row] = len(chain.pages), chain.pages[-1].number
-    return {"table": table, "count": count, "last": last, "fresh": np.full(rows, SCRATCH, np.int64)}
-
-
-def _stacked(arrays: Sequence[Array], rows: int) -> Array:
-    out = np.zeros((rows, *arrays[0].shape), arrays[0].dtype)
-    out[: len(arrays)] = arrays
-    return out
-
-
-def _tensors(arrays: Sequence[Array]) -> list[Tensor]:
-    return [torch.from_numpy(array) for array in arrays]
+            filled[row], last[row] = len(chain.pages), chain.pages[-1].number
+        position[row], there[row] = chain.position, length
+    fresh = np.full(rows, SCRATCH, np.int64)
+    return Places(*map(torch.from_numpy, (table, filled, position, last, fresh, there)))

@@ -34,6 +34,7 @@ class PagePool:
     """
 
     def __init__(self, count: int) -> None:
+        self.count = count
         self._free = list(range(RESERVED, RESERVED + count))
 
     @property
@@ -64,11 +65,13 @@ class PageTable:
     Attributes:
         shared: pages at the front that belong to another stream too.
         window: most pages of its own that it keeps, the newest; 0 keeps all.
+        position: pages before the next one, those that a window has trimmed included.
     """
 
     pages: list[Page] = field(default_factory=list)
     shared: int = 0
     window: int = 0
+    position: int = 0
 
     @property
     def own(self) -> int:
@@ -78,9 +81,10 @@ class PageTable:
     def append(self, page: Page) -> None:
         """Add the newest page."""
         self.pages.append(page)
+        self.position += 1
         if self.window and self.own > self.window:
             del self.pages[self.shared]  # trim the oldest
 
     def fork(self, window: int = 0) -> PageTable:
         """A table that goes on from here; the pages so far are shared."""
-        return PageTable(list(self.pages), len(self.pages), window)
+        return PageTable(list(self.pages), len(self.pages), window, self.position)

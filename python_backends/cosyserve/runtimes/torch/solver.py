@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import cast
 
@@ -10,23 +11,24 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cosyserve.config import UNetFlowConfig
+from cosyserve.config import FlowConfig
 from cosyserve.flow.solver import time_grid
-from cosyserve.networks.guided import Cache
-from cosyserve.networks.unet import GuidedFlow, UNet
+from cosyserve.networks.guided import Cache, CausalGuided, Estimator
+from cosyserve.runtimes.memory import estimator_page_bytes
+from cosyserve.runtimes.torch.network import Places
 from cosyserve.runtimes.torch.paged_kv_cache import EMPTY, RESERVED
 
 _ALIGNMENT = 16  # elements; fused attention copies a mask whose rows begin elsewhere, in every layer
 
 _BACKENDS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # the fused one that takes any mask, and its stand-in
 
-Velocity = Callable[[int, float, Tensor, list[Tensor]], tuple[Tensor, Tensor, list[Tensor]]]
-"""From step, flow time, state [B, mels, n] and convolution tails to the guided velocity [B, mels, n], the new frames'
-keys, then values, per layer [2 * layers, n, 2B, heads, hd], and the new tails."""
+Velocity = Callable[[int, float, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""From step, flow time, state [B, mels, n] and all convolution tails, flattened [2B, size], to the guided velocity
+[B, mels, n], the new frames' keys, then values, per layer [2 * layers, n, 2B, heads, hd], and the new tails."""
 
 
 class PagedSolver:
-    """`GuidedFlow` and the Euler steps around it; a whole chunk's keys, values and tails of all steps go to a page.
+    """A guided estimator and the Euler steps around it. A whole chunk's keys, values and tails go to a page.
 
     Network and pages have the precision `dtype`; the state that the steps add up to and the time embedding are float32.
 
@@ -35,78 +37,78 @@ class PagedSolver:
         pages: to make room for, besides the reserved ones.
     """
 
+    masks = True
+    """Whether frames that only pad a chunk may follow its last one."""
+
     def __init__(
-        self, module: GuidedFlow, config: UNetFlowConfig, pages: int, dtype: torch.dtype, device: torch.device
+        self, module: CausalGuided, config: FlowConfig, pages: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self._module = module.to(dtype)
-        self._unet = cast(UNet, module.decoder["estimator"])
+        self._estimator = cast(Estimator, module.decoder["estimator"])
         # Times differ by less than half precision resolves, so their embedding is made in float32.
-        self._unet.time_mlp.float().register_forward_hook(lambda module, inputs, embedded: embedded.to(dtype))
+        self._estimator.time.float().register_forward_hook(lambda module, inputs, embedded: embedded.to(dtype))
         self._config, self._dtype = config, dtype
-        self._channels = [channels for channels, _ in config.tails]
+        self._layers, self._heads, self._head_dim = config.attention
+        self._chunk = config.frame_chunk
         room = pages + RESERVED
-        positions = room * config.unet_chunk * 2
         # Per step and layer (keys, then values) one row for each page, frame and guidance row.
         self._memory = torch.empty(
             config.steps,
-            2 * config.attentions,
-            positions,
-            config.unet_heads * config.unet_head_dim,
+            2 * self._layers,
+            room * self._chunk * 2,
+            self._heads * self._head_dim,
             dtype=dtype,
             device=device,
         )
-        self._tails = torch.empty(room, config.steps, 2, sum(self._channels), 2, dtype=dtype, device=device)
+        self._tails = torch.empty(room, config.steps, 2, sum(map(math.prod, config.tails)), dtype=dtype, device=device)
         self._tails[EMPTY] = 0
-        self._memory[:, :, : 2 * config.unet_chunk] = 0
+        self._memory[:, :, : 2 * self._chunk] = 0
 
     @staticmethod
-    def page_bytes(config: UNetFlowConfig, dtype: torch.dtype) -> int:
+    def page_bytes(config: FlowConfig, dtype: torch.dtype) -> int:
         """Bytes of one page."""
-        attention = config.attentions * config.unet_chunk * config.unet_heads * config.unet_head_dim
-        return config.steps * 2 * 2 * dtype.itemsize * (attention + sum([channels for channels, _ in config.tails]))
+        return estimator_page_bytes(config, dtype.itemsize)
 
-    def __call__(
-        self,
-        table: Tensor,
-        count: Tensor,
-        last: Tensor,
-        fresh: Tensor,
-        mu: Tensor,
-        cond: Tensor,
-        noise: Tensor,
-        embedding: Tensor,
-    ) -> tuple[Tensor]:
-        """Mel float32 [B, mels, n]; see `PagedNetwork` for the first four and `SolveJob` for the others."""
-        velocity = self.velocity(table, count, mu, cond, embedding)
-        write = self.positions(fresh[:, None])
+    def __call__(self, places: Places, mu: Tensor, cond: Tensor, noise: Tensor, embedding: Tensor) -> tuple[Tensor]:
+        """Mel float32 [B, mels, n]; see `SolveJob` for the arrays. It is meaningless where frames only pad a chunk."""
+        velocity = self.velocity(places, mu, cond, embedding)
+        write = self.positions(places.fresh[:, None])
         x = noise
         for step, (t, dt) in enumerate(time_grid(self._config.steps)):
-            tails = self._tails[:, step].index_select(0, last).transpose(0, 1).flatten(0, 1)
-            v, made, new_tails = velocity(step, float(t), x, list(torch.split(tails, self._channels, dim=1)))
+            tails = self._tails[:, step].index_select(0, places.last).transpose(0, 1).flatten(0, 1)
+            v, made, new_tails = velocity(step, float(t), x, tails)
             x = x + float(dt) * v
-            if mu.shape[2] == self._config.unet_chunk:
+            if mu.shape[2] == self._chunk:
                 self._memory[step].index_copy_(1, write, made.flatten(1, 2).flatten(2, 3))
-                rows = torch.stack(torch.cat(new_tails, dim=1).to(self._dtype).chunk(2), dim=1)
-                self._tails[:, step].index_copy_(0, fresh, rows)
+                rows = torch.stack(new_tails.to(self._dtype).chunk(2), dim=1)
+                self._tails[:, step].index_copy_(0, places.fresh, rows)
+            # A view of the whole window: without this, it lives until the next step has made its own.
+            del made
         return (x,)
 
-    def velocity(self, table: Tensor, count: Tensor, mu: Tensor, cond: Tensor, embedding: Tensor) -> Velocity:
+    def velocity(self, places: Places, mu: Tensor, cond: Tensor, embedding: Tensor) -> Velocity:
         """The network for the steps of one call."""
         streams, _, new = mu.shape
-        past = table.shape[1] * self._config.unet_chunk
-        read = F.pad(self.positions(table), (0, 2 * streams * new))  # the new frames' place is filled with anything
-        bias = self._bias(past - self._config.unet_chunk * count, past + new)
+        past = places.table.shape[1] * self._chunk
+        # The new frames' place is filled with anything.
+        read = F.pad(self.positions(places.table), (0, 2 * streams * new))
+        bias = self._bias(past - self._chunk * places.filled, past + places.valid, past + new)
         speaker = _guided(self._module.speaker(embedding))
         mu, cond = _guided(mu.to(self._dtype)), _guided(cond.to(self._dtype))
+        position = self._chunk * places.position
+        extra = (torch.cat([position, position]),) if self._config.positions else ()
         rate = self._config.cfg_rate
 
-        def run(step: int, t: float, x: Tensor, tails: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        def run(step: int, t: float, x: Tensor, tails: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             window = self.window(step, read, 2 * streams)
-            cache = WindowCache(window, bias, tails)
+            cache = WindowCache(window, bias, self._unpacked(tails))
             times = torch.full((2 * streams,), t, device=x.device)
             with sdpa_kernel(_BACKENDS):
-                v = self._unet(torch.cat([x, x]).to(self._dtype), mu, times, speaker, cond, cache).float()
-            return (1 + rate) * v[:streams] - rate * v[streams:], window[:, past:], cache.new_tails
+                guided = self._estimator(
+                    torch.cat([x, x]).to(self._dtype), mu, times, speaker, cond, *extra, cache=cache
+                ).float()
+            v = (1 + rate) * guided[:streams] - rate * guided[streams:]
+            return v, window[:, past:], torch.cat([tail.flatten(1) for tail in cache.new_tails], dim=1)
 
         return run
 
@@ -114,20 +116,27 @@ class PagedSolver:
         """A copy of the frames at `positions`: per layer keys, then values, [2 * layers, frames, rows, heads, hd]."""
         # Each thread of the copy moves one element, so elements are made wide.
         window = self._memory[step].view(torch.float64).index_select(1, read).view(self._dtype)
-        return window.view(len(window), -1, rows, self._config.unet_heads, self._config.unet_head_dim)
+        return window.view(len(window), -1, rows, self._heads, self._head_dim)
 
     def positions(self, table: Tensor) -> Tensor:
         """Rows of `_memory` that pages [B, room] take, as a window orders them: by frame, guidance row, stream."""
-        frames = torch.arange(self._config.unet_chunk, device=table.device)
-        frame = (table[:, :, None] * self._config.unet_chunk + frames).flatten(1).mT  # [room * chunk, B]
+        frames = torch.arange(self._chunk, device=table.device)
+        frame = (table[:, :, None] * self._chunk + frames).flatten(1).mT  # [room * chunk, B]
         return torch.cat([2 * frame, 2 * frame + 1], dim=1).flatten()
 
-    def _bias(self, unused: Tensor, width: int) -> Tensor:
-        """Additive mask [2B, 1, 1, width] of the first `unused` [B] frames of each stream."""
+    def _unpacked(self, tails: Tensor) -> list[Tensor]:
+        """Convolution tails of [2B, ...] one after another, each [2B, channels, frames]."""
+        shapes = self._config.tails
+        parts = torch.split(tails, [math.prod(shape) for shape in shapes], dim=1)
+        return [part.view(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _bias(self, first: Tensor, stop: Tensor, width: int) -> Tensor:
+        """Additive mask [2B, 1, 1, width]: each stream reads frames `first` [B] to `stop` [B], the latter excluded."""
         aligned = -(-width // _ALIGNMENT) * _ALIGNMENT
-        frames = torch.arange(aligned, device=unused.device)
-        masked = torch.where(frames < torch.cat([unused, unused])[:, None], float("-inf"), 0.0)
-        return masked.to(self._dtype)[:, None, None, :width]
+        frames = torch.arange(aligned, device=first.device)
+        masked = (frames < first[:, None]) | (frames >= stop[:, None])
+        bias = torch.where(torch.cat([masked, masked]), float("-inf"), 0.0).to(self._dtype)
+        return bias[:, None, None, :width]
 
 
 class WindowCache(Cache):
@@ -136,7 +145,7 @@ class WindowCache(Cache):
     Args:
         window: per layer keys, then values, [2 * layers, past + n, R, heads, hd]; the last n are filled here.
         bias: additive mask [R, 1, 1, past + n].
-        tails: convolution tails, [R, channels, 2] each.
+        tails: convolution tails, [R, channels, frames] each.
     """
 
     def __init__(self, window: Tensor, bias: Tensor, tails: list[Tensor]) -> None:

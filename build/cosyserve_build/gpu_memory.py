@@ -1,0 +1,47 @@
+"""Memory of a GPU server at full size: the table of docs/tuning.md."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from cosyserve import versions
+from cosyserve.config import ModelConfig
+from cosyserve.repository import PROFILES
+from cosyserve.runtimes.memory import GIB, DeviceMemory, device_memory
+from cosyserve.settings import Settings
+from cosyserve_build.bundles.layout import read_config
+from cosyserve_build.bundles.shapes import expected_shapes
+from cosyserve_build.synth_recipe import sizes, write_recipe
+
+CARDS = {24: 8, 48: 24, 80: 48, 141: 64}
+"""GiB of usual cards, and the `max_streams` and `llm_slots` that suit each."""
+
+PROMPT_FRAMES = 250
+"""Of a voice of 5 s, the prompt of which nobody shares."""
+
+
+@cache
+def full_size(version: int) -> ModelConfig:
+    """The sizes of the official bundle of a CosyVoice version."""
+    with tempfile.TemporaryDirectory() as scratch:
+        write_recipe(Path(scratch), version, sizes(version, "full"))
+        return read_config(Path(scratch), versions.get(version))
+
+
+def memory(version: int, card: int, streams: int) -> DeviceMemory:
+    """How profile ``gpu`` shares out a card of so many GiB at full size.
+
+    Args:
+        streams: `max_streams` and `llm_slots`.
+    """
+    config = full_size(version)
+    given = {name: value for model in PROFILES["gpu"].values() for name, value in model.items()}
+    settings = Settings.read({**given, "max_streams": str(streams), "llm_slots": str(streams)}, {})
+    parameters = {
+        stage: 4 * sum(math.prod(shape) for shape in expected_shapes(config, stage).values())
+        for stage in ("llm", "flow", "hift")
+    }
+    return device_memory(config, parameters, card * GIB, settings)
