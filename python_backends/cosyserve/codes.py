@@ -48,6 +48,7 @@ CODES = (
     ErrorCode("CANCELLED",           "lifetime", "LifetimeOver",  "Cancelled",        503, "cancelled"),
     ErrorCode("DEADLINE_EXCEEDED",   "",         "",              "DeadlineExceeded", 504, "timeout"),
     ErrorCode("INTERNAL",            "",         "StageFailed",   "Internal",         502, "server_failed"),
+    ErrorCode("INTERNAL",            "finite",   "NotFinite",     "Internal",         502, "server_failed"),
     ErrorCode("FAILED_PRECONDITION", "",         "BundleError",   "ServerError",      502, "server_failed"),
     ErrorCode("FAILED_PRECONDITION", "",         "WeightsError",  "ServerError",      502, "server_failed"),
     ErrorCode("FAILED_PRECONDITION", "",         "ServeError",    "ServerError",      502, "server_failed"),

@@ -106,8 +106,14 @@ def _named(tensors: tuple[Tensor, ...], name: str) -> Tensor:
     raise KeyError(name)
 
 
-MODES = ("sft", "zero_shot", "cross_lingual", "instruct", "vc")
-"""Values of the ``mode`` input; inferred from the other inputs when absent."""
+MODES = {
+    "sft": ("a registered voice", "`prompt_audio`, `instruct`"),
+    "zero_shot": ("prompt speech and its transcript", "`instruct`"),
+    "cross_lingual": ("prompt speech", "`instruct`"),
+    "instruct": ("`instruct`", "nothing"),
+    "vc": ("`source_audio`, `source_sample_rate`", "`text`, text in pieces"),
+}
+"""Values of the ``mode`` input, with what each needs and refuses; inferred from the other inputs when absent."""
 
 TTS = Model(
     "tts",
@@ -264,7 +270,7 @@ VOICES = Model(
     Scheduling.PLAIN,
     "Registers, lists, describes and deletes voices. The answer describes those it is about, deleted ones included.",
     inputs=(
-        Tensor("action", "BYTES", (1,), "`register`, `list`, `describe` or `delete`"),
+        Tensor("action", "BYTES", (1,), " or ".join(", ".join(f"`{each}`" for each in ACTIONS).rsplit(", ", 1))),
         Tensor("voice", "BYTES", (1,), "its name; required but for `list`", optional=True),
         *(
             replace(TTS.input(name), doc="with `register`: as for `tts`")
@@ -348,12 +354,20 @@ LLM = Model(
 _DEADLINE = Tensor("deadline", "INT64", (1,), "ns of the monotonic clock; earlier goes first", optional=True)
 _STREAM = Tensor("stream", "BOOL", (1,), "at sequence start: false for whole segments at once", optional=True)
 _SEED = Tensor("seed", "INT64", (1,), "with a segment's first tokens or mel frames: seed of its noise", optional=True)
+_EXPECTED = Tensor(
+    "expected_tokens",
+    "INT32",
+    (1,),
+    "at sequence start: speech tokens that the longest segment may come to, for which memory is reserved",
+    optional=True,
+)
 _FLOW_INPUTS = (
     Tensor("speech_tokens", "INT32", (-1,), "the next speech tokens, any number", most=limits.MAX_NOISE_FRAMES),
     Tensor("final", "BOOL", (1,), "true: no token of this segment follows; the next step begins another segment"),
     _DEADLINE,
     _STREAM,
     _SEED,
+    _EXPECTED,
     *_VOICE,
 )
 _MEL = Tensor("mel", "FP32", (80, -1), "the next mel frames", most=limits.MAX_NOISE_FRAMES)

@@ -111,6 +111,13 @@ class StageFailed(CosyServeError):
     """
 
 
+class NotFinite(StageFailed):
+    """A network returned infinities or NaN, which would be heard as silence.
+
+    What to do: another `precision`; other weights.
+    """
+
+
 class BundleError(CosyServeError):
     """A CosyVoice bundle is incomplete or contradicts its own YAML.
 

@@ -175,7 +175,10 @@ GGUF_POSITIONS = 4096
 100 s of speech."""
 
 RESERVED_FRAMES = 500
-"""Mel frames of flow state that a new stream needs room for, besides its prompt: 10 s, a long sentence."""
+"""Most mel frames of flow state that a new stream needs room for, besides its prompt: 10 s, a long sentence."""
+
+EXPECTED_TOKENS_PER_TEXT_TOKEN = 12
+"""Speech tokens that a text token is expected to become at most: English takes some 8, Chinese 9."""
 
 WAITING_LOG_LINES = 1000
 """Lines of a log that wait to be written when nobody reads it; further ones are dropped, and speech goes on."""

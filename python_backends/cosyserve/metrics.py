@@ -136,6 +136,13 @@ COMPUTE = Metric(
     {"model": tuple(model.name for model in (LLM, FLOW, HIFT))},
     advice="a rate near `concurrency` on CPUs, or near 1 of llm: that model limits the server",
 )
+NOT_FINITE = Metric(
+    "cosyserve_not_finite_total",
+    "counter",
+    "Steps whose mel or audio was infinite or NaN; their utterances failed",
+    {"model": tuple(model.name for model in (FLOW, HIFT))},
+    advice="the weights overflow in this `precision`: choose another",
+)
 LLM_SEQUENCES = Metric(
     "cosyserve_llm_sequences",
     "gauge",

@@ -44,7 +44,7 @@ def test_a_reason_of_tomorrow_counts_as_its_status() -> None:
 def test_reasons_are_those_of_a_status() -> None:
     assert reasons("UNAVAILABLE") == ("streams", "memory", "draining")
     assert reasons("CANCELLED") == ("client", "idle", "lifetime")
-    assert reasons("INTERNAL") == ()
+    assert reasons("INTERNAL") == ("finite",)
 
 
 @pytest.mark.parametrize(

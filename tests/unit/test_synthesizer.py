@@ -12,7 +12,7 @@ from fakes import GRID, FakeStages
 
 from cosyserve.contracts import FRONTEND, TTS, Tensors
 from cosyserve.errors import CosyServeError, InvalidInput, Overloaded, StageFailed, VoiceNotFound
-from cosyserve.limits import MAX_SECONDS_AHEAD
+from cosyserve.limits import EXPECTED_TOKENS_PER_TEXT_TOKEN, MAX_SECONDS_AHEAD
 from cosyserve.pipeline.admission import Admission
 from cosyserve.pipeline.synthesizer import Synthesizer
 from cosyserve.pipeline.timeline import Chunk
@@ -182,7 +182,8 @@ async def test_an_utterance_opens_with_its_voice_and_goes_on_without() -> None:
     await speak(stages)
     step = {"speech_tokens", "final", "seed", "deadline"}
     (_, opening, start, end), *steps = stages.steps
-    assert set(opening) == step | {"stream", "flow_prompt_tokens", "prompt_mel", "speaker_embedding"}
+    voice = {"flow_prompt_tokens", "prompt_mel", "speaker_embedding"}
+    assert set(opening) == step | voice | {"stream", "expected_tokens"}
     assert (start, end) == (True, False)
     assert len(opening["speech_tokens"]) == 0
     assert not opening["final"][0]
@@ -447,3 +448,17 @@ async def test_beyond_the_limit_a_request_is_refused_at_once() -> None:
         assert stages.points == before
         assert admission.active == 1
     assert said(await consume(speaker)) == list(range(60))
+
+
+async def test_the_flow_is_told_how_long_the_longest_segment_may_become() -> None:
+    stages = FakeStages([60, 10, 130])  # of 2, 3 and 4 text tokens
+    await speak(stages)
+    opening = stages.steps[0][1]
+    assert opening["expected_tokens"].tolist() == [4 * EXPECTED_TOKENS_PER_TEXT_TOKEN]
+    assert all("expected_tokens" not in inputs for _, inputs, _, _ in stages.steps[1:])
+
+
+async def test_speech_that_is_given_is_as_long_as_it_is() -> None:
+    stages = FakeStages([60, 130], source=True)
+    await speak(stages)
+    assert stages.steps[0][1]["expected_tokens"].tolist() == [130]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cosyserve.contracts import Tensors
 from cosyserve.errors import InvalidInput, MemoryTaken
+from cosyserve.finite import check_finite
 from cosyserve.flow.stream import FlowState, FlowStream, FlowVoice
 from cosyserve.limits import CACHED_VOICES, RESERVED_FRAMES
 from cosyserve.scheduler import Computation
@@ -62,8 +63,9 @@ class PrimedVoice:
 class FlowSequence:
     """One utterance: contract `FLOW` around a `FlowStream` for each of its segments."""
 
-    def __init__(self, owner: FlowFactory, voice: PrimedVoice, full: bool) -> None:
+    def __init__(self, owner: FlowFactory, voice: PrimedVoice, full: bool, reserved: int) -> None:
         self._owner = owner
+        self.reserved = reserved  # bytes that it may take in any case
         self.voice = voice
         self._full = full
         self._stream: SegmentStream | None = None
@@ -79,6 +81,7 @@ class FlowSequence:
         tokens, final = self._owner.tokens("speech_tokens", inputs), bool(inputs["final"][0])
         stream = self._stream = self._stream or (yield from self._begin(inputs))
         mel = yield from stream.begin_step(tokens, final)
+        check_finite("mel", mel)
         self._owner.count_frames(stream.frames - self._counted)
         self._counted = stream.frames
         self._owner.check(self)
@@ -107,9 +110,9 @@ class FlowFactory:
 
     Args:
         networks: shared by all sequences.
-        cache_bytes: bound on the KV cache of streams and voices together. A new stream needs room for `RESERVED_FRAMES`
-            and for its prompt, if no other stream has the voice; for it, voices that nobody uses are evicted, the
-            least recently used first.
+        cache_bytes: bound on the KV cache of streams and voices together. A new stream needs room for its longest
+            segment, `RESERVED_FRAMES` at most, and for its prompt, if no other stream has the voice; for it, voices
+            that nobody uses are evicted, the least recently used first.
         count_frames: called with the mel frames computed in each step, prompt included.
     """
 
@@ -137,7 +140,7 @@ class FlowFactory:
         full = "stream" in inputs and not inputs["stream"][0]
         key = _digest(voice)
         known = self._voices.get(key) or PrimedVoice(voice)
-        sequence = self.sequence(self, known, full)
+        sequence = self.sequence(self, known, full, self._reserved_frames(inputs) * int(self.networks.frame_bytes))
         self._evict([*self._open, sequence], known)
         self._voices[key] = known
         self._voices.move_to_end(key)
@@ -151,7 +154,7 @@ class FlowFactory:
         Raises:
             MemoryTaken: beyond what was reserved for it, and the cache memory is in use.
         """
-        if sequence.nbytes > self._reserved:
+        if sequence.nbytes > sequence.reserved:
             self._evict(self._open, sequence.voice)
 
     def release(self, sequence: FlowSequence) -> None:
@@ -187,7 +190,7 @@ class FlowFactory:
         Raises:
             MemoryTaken: they do not fit.
         """
-        streams = sum(max(self._reserved, sequence.nbytes) for sequence in sequences)
+        streams = sum(max(sequence.reserved, sequence.nbytes) for sequence in sequences)
         idle = [(key, other) for key, other in self._voices.items() if not other.sequences and other is not voice]
         used = {id(v): v for v in (*self._voices.values(), voice)}
         held = streams + sum(map(self._prompt_bytes, used.values()))
@@ -199,9 +202,12 @@ class FlowFactory:
             held -= self._prompt_bytes(other)
             del self._voices[key]
 
-    @property
-    def _reserved(self) -> int:
-        return RESERVED_FRAMES * int(self.networks.frame_bytes)
+    def _reserved_frames(self, inputs: Tensors) -> int:
+        """Mel frames that a sequence with these inputs may take in any case."""
+        ratio: int | None = self.networks.config.ratio
+        if "expected_tokens" not in inputs or ratio is None:
+            return RESERVED_FRAMES
+        return min(RESERVED_FRAMES, ratio * max(1, int(inputs["expected_tokens"][0])))
 
     def _prompt_bytes(self, voice: PrimedVoice) -> int:
         frames: int = len(voice.voice.tokens) * self.networks.config.ratio

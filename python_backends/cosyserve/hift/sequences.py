@@ -10,6 +10,7 @@ from cosyserve.audio.output_format import check_output_format
 from cosyserve.audio.pcm import to_pcm16
 from cosyserve.audio.resampler import Resampler
 from cosyserve.contracts import Tensors
+from cosyserve.finite import check_finite
 from cosyserve.hift.stream import HiftNetworks, HiftStream
 from cosyserve.hift.time_stretch import TimeStretch
 from cosyserve.scheduler import Computation
@@ -52,6 +53,7 @@ class _Segment:
         if self._stretch:
             mel = self._stretch.step(mel, final)
         audio = yield from self._stream.begin_step(mel, final)
+        check_finite("audio", audio)
         if self._resampler:
             audio = self._resampler.step(audio, final)
         return {"audio": to_pcm16(audio)}

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosyserve.contracts import Tensors
+from cosyserve.limits import EXPECTED_TOKENS_PER_TEXT_TOKEN
 
 Ids = NDArray[np.int32]
 
@@ -36,6 +37,11 @@ class Segment:
 
 class SegmentSource(Protocol):
     """Source of the segments of one utterance."""
+
+    @property
+    def expected_tokens(self) -> int | None:
+        """Speech tokens that the longest segment may come to; None when that is not known."""
+        ...
 
     async def read(self) -> None:
         """Produce the segments; runs beside their synthesis until the last is there."""
@@ -65,6 +71,8 @@ class WholeTextSource:
             made = [Segment(*segment) for segment in zip(parts, seeds, texts, strict=True)]
         made[-1].ends = True
         self._segments = made
+        longest = int(features["segment_lengths"].max())
+        self.expected_tokens: int | None = longest if given else longest * EXPECTED_TOKENS_PER_TEXT_TOKEN
 
     async def read(self) -> None:
         """See `SegmentSource`."""

@@ -29,6 +29,8 @@ class SessionTextSource:
         seed: of the request.
     """
 
+    expected_tokens = None
+
     def __init__(self, frontend: Frontend, session: TextSession, seed: int) -> None:
         self._frontend = frontend
         self._session = session

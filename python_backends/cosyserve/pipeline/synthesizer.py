@@ -111,10 +111,13 @@ class Synthesizer:
             speech = _Generation(self._stages, features, source, self._ids, self._grid)
             wave = _AudioSequence(self._stages, next(self._ids), sample_rate)
             timeline = _timeline(self._grid, request, sample_rate)
-            shape = {t.name: request[t.name] for t in HIFT.inputs if t.name in request}
+            opening = {t.name: request[t.name] for t in HIFT.inputs if t.name in request}
+            opening |= {"stream": np.asarray([stream]), "seed": segment_seed(seed, 0)}
+            if source.expected_tokens is not None:
+                opening["expected_tokens"] = np.asarray([source.expected_tokens], np.int32)
             try:
                 # The prompt is worked on, and a full server refuses, while the first tokens are generated.
-                await wave.open(features, shape | {"stream": np.asarray([stream]), "seed": segment_seed(seed, 0)})
+                await wave.open(features, opening)
                 index = 0
                 while segment := await speech.segment(index):
                     async for audio, last in self._speak_segment(speech, wave, segment, stream):
@@ -157,7 +160,7 @@ class _AudioSequence:
         self.prompt = 0  # tokens
 
     async def open(self, features: Tensors, options: Tensors) -> None:
-        """Start with the voice, the first segment's seed and the audio format."""
+        """Start with the voice, the first segment's seed, what is expected of the segments, and the audio format."""
         voice = {name: features[name] for name in ("flow_prompt_tokens", "prompt_mel", "speaker_embedding")}
         self.prompt = len(features["flow_prompt_tokens"])
         self._live = True

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cosyserve.contracts import Model
+from cosyserve.errors import NotFinite
 from cosyserve.limits import SEQUENCE_IDLE_SECONDS
-from cosyserve.metrics import COMPUTE, Metric
+from cosyserve.metrics import COMPUTE, NOT_FINITE, Metric
 from cosyserve.runtimes import registry
 from cosyserve.scheduler import Batch
 from cosyserve.sequences import SequenceFactory, SequenceRequest, SequenceTable
@@ -53,6 +54,7 @@ class SequenceModel:
         self._sequences = SequenceTable(self.load(settings), SEQUENCE_IDLE_SECONDS, batch)
         self._live_sequences = TritonMetric(self.live)
         self._compute_seconds = TritonMetric(COMPUTE, model=self.model.name)
+        self._not_finite = TritonMetric(NOT_FINITE, model=self.model.name)
         self._lanes = lanes
         self._running = 0
         self._pool = ThreadPoolExecutor(self._lanes, thread_name_prefix=f"{self.model.name}-call")
@@ -75,6 +77,12 @@ class SequenceModel:
 
     def _sequence_request(self, request: Any, reply: Reply) -> SequenceRequest:
         inputs = read_inputs(request, self.model)
+
+        def failed(error: Exception) -> None:
+            if isinstance(error, NotFinite):
+                self._not_finite.add(1)
+            reply.fail(error)
+
         return SequenceRequest(
             request.correlation_id(),
             inputs,
@@ -82,7 +90,7 @@ class SequenceModel:
             end=bool(request.flags() & SEQUENCE_END),
             urgency=int(inputs["deadline"][0]) if "deadline" in inputs else 0,
             done=reply.answer,
-            failed=reply.fail,
+            failed=failed,
         )
 
     def _run(self) -> None:
@@ -94,7 +102,12 @@ class SequenceModel:
 
         Nothing of a turn is kept while the next one is waited for: a batch holds the states of its streams.
         """
-        event = self._events.get()
+        try:
+            event = self._events.get(timeout=SEQUENCE_IDLE_SECONDS)
+        except queue.Empty:
+            self._sequences.release_idle()
+            self._show()
+            return True
         if event is None:
             return False
         if isinstance(event, Batch):
