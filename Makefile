@@ -14,6 +14,8 @@ COMPUTING := tests/unit tests/models tests/contract/test_configs.py tests/contra
 # CI, which tests the models with Python 3.11, uses the default build if the CPU build is unavailable.
 TORCH := torch==2.13.0
 CPU_ONLY := --extra-index-url https://download.pytorch.org/whl/cpu --retries 0 --timeout 15
+TENSORRT_RTX := tensorrt-rtx-cu12==1.7.1.116
+SIZE ?= full
 PIP := $(BIN)/pip install -qq --disable-pip-version-check
 
 .PHONY: help
@@ -101,6 +103,24 @@ quality: $(VENV)/.dev $(DEMO)/manifest.json ## word error rate and signal defect
 	@mkdir -p .cache
 	$(BIN)/python loadtest/lab/quality.py --weights $(WEIGHTS) --source $(SOURCE) --json .cache/quality.json
 
+.PHONY: check-extras
+check-extras: $(VENV)/.dev ## have pip resolve the extra of GPU servers for Python 3.12, without installing it
+	@$(BIN)/python -m pip install --dry-run --quiet --ignore-installed --target .cache/none --python-version 3.12 \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform any --only-binary :all: \
+		--report .cache/gpu-extra.json '.[gpu]'
+	@$(BIN)/python -c "import json; found = json.load(open('.cache/gpu-extra.json'))['install']; \
+		print(*sorted(each['metadata']['name'] + '==' + each['metadata']['version'] for each in found), sep='\n')"
+
+.PHONY: check-tensorrt
+check-tensorrt: $(VENV)/.dev ## build TensorRT-RTX plans of versions 2 and 3 for two kinds of GPU, without one: SIZE=full
+	@$(PIP) $(TENSORRT_RTX)
+	@for version in 2 3; do folder=.cache/tensorrt/$(SIZE)-$$version; \
+		[ -f $$folder/manifest.json ] \
+			|| { $(BIN)/cosyserve-build synth-bundle $$folder-bundle --version $$version --size $(SIZE) \
+				&& $(BIN)/cosyserve-build prepare $$folder-bundle $$folder; } || exit 1; \
+		for gpu in sm89 sm120; do \
+			$(BIN)/cosyserve-build engines $$folder --precision fp16 --rtx $$gpu || exit 1; done; done
+
 .PHONY: demo-voice
 demo-voice: $(VENV)/.dev ## train the demo voice again: hours, needs flite and a C compiler; resumes if interrupted
 	@$(PIP) -e '.[voice]'
@@ -138,6 +158,8 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 		|| { [ -n "$$CI" ] && $(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' && $(PIP) $(TORCH); } \
 		|| { extras=dev; echo "no CPU build of torch for this Python: tests that need torch are skipped"; }; \
 	echo "installing the packages for building and testing (400 MB)"; $(PIP) -e ".[$$extras]"
+	@echo "installing TensorRT-RTX, which builds a plan in the tests (200 MB)"
+	@$(PIP) $(TENSORRT_RTX) 2>/dev/null || echo "no TensorRT-RTX for this machine: its tests are skipped"
 	@touch $@ $(VENV)/.cpu $(VENV)/.gateway $(VENV)/.smoke
 
 $(DEMO)/manifest.json: demo/voice.tar.xz | $(VENV)/.cpu

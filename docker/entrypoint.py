@@ -1,26 +1,57 @@
-"""What the container runs: checks the weights, then becomes ``cosyserve serve``, which is who gets the signals.
+"""What the container runs: checks the weights, starts MPS, then becomes ``cosyserve serve``, which gets the signals.
 
-Arguments are those of ``cosyserve serve`` but ``--weights``: the folder is COSYSERVE_WEIGHTS.
+Arguments are those of ``cosyserve serve`` except ``--weights``, which is COSYSERVE_WEIGHTS.
+
+Without MPS (NVIDIA's Multi-Process Service) the kernels of the three model processes take turns on the GPU.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 from cosyserve.errors import WeightsError
 from cosyserve.weights import Weights
 
+MPS_SECONDS = 10.0
+"""Longest wait for the daemon; it goes to the background at once."""
+
+
+MPS_FOLDERS = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
+"""Variables of the image that name the daemon's folders."""
+
 
 def main() -> None:
-    """Exits with 1 and one line when a file is missing or changed; else it does not return."""
+    """Run the server; exit with 1 and one line if a file of the weights is missing or damaged."""
     folder = os.environ["COSYSERVE_WEIGHTS"]
     try:
         Weights(Path(folder)).check()
     except WeightsError as error:
         sys.exit(f"error: {error}")
+    start_mps()
     os.execvp("cosyserve", ["cosyserve", "serve", "--weights", folder, *sys.argv[1:]])
+
+
+def start_mps() -> None:
+    """Start the MPS control daemon where the image has folders for it; a line says how that went."""
+    folders = [folder for name in MPS_FOLDERS if (folder := os.environ.get(name))]
+    daemon = shutil.which("nvidia-cuda-mps-control")
+    if daemon is None or len(folders) < len(MPS_FOLDERS):
+        return
+    try:
+        for folder in folders:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        subprocess.run([daemon, "-d"], check=True, timeout=MPS_SECONDS, capture_output=True, text=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip()
+        print(f"MPS could not be started, so the models' kernels take turns on the GPU: {said}", file=sys.stderr)
+        for name in MPS_FOLDERS:  # the models need not look for a daemon there
+            del os.environ[name]
+    else:
+        print("MPS runs: the models' kernels run side by side on the GPU", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -160,6 +160,26 @@ def _gpu() -> tuple[State, str]:
     return State.OK, "; ".join(lines)
 
 
+def _torch() -> tuple[State, str]:
+    """What the runtimes of GPUs find, where there is a GPU."""
+    state, _ = _gpu()
+    if state is not State.OK:
+        return State.NOTE, "no GPU to serve on"
+    if importlib.util.find_spec("torch") is None:
+        return State.PROBLEM, "no torch, and profile gpu needs it: `pip install 'cosyserve[gpu]'`"
+    import torch
+
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        return State.PROBLEM, f"torch {torch.__version__} (CUDA {built}) sees no GPU: is the driver new enough for it?"
+    free, total = torch.cuda.mem_get_info()
+    mps = "MPS" if os.environ.get("CUDA_MPS_PIPE_DIRECTORY") else "no MPS: the models take turns"
+    plans = [name for name in ("tensorrt", "tensorrt_rtx") if importlib.util.find_spec(name)]
+    memory = f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+    text = f"torch {torch.__version__} on {torch.cuda.get_device_name()}, {memory}"
+    return State.OK, f"{text}; {mps}; plans by {' or '.join(plans) or 'nothing'}"
+
+
 def _packages() -> tuple[State, str]:
     missing = [name for name in PACKAGES if not _version(name)]
     if missing:
@@ -219,6 +239,7 @@ _LOOKS = {
     "memory": _memory,
     "/dev/shm": _shared_memory,
     "GPU": _gpu,
+    "torch": _torch,
     "packages": _packages,
     "onnxruntime": _providers,
     "optional": _optional,

@@ -96,7 +96,7 @@ def test_final_stages_run_as_a_user_and_get_the_signals(name: str) -> None:
 @each_file
 def test_what_is_installed_is_an_extra(name: str) -> None:
     runs = [rest for word, rest in instructions(name) if word == "RUN" and "pip" in rest]
-    named = [extra for run in runs for extras in re.findall(r"\[([\w,]+)\]", run) for extra in extras.split(",")]
+    named = [extra for run in runs for extras in re.findall(r"\[([\w,-]+)\]", run) for extra in extras.split(",")]
     assert named
     assert set(named) <= set(EXTRAS)
 

@@ -23,6 +23,7 @@ from cosyserve.cli import app
 from cosyserve.limits import READY_SECONDS, STOP_SECONDS
 from cosyserve.serve import free_port
 from cosyserve.settings import Settings
+from cosyserve_build.gpu_memory import PROMPT_FRAMES, memory
 from cosyserve_client.wire import STREAM_TIMEOUT_SECONDS
 from cosyserve_gateway import limits
 from cosyserve_gateway.app import create_app
@@ -243,6 +244,16 @@ def test_it_scales_before_a_pod_is_full(overlay: str) -> None:
         monitor = find(manifests, "PodMonitor", name)["spec"]
         assert monitor["selector"]["matchLabels"] == {"app.kubernetes.io/name": name}
         assert [(each["port"], each["path"]) for each in monitor["podMetricsEndpoints"]] == [(port, "/metrics")]
+
+
+@pytest.mark.parametrize(("overlay", "card"), [("gpu", 80), ("gpu-mig", 40)])
+@pytest.mark.parametrize("version", [2, 3])
+def test_the_memory_of_the_gpu_holds_all_streams(overlay: str, card: int, version: int) -> None:
+    given = environment(container(rendered(overlay), SERVER))
+    streams = int(given["COSYSERVE_MAX_STREAMS"])
+    assert given["COSYSERVE_LLM_SLOTS"] == str(streams)
+    assert "COSYSERVE_FLOW_CACHE_MIB" not in given  # what the card can spare
+    assert streams <= memory(version, card, streams).streams(PROMPT_FRAMES)
 
 
 @each_overlay

@@ -67,8 +67,11 @@ def test_labels_that_are_asked_for_have_values_that_there_are() -> None:
     assert all(value in known[label] for label, value in asked)
 
 
-def test_the_scaling_watches_streams_and_first_audio() -> None:
-    streams, first_audio = find(rendered("gpu"), "ScaledObject", "cosyserve-server")["spec"]["triggers"]
+def test_the_scaling_watches_streams_refusals_and_first_audio() -> None:
+    streams, refused, first_audio = find(rendered("gpu"), "ScaledObject", "cosyserve-server")["spec"]["triggers"]
+    assert metrics.REFUSED.name in refused["metadata"]["query"]
+    # Without series there is an error, after which KEDA leaves the number of pods as it is.
+    assert [each["metadata"]["ignoreNullValues"] for each in (streams, refused)] == ["false", "false"]
     assert metrics.ACTIVE_STREAMS.name in streams["metadata"]["query"]
     (recorded,) = (rule for rule in rules() if "record" in rule)
     assert recorded["record"] in first_audio["metadata"]["query"]
