@@ -13,7 +13,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from functools import cache
 from itertools import pairwise
@@ -29,6 +29,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 from cosyserve import contracts, errors, limits, metrics, triton_defects
 from cosyserve.repository import PROFILES, SAMPLE_RATE, render
 from cosyserve.settings import Settings
+from cosyserve_build import api_tables
+from cosyserve_build.markdown import attributes, cell, summary, table
 from cosyserve_gateway import limits as gateway_limits
 from cosyserve_gateway import metrics as gateway_metrics
 from cosyserve_gateway.cli import app as gateway
@@ -36,10 +38,12 @@ from cosyserve_gateway.cli import app as gateway
 ENTRIES = ("tts", "cosyvoice2", "cosyvoice3")
 READERS: dict[str, Sequence[str]] = {
     "weights": ("all",),
-    "device": ("llm", "flow", "hift"),
+    "device": ("frontend", "llm", "flow", "hift"),
     "runtime": ("llm", "flow", "hift"),
     "llm_runtime": ("llm",),
-    "precision": ("llm", "flow"),
+    "precision": ("flow",),
+    "llm_precision": ("llm",),
+    "graphs": ("llm", "flow", "hift"),
     "threads": ("frontend", "llm", "flow", "hift"),
     "max_streams": ENTRIES,
     "llm_slots": ("llm",),
@@ -112,27 +116,16 @@ def _filled(match: re.Match[str]) -> str:
     return f"{match[1]}{TABLES[match[2]]()}\n{match[3]}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, *([_cell(cell) for cell in row] for row in rows)]
-    first, *others = (f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
-    return "\n".join([first, f"|{'---|' * len(head)}", *others])
-
-
-def _cell(text: str) -> str:
-    """Convert a docstring or help text to a cell: one line, Markdown literals, no full stop at the end."""
-    return " ".join(text.replace("``", "`").replace("|", "\\|").split()).rstrip(".")
-
-
 # --- settings
 
 
 def _settings() -> str:
-    told = _attributes(Settings)
+    told = attributes(Settings)
     profiles = {name: dict(_of_profiles(name)) for name in told}
     for field in fields(Settings):
         if field.name not in READERS:
             raise ValueError(f"docs_tables.READERS does not say which models use the setting {field.name}")
-    return _table(
+    return table(
         ("setting", "default", "used by", "meaning"),
         (
             (
@@ -141,7 +134,7 @@ def _settings() -> str:
                 ", ".join(READERS[field.name]),
                 "; ".join(
                     [
-                        _cell(told[field.name]),
+                        cell(told[field.name]),
                         *(f"{value} in profile `{p}`" for p, value in profiles[field.name].items()),
                     ]
                 ),
@@ -149,12 +142,6 @@ def _settings() -> str:
             for field in fields(Settings)
         ),
     )
-
-
-def _attributes(kind: type) -> dict[str, str]:
-    """Return the description of each attribute in the docstring of a class."""
-    _, _, listed = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
-    return dict(re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", listed, flags=re.S | re.M))
 
 
 def _of_profiles(setting: str) -> Iterator[tuple[str, str]]:
@@ -181,7 +168,7 @@ def _parameters(profile: str) -> dict[str, dict[str, str]]:
 
 def _gateway_settings() -> str:
     command: Any = typer.main.get_command(gateway)
-    return _table(
+    return table(
         ("option", "variable", "default", "meaning"),
         (
             (
@@ -199,7 +186,7 @@ def _gateway_settings() -> str:
 
 
 def _metrics() -> str:
-    return _table(
+    return table(
         ("metric", "kind", "labels", "meaning", "what to do"),
         (
             (f"`{m.name}`", m.kind, "; ".join(_label(*label) for label in m.labels.items()), m.description, m.advice)
@@ -220,7 +207,7 @@ def _gateway_metrics() -> str:
         for family in families
         if not family.name.endswith("_created")
     ]
-    return _table(
+    return table(
         ("metric", "kind", "meaning", "what to do"),
         ((f"`{name}`", of.type, of.documentation, gateway_metrics.ADVICE.get(name, "")) for name, of in named),
     )
@@ -230,18 +217,14 @@ def _gateway_metrics() -> str:
 
 
 def _errors(chosen: Callable[[str], bool]) -> Callable[[], str]:
-    def table() -> str:
+    def made() -> str:
         kinds = [kind for kind in errors.CosyServeError.__subclasses__() if chosen(kind.code)]
-        return _table(
+        return table(
             ("error", "status", "meaning", "what to do"),
-            ((f"`{kind.__name__}`", kind.code, _first(kind), _advice(kind)) for kind in kinds),
+            ((f"`{kind.__name__}`", kind.code, summary(kind), _advice(kind)) for kind in kinds),
         )
 
-    return table
-
-
-def _first(kind: type) -> str:
-    return inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0]
+    return made
 
 
 def _advice(kind: type) -> str:
@@ -253,7 +236,7 @@ def _advice(kind: type) -> str:
 
 
 def _bounds() -> str:
-    return _table(
+    return table(
         ("bound", "value", "meaning and reason"),
         (
             (f"`{name}`", _number(getattr(module, name)), _constants(module)[name])
@@ -282,10 +265,10 @@ def _constants(module: ModuleType) -> dict[str, str]:
 
 
 def _tensors(head: str, tensors: Sequence[contracts.Tensor]) -> Callable[[], str]:
-    def table() -> str:
-        return _table((head, "type", "meaning"), ((f"`{t.name}`", _type(t), t.doc) for t in tensors))
+    def made() -> str:
+        return table((head, "type", "meaning"), ((f"`{t.name}`", _type(t), t.doc) for t in tensors))
 
-    return table
+    return made
 
 
 def _type(tensor: contracts.Tensor) -> str:
@@ -309,5 +292,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "inputs of upstream's contract": _tensors("input", contracts.UPSTREAM[0].inputs),
     "outputs of upstream's contract": _tensors("output", contracts.UPSTREAM[0].outputs),
     "defects of Triton": triton_defects.table,
+    **api_tables.TABLES,
 }
 """Tables by the name that pages use."""

@@ -175,7 +175,7 @@ class SessionMethods(BaseSession):
         await self._write(SpeechRequest(text=text))
 
     async def flush(self) -> None:
-        """Has all that was written spoken to its end now, as if no text followed; what follows is a new sentence.
+        """Speaks all text so far, as if no text followed; what follows is a new sentence.
 
         Raises:
             As `push`.
@@ -183,7 +183,7 @@ class SessionMethods(BaseSession):
         await self._write(SpeechRequest(flush=True))
 
     async def end(self) -> None:
-        """No text follows: the rest is spoken, and the iteration ends.
+        """Ends the text: the rest is spoken, and the iteration ends.
 
         Raises:
             As `push`.
@@ -229,7 +229,7 @@ class BaseClient(ABC, Generic[StreamT, SessionT]):
         self._created()
 
     def stream(self, text: str | SpeechRequest | None = None, **options: Unpack[SpeechOptions]) -> StreamT:
-        """Speaks `text`, or converts ``source_audio``; iterate the result for its chunks.
+        """Speaks `text`, or converts ``source_audio``; iterate for chunks, leave the loop early to cancel.
 
         Nothing is sent before the first iteration.
 
@@ -239,7 +239,7 @@ class BaseClient(ABC, Generic[StreamT, SessionT]):
         return self._stream_type(self, SpeechRequest.of(text, **options), wire.backoff(self._retries))
 
     def session(self, **options: Unpack[SpeechOptions]) -> SessionT:
-        """An utterance whose text is written while it is spoken, as a context.
+        """Speaks text in pieces: a context with the methods of a session; iterate for chunks.
 
         Raises:
             InvalidArgument: a value has the wrong type; every other error comes from the session.
@@ -281,7 +281,7 @@ class ClientMethods(BaseClient[StreamT, SessionT]):
     """What a client can do that takes I/O: methods of the asyncio client, which the blocking one wraps."""
 
     async def ready(self) -> bool:
-        """Whether the server is reachable and has model ``tts`` loaded."""
+        """Returns whether the server is reachable and has model ``tts`` loaded."""
         try:
             response = await self._unary("ModelReady", wire.ready_request())
         except (ConnectFailed, DeadlineExceeded, NotFound, Unavailable):
@@ -289,7 +289,7 @@ class ClientMethods(BaseClient[StreamT, SessionT]):
         return bool(response.ready)
 
     async def sample_rate(self) -> int:
-        """Rate of the audio in Hz, asked of the server once.
+        """Returns the rate of the audio in Hz, which the server is asked once.
 
         Raises:
             CosyServeClientError: the server has no such setting or cannot be asked.
@@ -297,7 +297,7 @@ class ClientMethods(BaseClient[StreamT, SessionT]):
         return await self._rate()
 
     async def synthesize(self, text: str | SpeechRequest | None = None, **options: Unpack[SpeechOptions]) -> Speech:
-        """All the audio of `text`; raises what `stream` raises."""
+        """Speaks `text` and returns the whole utterance; raises what `stream` raises."""
         stream = self.stream(text, **options)
         chunks = []
         while (chunk := await stream._next()) is not None:
@@ -339,15 +339,15 @@ class ClientMethods(BaseClient[StreamT, SessionT]):
         return (await self._voices(request))[0]
 
     async def list_voices(self) -> list[Voice]:
-        """All registered voices, sorted by name."""
+        """Returns all registered voices, sorted by name."""
         return await self._voices(VoiceRequest(action="list"))
 
     async def show_voice(self, name: str) -> Voice:
-        """One voice; `NotFound` when there is none of that name."""
+        """Returns one voice; `NotFound` if there is none of that name."""
         return (await self._voices(VoiceRequest(action="describe", voice=name)))[0]
 
     async def remove_voice(self, name: str) -> Voice:
-        """Deletes a voice, and tells what it was; speech in progress goes on. `NotFound` when there is none."""
+        """Deletes and returns a voice; running streams of it go on. `NotFound` if there is none of that name."""
         return (await self._voices(VoiceRequest(action="delete", voice=name)))[0]
 
 

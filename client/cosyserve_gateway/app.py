@@ -37,10 +37,12 @@ def create_app(settings: Settings) -> ASGIApp:
             yield
 
     async def health(_: Request) -> Response:
+        """200 while the speech server is ready, else 503."""
         ready = await server.ready()
         return JSONResponse({"status": "ok" if ready else "the speech server is not ready"}, 200 if ready else 503)
 
     async def exposition(_: Request) -> Response:
+        """Metrics in the format of Prometheus."""
         return Response(metrics.exposition(), media_type="text/plain; version=0.0.4")
 
     routes = [

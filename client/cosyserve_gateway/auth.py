@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cosyserve_gateway.errors import ApiError
+from cosyserve_gateway.errors import FORBIDDEN_ORIGIN, INVALID_API_KEY, OVERLOADED, RATE_LIMIT, TOO_MANY_STREAMS
 from cosyserve_gateway.limits import REMEMBERED_CLIENTS, RETRY_SECONDS
 from cosyserve_gateway.metrics import Metrics
 from cosyserve_gateway.settings import Settings
@@ -44,7 +44,7 @@ class AuthMiddleware:
         origin = headers.get("origin")
         own = origin is not None and origin.partition("://")[2] == headers.get("host")
         if origin is not None and not own and origin not in self._settings.origins:
-            raise ApiError(403, "this origin is not allowed to call the gateway", "forbidden_origin")
+            raise FORBIDDEN_ORIGIN("this origin is not allowed to call the gateway")
 
     def _identify(self, headers: Headers, address: tuple[str, int] | None) -> str:
         if not self._keys:
@@ -53,7 +53,7 @@ class AuthMiddleware:
         shown = _digest(key) if scheme.lower() == "bearer" else b""
         # Digests, all of them, in constant time: the time it takes reveals nothing about a key.
         if not sum(hmac.compare_digest(shown, known) for known in self._keys):
-            raise ApiError(401, "an API key of this gateway is required as a bearer token", "invalid_api_key")
+            raise INVALID_API_KEY("an API key of this gateway is required as a bearer token")
         return f"key-{shown.hex()[:8]}"
 
 
@@ -79,9 +79,7 @@ class RateLimit:
             self._buckets.popitem(last=False)
         if not enough:
             wait = math.ceil((1 - left) * 60 / self._per_minute)
-            raise ApiError(
-                429, f"more than {self._per_minute} requests per minute", "rate_limit_exceeded", retry_after=wait
-            )
+            raise RATE_LIMIT(f"more than {self._per_minute} requests per minute", retry_after=wait)
 
 
 class StreamSlots:
@@ -98,11 +96,9 @@ class StreamSlots:
         """Holds a place; `ApiError` at once when there is none: 429 for the client's own, 503 for everybody's."""
         own = self._taken.get(caller, 0)
         if own >= self._most_each:
-            raise ApiError(
-                429, f"more than {self._most_each} concurrent utterances", "too_many_streams", retry_after=RETRY_SECONDS
-            )
+            raise TOO_MANY_STREAMS(f"more than {self._most_each} concurrent utterances", retry_after=RETRY_SECONDS)
         if sum(self._taken.values()) >= self._most:
-            raise ApiError(503, f"all {self._most} streams are in use", "overloaded", retry_after=RETRY_SECONDS)
+            raise OVERLOADED(f"all {self._most} streams are in use", retry_after=RETRY_SECONDS)
         self._taken[caller] = own + 1
         self._gauge.inc()
         try:

@@ -1,25 +1,8 @@
-"""WebSocket ``/v1/audio/speech/stream``: text in as it is written, audio out as it is made, utterance after utterance.
+"""WebSocket ``/v1/audio/speech/stream``: text in pieces from the client, audio from the gateway.
 
-From the client, each a JSON object with ``type``:
-
-    config     voice, instructions, speed, seed, sample_rate, timestamps, audio ("base64" or "binary"); holds for the
-               utterances that follow
-    text       text: the next piece; the first begins an utterance
-    flush      speak all that was written now
-    end        no more text; speak the rest
-    cancel     stop speaking at once
-
-From the gateway:
-
-    ready      when the connection stands
-    audio      audio: base64 of int16 little-endian, sample_offset, sample_rate, segment; with "binary" instead a frame
-               of eight bytes sample_offset (int64, little-endian) and the samples
-    words      words: text and start in seconds, of those that begin in the audio just sent; with timestamps
-    done       samples: the whole utterance was sent; another may begin
-    cancelled  samples: it was stopped behind these; another may begin
-    error      error: as over HTTP; an utterance in progress is over, and its text dropped until end, cancel or config
-
-A message that is none of these is answered with an error, and the connection is closed.
+Messages are JSON objects with ``type``. Clients send the models below, the gateway the typed dicts; their docstrings
+are the API documentation. A connection has one utterance at a time. The gateway answers any other message with an
+error and closes the connection.
 """
 
 from __future__ import annotations
@@ -29,7 +12,7 @@ import base64
 import contextlib
 import struct
 from dataclasses import asdict
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.types import Receive, Scope, Send
@@ -38,7 +21,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from cosyserve_client import AsyncClient, AsyncSession, AudioChunk, CosyServeClientError, SpeechOptions
 from cosyserve_gateway.auth import CALLER, StreamSlots
 from cosyserve_gateway.encode import SAMPLE_RATE
-from cosyserve_gateway.errors import ApiError, ClientLeft, api_error, invalid, refusal
+from cosyserve_gateway.errors import IDLE_TIMEOUT, ApiError, ClientLeft, api_error, invalid, refusal
 from cosyserve_gateway.limits import SOCKET_IDLE_SECONDS
 from cosyserve_gateway.metrics import Metrics, SpeechTelemetry
 from cosyserve_gateway.middleware import NOTES, origin
@@ -51,7 +34,7 @@ class _Message(BaseModel):
 
 
 class Config(_Message):
-    """How utterances are to be spoken from now on."""
+    """Options of the utterances that follow; refused while one is in progress."""
 
     type: Literal["config"] = "config"
     voice: str | None = None
@@ -75,29 +58,78 @@ class Config(_Message):
 
 
 class Text(_Message):
-    """The next piece of text."""
+    """The next piece of text; the first one begins an utterance."""
 
     type: Literal["text"]
     text: str
 
 
 class Flush(_Message):
-    """Speak all that was written."""
+    """Speak all text so far."""
 
     type: Literal["flush"]
 
 
 class End(_Message):
-    """No more text."""
+    """No more text; speak the rest."""
 
     type: Literal["end"]
 
 
 class Cancel(_Message):
-    """Stop speaking."""
+    """Stop speaking at once."""
 
     type: Literal["cancel"]
 
+
+class Ready(TypedDict):
+    """The connection is open."""
+
+    type: Literal["ready"]
+    sample_rate: int
+
+
+class Audio(TypedDict):
+    """The next samples, int16 and little-endian in base64; with `binary` a binary frame instead: `sample_offset` as
+    int64, little-endian, then the samples."""
+
+    type: Literal["audio"]
+    audio: str
+    sample_offset: int
+    sample_rate: int
+    segment: int
+
+
+class Words(TypedDict):
+    """With `timestamps`: `text` and `start` in seconds of the words that begin in the audio just sent."""
+
+    type: Literal["words"]
+    words: list[dict[str, Any]]
+
+
+class Done(TypedDict):
+    """The whole utterance was sent, with this many samples; another may begin."""
+
+    type: Literal["done"]
+    samples: int
+
+
+class Cancelled(TypedDict):
+    """The utterance was cancelled after this many samples; another may begin."""
+
+    type: Literal["cancelled"]
+    samples: int
+
+
+class Error(TypedDict):
+    """As over HTTP; the utterance is over, and its text is dropped until `end`, `cancel` or `config`."""
+
+    type: Literal["error"]
+    error: dict[str, str | None]
+
+
+RECEIVED = (Config, Text, Flush, End, Cancel)
+SENT = (Ready, Audio, Words, Done, Cancelled, Error)
 
 _MESSAGES: TypeAdapter[Config | Text | Flush | End | Cancel] = TypeAdapter(
     Annotated[Config | Text | Flush | End | Cancel, Field(discriminator="type")]
@@ -105,7 +137,7 @@ _MESSAGES: TypeAdapter[Config | Text | Flush | End | Cancel] = TypeAdapter(
 
 
 class Conversation:
-    """The endpoint: reads messages and has one utterance at a time spoken."""
+    """WebSocket for text in pieces, one utterance at a time."""
 
     def __init__(self, server: AsyncClient, places: StreamSlots, metrics: Metrics) -> None:
         self._server = server
@@ -120,7 +152,7 @@ class Conversation:
             await self._converse(socket)
 
     async def _converse(self, socket: WebSocket) -> None:
-        await socket.send_json({"type": "ready", "sample_rate": SAMPLE_RATE})
+        await socket.send_json(Ready(type="ready", sample_rate=SAMPLE_RATE))
         turn = Turn(self._server, self._places, self._metrics, socket, Config())
         try:
             while True:
@@ -139,7 +171,7 @@ class Conversation:
                         await turn.write(message)
         except ApiError as error:
             await turn.stop()
-            await socket.send_json({"type": "error", **error.envelope()})
+            await socket.send_json(Error(type="error", error=error.envelope()["error"]))
             await socket.close(_POLICY_VIOLATION)
         finally:
             await turn.stop()
@@ -153,7 +185,7 @@ async def _next(socket: WebSocket, turn: Turn) -> Config | Text | Flush | End | 
             break
         except TimeoutError:
             if not turn.speaking:
-                raise ApiError(408, f"no message arrived for {SOCKET_IDLE_SECONDS:g} s", "idle_timeout") from None
+                raise IDLE_TIMEOUT(f"no message arrived for {SOCKET_IDLE_SECONDS:g} s") from None
     if received["type"] == "websocket.disconnect":
         raise WebSocketDisconnect
     if (text := received.get("text")) is None:
@@ -210,7 +242,7 @@ class Turn:
             self._task = asyncio.create_task(self._speak())
         if self._task is None:  # there is nothing to flush, or to end
             if isinstance(message, End):
-                await self._tell("done")
+                await self._done()
             return
         self.ended = isinstance(message, End)
         await self._opened.wait()
@@ -222,7 +254,7 @@ class Turn:
     async def cancel(self) -> None:
         """Stops it, and says so."""
         await self.stop()
-        await self._tell("cancelled")
+        await self._socket.send_json(Cancelled(type="cancelled", samples=self._utterance.samples))
 
     async def stop(self) -> None:
         """Stops it; returns when its place is free."""
@@ -248,11 +280,11 @@ class Turn:
                     self._opened.set()
                     async for chunk in self._session:
                         await self._send(chunk)
-            await self._tell("done")
+            await self._done()
         except (ApiError, CosyServeClientError) as error:
             self.failed = True
             with contextlib.suppress(ClientLeft, WebSocketDisconnect):
-                await self._socket.send_json({"type": "error", **api_error(error).envelope()})
+                await self._socket.send_json(Error(type="error", error=api_error(error).envelope()["error"]))
         except (ClientLeft, WebSocketDisconnect):
             self.failed = True
         finally:
@@ -265,16 +297,16 @@ class Turn:
             await self._socket.send_bytes(struct.pack("<q", chunk.sample_offset) + pcm)
         elif pcm:
             await self._socket.send_json(
-                {
-                    "type": "audio",
-                    "audio": base64.b64encode(pcm).decode(),
-                    "sample_offset": chunk.sample_offset,
-                    "sample_rate": chunk.sample_rate,
-                    "segment": chunk.segment,
-                }
+                Audio(
+                    type="audio",
+                    audio=base64.b64encode(pcm).decode(),
+                    sample_offset=chunk.sample_offset,
+                    sample_rate=chunk.sample_rate,
+                    segment=chunk.segment,
+                )
             )
         if chunk.words:
-            await self._socket.send_json({"type": "words", "words": [asdict(word) for word in chunk.words]})
+            await self._socket.send_json(Words(type="words", words=[asdict(word) for word in chunk.words]))
 
-    async def _tell(self, kind: str) -> None:
-        await self._socket.send_json({"type": kind, "samples": self._utterance.samples})
+    async def _done(self) -> None:
+        await self._socket.send_json(Done(type="done", samples=self._utterance.samples))

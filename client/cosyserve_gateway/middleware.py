@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cosyserve.logs import request_id
 from cosyserve_client import SpeechOptions
 from cosyserve_gateway.auth import CALLER
-from cosyserve_gateway.errors import ApiError, ClientLeft, api_error
+from cosyserve_gateway.errors import REQUEST_TIMEOUT, TOO_LARGE, ApiError, ClientLeft, api_error
 from cosyserve_gateway.limits import BODY_SECONDS, MAX_JSON_BYTES, MAX_UPLOAD_BYTES, STALLED_SECONDS
 from cosyserve_gateway.metrics import Metrics
 
@@ -153,7 +153,7 @@ class DisconnectMiddleware:
 async def _body(scope: Scope, receive: Receive) -> bytes:
     headers = Headers(scope=scope)
     most = MAX_UPLOAD_BYTES if scope["path"] == VOICES else MAX_JSON_BYTES
-    large = ApiError(413, f"the body is larger than {most} bytes", "request_too_large")
+    large = TOO_LARGE(f"the body is larger than {most} bytes")
     if int(headers.get("content-length", 0)) > most:
         raise large
     body = bytearray()
@@ -169,4 +169,4 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:
-        raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:g} s", "request_timeout") from None
+        raise REQUEST_TIMEOUT(f"the body did not arrive within {BODY_SECONDS:g} s") from None

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from cosyserve_client import AsyncClient, AsyncSpeechStream, CosyServeClientError, SpeechRequest
 from cosyserve_gateway.auth import CALLER, StreamSlots
 from cosyserve_gateway.encode import FORMATS, SAMPLE_RATE, Encoder
-from cosyserve_gateway.errors import ApiError, api_error, parse
+from cosyserve_gateway.errors import MODEL_NOT_FOUND, UNSUPPORTED_MEDIA_TYPE, api_error, parse
 from cosyserve_gateway.metrics import Metrics, SpeechTelemetry
 from cosyserve_gateway.middleware import NOTES, origin
 
@@ -32,7 +32,19 @@ class VoiceId(BaseModel):
 
 
 class SpeechBody(BaseModel):
-    """What is asked for. ``seed`` is ours; texts, voices and numbers have the server's bounds, checked there."""
+    """Body of a request; the server checks the limits of texts, voices and numbers.
+
+    Attributes:
+        model: required: `cosyvoice`, `tts-1`, `tts-1-hd` or `gpt-4o-mini-tts`, all the same.
+        input: required: the text.
+        voice: a registered voice, as a string or `{"id": ...}`; the oldest one if absent.
+        instructions: how to speak.
+        response_format: `mp3` (default), `opus` (in Ogg), `aac`, `flac`, `wav`, `pcm` (int16, little-endian); 24 kHz.
+        speed: 0.5 to 2.
+        stream_format: `audio` (default), or `sse`: events `speech.audio.delta` (`audio` in base64), `speech.audio.done`
+            (`usage`), `error`.
+        seed: an extension of OpenAI's API: same text, voice and seed, same samples.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -58,10 +70,10 @@ class SpeechBody(BaseModel):
 
 
 class Speech:
-    """Speaks a text while its audio is made.
+    """OpenAI's speech endpoint.
 
-    The status goes out with the first audio, so whatever fails before is an error of HTTP. What fails later ends the
-    connection without the end of the response, or is an event where there are events.
+    It sends the status with the first audio: an earlier failure is an error of HTTP. A later one closes the connection
+    before the end of the response, or is an event in `sse`.
     """
 
     def __init__(self, server: AsyncClient, places: StreamSlots, metrics: Metrics) -> None:
@@ -74,10 +86,10 @@ class Speech:
         request = Request(scope, receive)
         # A page elsewhere can post any other type without asking its browser's leave.
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise ApiError(415, "the body must be application/json", "unsupported_media_type")
+            raise UNSUPPORTED_MEDIA_TYPE("the body must be application/json")
         body = parse(SpeechBody, await request.body())
         if body.model not in MODELS:
-            raise ApiError(404, f"no model {body.model[:64]!r}; see /v1/models", "model_not_found", param="model")
+            raise MODEL_NOT_FOUND(f"no model {body.model[:64]!r}; see /v1/models", param="model")
         with self._places.taken(scope[CALLER]), utterance.noted(scope[NOTES]):
             async with self._server.stream(body.request(), **origin(scope)) as stream:
                 audio = _encoded(FORMATS[body.response_format].encoder(), stream, utterance)

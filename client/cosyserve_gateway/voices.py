@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cosyserve_client import AsyncClient, InvalidArgument, Voice, read_prompt
-from cosyserve_gateway.errors import ApiError, invalid
+from cosyserve_gateway.errors import VOICES_FIXED, invalid
 from cosyserve_gateway.limits import MAX_FORM_FIELDS
 from cosyserve_gateway.settings import Settings
 from cosyserve_gateway.speech import MODELS
@@ -25,12 +25,12 @@ class Voices:
         self._reading = asyncio.Lock()  # a prompt of 30 s at 192 kHz takes 23 MB a channel while it is read
 
     async def list(self, request: Request) -> Response:
-        """All voices, and whether further ones may be registered here."""
+        """Registered voices: name, seconds of prompt, date; and `changes`, whether callers may change them."""
         voices = [_described(voice) for voice in await self._server.list_voices()]
         return JSONResponse({"object": "list", "data": voices, "changes": self._changes})
 
     async def register(self, request: Request) -> Response:
-        """A voice from a form: name, audio_sample (a file), consent, and its transcript as prompt_text."""
+        """Registers a voice from a form: `name`, `audio_sample` (a file), `consent`, optionally `prompt_text`; 201."""
         self._check_changes()
         async with request.form(max_files=1, max_fields=MAX_FORM_FIELDS) as form:
             sample = form.get("audio_sample")
@@ -53,14 +53,14 @@ class Voices:
         return JSONResponse(_described(voice), 201)
 
     async def remove(self, request: Request) -> Response:
-        """Deletes the voice of that name."""
+        """Deletes a voice."""
         self._check_changes()
         voice = await self._server.remove_voice(request.path_params["name"])
         return JSONResponse({"id": voice.name, "deleted": True})
 
     def _check_changes(self) -> None:
         if not self._changes:
-            raise ApiError(403, "this gateway does not allow changes to voices", "voices_fixed")
+            raise VOICES_FIXED("this gateway does not allow changes to voices")
 
 
 def _described(voice: Voice) -> dict[str, object]:
@@ -75,7 +75,7 @@ def _described(voice: Voice) -> dict[str, object]:
 
 
 async def models(request: Request) -> Response:
-    """The names under which the one model may be asked for."""
+    """Names of the one model."""
     return JSONResponse(
         {
             "object": "list",

@@ -8,25 +8,19 @@ import re
 import shlex
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import typer
 
-import cosyserve_gateway
-from cosyserve import codes, contracts
 from cosyserve.cli import app
-from cosyserve.runtimes.registry import ALL_STAGES, LLM_ALONE
 from cosyserve.settings import Settings
 from cosyserve_build import docs_tables
 from cosyserve_build.cli import app as build_app
-from cosyserve_client import AsyncClient, AsyncSession, Client, Session
 from cosyserve_client.errors import ServerError
-from cosyserve_gateway import conversation
 from cosyserve_gateway.app import create_app
 from cosyserve_gateway.cli import app as gateway_app
 from cosyserve_gateway.settings import Settings as GatewaySettings
-from cosyserve_gateway.speech import SpeechBody
 
 ROOT = Path(__file__).parents[2]
 DOCS = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
@@ -80,34 +74,10 @@ def test_every_table_of_the_code_is_on_a_page_and_fresh() -> None:
     assert [path for path, text in docs_tables.pages(ROOT / "docs").items() if path.read_text("utf-8") != text] == []
 
 
-def test_modes_and_actions_are_told() -> None:
-    assert [row[0] for row in rows(section("api", "Modes"))[2:]] == [f"`{mode}`" for mode in contracts.MODES]
-    (action,) = (row[2] for row in rows(section("api", "The model `voices`")) if row[0] == "`action`")
-    assert re.findall(r"`(\w+)`", action) == list(contracts.ACTIONS)
-
-
 def test_every_status_of_a_client_is_told() -> None:
     told = {row[0] for row in rows(section("api", "Statuses"))[2:]}
     raised = {re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).upper() for kind in ServerError.__subclasses__()}
     assert told == raised
-
-
-def test_every_refusal_of_the_gateway_is_told() -> None:
-    """Each ``ApiError(status, message, code)`` of its code, and each answer to an error of the server."""
-    told = {(row[0], row[1]) for row in rows(section("api", "Statuses over HTTP"))}
-    calls = [
-        call.args
-        for file in Path(cosyserve_gateway.__file__).parent.glob("*.py")
-        for call in ast.walk(ast.parse(file.read_text("utf-8")))
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "ApiError"
-    ]
-    known = [
-        (str(args[0].value), f"`{args[2].value}`")
-        for args in calls
-        if isinstance(args[0], ast.Constant) and isinstance(args[2], ast.Constant)
-    ]
-    assert len(known) > 10
-    assert set(known) | {(str(code.http), f"`{code.http_code}`") for code in codes.CODES} <= told
 
 
 def test_variables_that_are_named_exist() -> None:
@@ -119,52 +89,11 @@ def test_variables_that_are_named_exist() -> None:
         assert named <= exist, path
 
 
-def test_every_route_of_the_gateway_is_told() -> None:
-    told = re.findall(r"^\| `(?:[A-Z]+ )?(/\S*)`", section("api", "Endpoints"), re.M)
-    # The page's own files are its affair.
-    assert set(told) == {path for path in _routes() if "." not in path}
-
-
 def _routes() -> set[str]:
     layer: Any = create_app(GatewaySettings())
     while not hasattr(layer, "routes"):
         layer = layer._app
     return {route.path for route in layer.routes}
-
-
-def names(cell: str) -> list[str]:
-    """What a cell has in backticks, arguments left out."""
-    return re.findall(r"`(\w+)[^`]*`", cell)
-
-
-def test_every_method_of_the_clients_is_told() -> None:
-    told = {name for row in rows(section("api", "Python clients"))[2:] for name in names(row[0])}
-    for client in (Client, AsyncClient):
-        assert told == {name for name in dir(client) if not name.startswith("_")} - {"close"}
-    (session,) = (row[1] for row in rows(section("api", "Python clients")) if "session(" in row[0])
-    for kind in (Session, AsyncSession):
-        assert set(names(session)) == {name for name in dir(kind) if not name.startswith("_")} - {"close", "aclose"}
-
-
-def test_every_field_of_a_request_over_http_is_told() -> None:
-    told = [row[0].strip("`") for row in rows(section("api", "Endpoints").partition("The body of")[2])[2:]]
-    assert told == list(SpeechBody.model_fields)
-
-
-def test_every_message_of_the_websocket_is_told() -> None:
-    ours, theirs = section("api", "WebSocket").split("From the gateway:")
-    told = {row[0].strip("`"): names(row[1]) for row in rows(ours)[2:]}
-    kinds = (conversation.Config, conversation.Text, conversation.Flush, conversation.End, conversation.Cancel)
-    fields = {get_args(kind.model_fields["type"].annotation)[0]: set(kind.model_fields) - {"type"} for kind in kinds}
-    assert told.keys() == fields.keys()
-    assert all(fields[kind] <= set(told[kind]) for kind in fields)
-    sent = re.findall(r'"type": "(\w+)"|_tell\("(\w+)"\)', Path(conversation.__file__).read_text("utf-8"))
-    assert {row[0].strip("`") for row in rows(theirs)[2:]} == {first or second for first, second in sent}
-
-
-def test_every_runtime_is_told() -> None:
-    told = [row[0].strip("`") for row in rows(section("tuning", "Runtimes and precision"))[2:]]
-    assert told == [*ALL_STAGES, *(f"llm_runtime` = `{name}" for name in LLM_ALONE)]
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)

@@ -5,19 +5,27 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, is_typeddict
 
 import pytest
 import typer
+from pydantic import BaseModel
 from typer.testing import CliRunner, Result
 
-from cosyserve import contracts, errors, limits, metrics
+from cosyserve import codes, contracts, errors, limits, metrics
+from cosyserve.runtimes.registry import ALL_STAGES, LLM_ALONE
 from cosyserve.settings import Settings
 from cosyserve_build.cli import app
 from cosyserve_build.docs_tables import BOUNDS, READERS, TABLES
+from cosyserve_client import AsyncClient, AsyncSession, Client, Session
+from cosyserve_gateway import conversation
+from cosyserve_gateway import errors as gateway_errors
 from cosyserve_gateway import limits as gateway_limits
+from cosyserve_gateway.app import create_app
 from cosyserve_gateway.cli import app as gateway
 from cosyserve_gateway.metrics import ADVICE, Metrics
+from cosyserve_gateway.settings import Settings as GatewaySettings
+from cosyserve_gateway.speech import SpeechBody
 
 OPTIONAL = ["labels", "what to do"]
 PAGE = "# A page\n\n<!-- generated: bounds -->\n<!-- end -->\n\nSome prose.\n"
@@ -43,7 +51,7 @@ def test_settings_have_their_defaults_and_those_of_the_profiles() -> None:
     rows = {row[0].strip("`"): row for row in cells("settings")}
     assert {name: row[1] for name, row in rows.items()} == {f.name: str(f.default) or "empty" for f in fields(Settings)}
     assert READERS.keys() == rows.keys()
-    assert rows["precision"][3].endswith("not with onnx; `bf16` in profile `gpu`")
+    assert rows["precision"][3].endswith("not with onnx; `fp16` in profile `gpu`")
     assert rows["concurrency"][3].endswith("`2` (flow) in profile `cpu`; `32` in profile `gpu`")
     assert "profile" not in rows["max_hop"][3]
 
@@ -108,6 +116,56 @@ def test_tensors_have_their_types(name: str, tensors: tuple[contracts.Tensor, ..
     for row, tensor in zip(rows, tensors, strict=True):
         assert re.fullmatch(rf"{tensor.dtype}\[[n\d, ]+\]", row[1])
         assert row[1].count(",") == len(tensor.dims) - 1
+
+
+def test_the_tables_of_the_api_have_what_the_code_declares() -> None:
+    assert [row[0] for row in cells("modes")] == [f"`{mode}`" for mode in contracts.MODES]
+    assert [re.findall(r"`(\w+)`", row[0]) for row in cells("runtimes")] == [
+        *(["runtime", name] for name in ALL_STAGES),
+        *(["llm_runtime", name] for name in LLM_ALONE),
+    ]
+    assert [row[0].strip("`") for row in cells("fields of a speech request")] == list(SpeechBody.model_fields)
+    (action,) = (row[2] for row in cells("inputs of voices") if row[0] == "`action`")
+    assert re.findall(r"`(\w+)`", action) == list(contracts.ACTIONS)
+
+
+def test_both_clients_have_the_methods_of_the_table() -> None:
+    told = {row[0].strip("`").partition("(")[0] for row in cells("methods of the clients")}
+    for client in (Client, AsyncClient):
+        assert told == {name for name in dir(client) if not name.startswith("_")} - {"close"}
+    told = {row[0].strip("`").partition("(")[0] for row in cells("methods of a session")}
+    for kind in (Session, AsyncSession):
+        assert told == {name for name in dir(kind) if not name.startswith("_")} - {"close", "aclose"}
+
+
+def test_every_route_of_the_gateway_is_an_endpoint_of_the_table() -> None:
+    told = {row[0].strip("`").split()[-1] for row in cells("endpoints of the gateway")}
+    layer: Any = create_app(GatewaySettings())
+    while not hasattr(layer, "routes"):
+        layer = layer._app
+    # The page's own files are its affair.
+    assert told == {route.path for route in layer.routes if "." not in route.path}
+
+
+def test_the_tables_have_every_message_of_the_websocket() -> None:
+    models = {kind for kind in vars(conversation).values() if isinstance(kind, type) and issubclass(kind, BaseModel)}
+    assert set(conversation.RECEIVED) == {kind for kind in models if "type" in kind.model_fields}
+    typed = {kind for kind in vars(conversation).values() if is_typeddict(kind)}
+    assert set(conversation.SENT) == {kind for kind in typed if "type" in kind.__annotations__}
+    assert [row[0] for row in cells("messages from a WebSocket's client")] == [
+        f"`{get_args(kind.model_fields['type'].annotation)[0]}`" for kind in conversation.RECEIVED
+    ]
+    sent = {row[0].strip("`"): re.findall(r"`(\w+)`", row[1]) for row in cells("messages from the gateway")}
+    assert '"type": ' not in Path(conversation.__file__).read_text("utf-8")  # every message is one of these
+    assert sent == {kind.__name__.lower(): list(kind.__annotations__)[1:] for kind in conversation.SENT}
+
+
+def test_every_refusal_of_the_gateway_is_one_of_the_table() -> None:
+    told = {(row[0], row[1].strip("`")) for row in cells("refusals of the gateway")}
+    assert len(told) > 10
+    assert {(str(code.http), code.http_code) for code in codes.CODES} <= told
+    for file in Path(gateway_errors.__file__).parent.rglob("*.py"):
+        assert file.name == "errors.py" or not re.search(r"\bApiError\(", file.read_text("utf-8")), file
 
 
 def test_pages_are_written_and_checked(tmp_path: Path) -> None:

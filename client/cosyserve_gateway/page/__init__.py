@@ -39,6 +39,7 @@ def _serve(name: str, media_type: str) -> Callable[[Request], Response]:
     content = Path(__file__).with_name(name).read_bytes()
 
     def serve(_: Request) -> Response:
+        """A page: type a text, choose or record a voice, listen while the audio is generated."""
         return Response(content, media_type=media_type, headers=_HEADERS)
 
     return serve
