@@ -1,4 +1,4 @@
-"""Fixtures that several test folders share: prepared weights, what is loaded from them, and one running server."""
+"""Fixtures of several test folders: prepared weights, objects loaded from them, and one running server."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ TINY = Path(__file__).parent / "data" / "cosyvoice2-tiny"
 TINY1 = TINY.with_name("cosyvoice1-tiny")
 TINY3 = TINY.with_name("cosyvoice3-tiny")
 
-# pytest puts this folder on the path, where torch would take the folder `triton` for the compiler of that name.
+# pytest puts this folder on the path, where torch would import the folder `triton` as the compiler of that name.
 sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
 
 
 BUILDERS = ("torch", "onnx", "onnxscript", "gguf")
-"""What the extra `build` brings. Where there is no CPU build of torch for a Python, none of them is installed."""
+"""Packages of the extra `build`. If a Python has no CPU build of torch, none of them is installed."""
 
 
 def pytest_configure() -> None:
     """Let torch compute in one thread, here and in all processes that tests start.
 
-    The recorded networks are so small that a second one waits more than it computes: comparing a recorded set takes
-    fifteen times the processor time with two, and as many times as long when anything else runs on the machine. torch
-    is not imported yet, and reads this when it is.
+    The recorded networks are so small that a second thread mostly waits: comparing a recorded set takes
+    fifteen times the processor time with two, and fifteen times as long on a busy machine. torch
+    is not imported yet, and reads this at its import.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 class _Module(pytest.Module):
-    """A test file; skipped, with the reason, when it needs what builds weights and that is not installed."""
+    """A test file, skipped with the reason if it needs packages of the extra `build` that are not installed."""
 
     def _getobj(self) -> ModuleType:
         try:
@@ -62,7 +62,7 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 
 
 def _prepared(recorded: Path) -> Path:
-    """Prepared weights of a recorded set's bundle; kept across runs until something that makes them changes."""
+    """Prepare weights of a recorded set's bundle; they are kept across runs until the code that makes them changes."""
     pytest.importorskip("torch", reason="torch is not installed")
     from cosyserve_build.prepare import TOOLS, prepare
 
@@ -72,7 +72,7 @@ def _prepared(recorded: Path) -> Path:
     digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
     folder = ROOT / ".cache" / "tests" / f"weights-{digest[:16]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Of several workers one prepares them, and the others wait.
+    # One of several workers prepares them, and the others wait.
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
@@ -88,7 +88,7 @@ def weights() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The weights of ``make demo``."""
+    """Weights of ``make demo``."""
     folder = tmp_path_factory.mktemp("demo") / "weights"
     unpack(ROOT / "demo" / "voice.tar.xz", folder)
     return folder
@@ -120,7 +120,7 @@ def weights3(set3: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def server(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """A server with them."""
+    """Server with these weights."""
     with running(demo_weights, tmp_path_factory.mktemp("server") / "triton.log") as live:
         yield live
 
@@ -133,14 +133,14 @@ def client(server: Live) -> Iterator[Client]:
 
 @pytest.fixture(scope="session")
 def prompt() -> SpeechOptions:
-    """A voice to clone, with its transcript."""
+    """Voice to clone, with its transcript."""
     samples, rate = read_prompt(str(TINY / "prompt.wav"))
     transcript = (TINY / "prompt.txt").read_text("utf-8")
     return {"prompt_audio": samples, "prompt_sample_rate": rate, "prompt_text": transcript}
 
 
 def _sources(module: str, seen: dict[str, Path]) -> dict[str, Path]:
-    """The files of a module of this project and of all modules of this project that it imports."""
+    """List the files of a module and of all modules of this project that it imports."""
     stem = module.replace(".", "/")
     paths = [ROOT / home / f"{stem}.py" for home in ("python_backends", "build")]
     path = next((path for path in paths if path.is_file()), None)

@@ -1,4 +1,4 @@
-"""The first five minutes with every Python on this machine: ``make demo``, then tests of the real server.
+"""Run ``make demo`` and the smoke tests with every Python on this machine.
 
     python tests/pythons.py
     python tests/pythons.py --python /usr/bin/python3 --markdown
@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MINORS = (11, 12, 13)
 STEPS = {"demo": "demo", "demo again": "demo", "server tests": "smoke"}
-"""What is run, and its target of `make`."""
+"""Steps, and their targets of `make`."""
 
 ASK = "import sys; print(sys.executable, *sys.version_info[:3], sys.base_prefix == sys.prefix)"
 
@@ -41,7 +41,7 @@ class Python:
 
 
 def interpreters() -> list[Python]:
-    """All that this machine has, each once, oldest first."""
+    """List the interpreters of this machine, each once, oldest first."""
     names = [f"python3.{minor}" for minor in MINORS]
     folders = [*map(Path, os.get_exec_path()), Path("/usr/bin"), Path("/usr/local/bin")]
     folders += Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/*/bin")
@@ -50,7 +50,7 @@ def interpreters() -> list[Python]:
 
 
 def ask(path: Path) -> Python | None:
-    """What an executable says of itself; None when it is no interpreter of its own, or a shim without one behind it."""
+    """Describe an executable; None if it is not an interpreter of its own, or a shim without one."""
     if not os.access(path, os.X_OK):
         return None
     told = subprocess.run([path, "-c", ASK], capture_output=True, text=True).stdout.split()
@@ -75,14 +75,14 @@ def copy(folder: Path) -> None:
 
 
 def run(python: Python) -> list[str]:
-    """How each step ends; its last lines go to stderr when it fails."""
+    """Run each step; print its last lines to stderr if it fails."""
     cells = []
     with tempfile.TemporaryDirectory(prefix="pythons-") as scratch:
         project, home, bin = (Path(scratch) / name for name in ("project", "home", "bin"))
         home.mkdir()
         bin.mkdir()
         copy(project)
-        # A link would lose the folder that the interpreter finds its library by.
+        # With a link the interpreter would not find its library.
         (bin / "python3").write_text(f'#!/bin/sh\nexec {python.path} "$@"\n')
         (bin / "python3").chmod(0o755)
         environ = {"HOME": str(home), "PATH": f"{bin}:/usr/local/bin:/usr/bin:/bin", "TERM": "dumb"}

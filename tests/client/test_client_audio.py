@@ -1,4 +1,4 @@
-"""Prompt files in, WAV files out."""
+"""Reading prompt files and writing WAV files."""
 
 from __future__ import annotations
 

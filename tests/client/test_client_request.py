@@ -1,4 +1,4 @@
-"""What a request puts on the wire, and what it refuses to."""
+"""Requests as messages: their fields, and the values that are refused."""
 
 from __future__ import annotations
 

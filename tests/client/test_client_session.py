@@ -1,4 +1,4 @@
-"""Sessions of both clients: what is written, what is heard, and what goes wrong in between."""
+"""Sessions of both clients: text, audio and errors."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ async def test_a_task_cancelled_while_it_opens_a_session_leaves_nothing_open(ser
                 await asyncio.sleep(0)
             await asyncio.sleep(0.002 * steps)
             task.cancel()
-            ended += await asyncio.gather(task, return_exceptions=True)  # kept, so that no collector helps
+            ended += await asyncio.gather(task, return_exceptions=True)  # kept from the collector
         for _ in range(100):
             if not server.active:
                 break

@@ -1,4 +1,4 @@
-"""Streams of both clients against a server that speaks the real protocol."""
+"""Streams of both clients against a dummy server with the real protocol."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from cosyserve_client import (
 DUMMY = Path(__file__).parents[2] / "loadtest" / "dummy_server.py"
 
 PATIENCE = 30.0
-"""Seconds after which something hangs."""
+"""Seconds after which a test counts as hanging."""
 
 Speak = Callable[..., None]
 
 
 @pytest.fixture(params=["sync", "aio"])
 def speak(request: pytest.FixtureRequest, server: DummyServer) -> Speak:
-    """Streams a text into a list; ``pause`` seconds go by after each chunk, the other options are the client's."""
+    """Stream a text into a list, with ``pause`` seconds after each chunk; other options are the client's."""
 
     def blocking(heard: list[AudioChunk], text: str, pause: float = 0.0, url: str = server.url, **options: Any) -> None:
         with Client(url, **options) as client:
@@ -122,7 +122,7 @@ def test_each_status_has_its_class(speak: Speak, code: str, kind: type[ServerErr
 
 
 def test_the_end_behind_an_error_is_read(speak: Speak, server: DummyServer) -> None:
-    """Triton loses count of a stream that is cancelled as it ends."""
+    """Triton does not count a stream as ended if it is cancelled at its end."""
     with pytest.raises(NotFound):
         speak([], "NOT_FOUND no such voice")
     assert not server.cancelled.acquire(timeout=0.3)
@@ -148,7 +148,7 @@ def test_a_response_without_an_output_is_refused(speak: Speak) -> None:
 
 
 def test_the_stream_timeout_ends_a_silent_stream(speak: Speak, server: DummyServer) -> None:
-    """Without it, one would outlast the test: the default is ten minutes."""
+    """Without the timeout the stream would outlast the test: the default is ten minutes."""
     with pytest.raises(DeadlineExceeded):
         speak([], "silent", stream_timeout=0.3)
     assert server.cancelled.acquire(timeout=PATIENCE), "the stream goes on"
@@ -205,7 +205,7 @@ def test_a_server_without_a_sample_rate_is_refused_before_the_stream(speak: Spea
 
 
 def cancelled(server: DummyServer) -> bool:
-    """Whether the server saw a stream cancelled within a second."""
+    """Return whether the server saw a stream cancelled within a second."""
     return server.cancelled.acquire(timeout=1)
 
 

@@ -1,4 +1,4 @@
-"""The committed Triton configurations are what the contracts say."""
+"""The committed Triton configurations match the contracts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rendered(model: Model, profile: str) -> Any:
 
 
 def recorded(version: int) -> ModelConfig:
-    """What `prepare` writes into the manifest of a version's weights."""
+    """Return the configuration that `prepare` writes to the manifest of a version's weights."""
     pytest.importorskip("torch", reason="torch is not installed")
     from cosyserve_build.bundles.bundle import read
 
@@ -115,7 +115,7 @@ def test_scheduling_is_the_contract_s(model: Model, profile: str) -> None:
     if sequence:
         assert config.sequence_batching.oldest.max_candidate_sequences >= MAX_SEQUENCES >= 2 * MAX_STREAMS
         assert config.sequence_batching.max_sequence_idle_microseconds == SEQUENCE_IDLE_SECONDS * 1_000_000
-        # Steps of different sequences have different lengths and still share a batch.
+        # Steps of different sequences share a batch although their lengths differ.
         assert {i.name for i in config.input if i.allow_ragged_batch} == {t.name for t in model.inputs if -1 in t.dims}
 
 
@@ -202,7 +202,7 @@ def test_every_input_of_tts_reaches_a_stage() -> None:
     for tensor in TTS.inputs:
         if tensor.name not in ("seed", "stream", "timestamps", "flush"):
             assert frontend[tensor.name] == tensor
-    # What the frontend makes is what the later stages take.
+    # The frontend's outputs are inputs of the later stages.
     takers = {t.name: t for name in ("llm", "token2wav") for t in BY_NAME[name].inputs}
     for tensor in BY_NAME["frontend"].outputs:
         if tensor.name not in ("segment_lengths", "segment_texts"):

@@ -103,7 +103,7 @@ sys.modules["triton_python_backend_utils"] = MagicMock()
 
 
 def serve_only(code: str, *arguments: str) -> None:
-    """Run code where nothing but what serving on a CPU needs is installed."""
+    """Run code in an environment with only the packages for serving on a CPU."""
     done = subprocess.run([sys.executable, "-c", SERVING + code, *arguments], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 

@@ -1,4 +1,4 @@
-"""One description says all about a version: a made-up fourth one is installed, made, prepared and served."""
+"""A version is one description: an invented fourth version is installed, synthesised, prepared and served."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ VERSION = replace(
 
 @pytest.fixture
 def fourth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of a package with the fourth version, installed here and in the Python that Triton takes."""
+    """Folder of a package with the fourth version, installed here and for Triton's Python."""
     package = tmp_path / "package"
     (package / "fourth-1.0.dist-info").mkdir(parents=True)
     (package / "fourth.py").write_text(FOURTH, "utf-8")
     (package / "fourth-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: fourth\nVersion: 1.0\n")
     (package / "fourth-1.0.dist-info" / "entry_points.txt").write_text(f"[{versions.GROUP}]\n4 = fourth:VERSION\n")
     monkeypatch.syspath_prepend(package)
-    # Triton's stubs take the packages of an interpreter, and nothing from PYTHONPATH.
+    # Triton's stubs use the packages of an interpreter and ignore PYTHONPATH.
     environment = tmp_path / "environment"
     venv.create(environment, symlinks=True)
     (packages,) = environment.glob("lib/python*/site-packages")
@@ -151,7 +151,7 @@ def test_a_fourth_version_is_made_prepared_and_served(tmp_path: Path) -> None:
     bundle, weights = tmp_path / "bundle", tmp_path / "weights"
     synth_bundle(bundle, 4, "tiny", seed=0)
     assert (bundle / "cosyvoice4.yaml").is_file()
-    # In torch, because exporting graphs takes a minute; that it runs there follows from the names of its networks.
+    # In torch, because exporting graphs takes a minute; torch has the networks that the version names.
     prepare(bundle, weights, runtimes=["torch"])
     assert json.loads((weights / "manifest.json").read_text("utf-8"))["model"]["version"] == 4
     settings = {"runtime": "torch", "flow_cache_mib": "64", "llm_slots": "2", "max_streams": "2"}

@@ -1,4 +1,4 @@
-"""What the containers run, run for real: entrypoint, probe, drain, and the end that follows."""
+"""Programs of the containers on a real Triton: entrypoint, probe, drain, and the server's end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TEXT = "This one began before the drain, and it is spoken to its end, whatever h
 
 @dataclass
 class Container:
-    """A server as the image starts it: no home, another folder, a drain file that the one before has left."""
+    """Server as the image starts it: no home, another folder, a drain file left by an earlier server."""
 
     process: subprocess.Popen[bytes]
     live: Live
@@ -61,7 +61,7 @@ def environment(weights: Path, scratch: Path) -> dict[str, str]:
         "HOME": "/nonexistent",
         "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"),
         "TMPDIR": str(scratch),
-        # A checkout may lie there itself, with all that is run.
+        # The checkout may be there too, with the programs under test.
         "EXEC": "exec" if Path(sys.executable).is_relative_to("/tmp") else "noexec",
         "COSYSERVE_WEIGHTS": str(weights),
         "COSYSERVE_DRAIN_FILE": str(scratch / "draining"),
@@ -85,7 +85,7 @@ scratch folder and shared memory, and nothing to be run from there; and no capab
 
 
 def can_confine() -> bool:
-    """Whether this machine lets us: it takes root, and mounts of our own."""
+    """Return whether this machine allows it: it needs root, and private mounts."""
     return os.geteuid() == 0 and subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
 
 
@@ -103,7 +103,7 @@ def container(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     live = Live(f"127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}/metrics", demo_weights, scratch / "log")
     try:
         with Client(live.url) as client:
-            # As the startup probe does it: the metrics port opens when every model is loaded, and not before.
+            # Like the startup probe: the metrics port opens only when every model is loaded.
             deadline = time.monotonic() + READY_SECONDS
             while not _answers(live.metrics_url):
                 assert process.poll() is None, (scratch / "log").read_text()

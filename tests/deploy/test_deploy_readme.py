@@ -1,4 +1,4 @@
-"""deploy/README.md: what it names is there, and its commands have the options that they are given."""
+"""deploy/README.md: the files that it names exist, and its commands have their options."""
 
 from __future__ import annotations
 

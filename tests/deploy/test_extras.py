@@ -1,4 +1,4 @@
-"""The extras: none brings two packages that overwrite each other. (`make check-extras` has pip resolve them.)"""
+"""The extras: none has two packages that overwrite each other. (`make check-extras` lets pip resolve them.)"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Dockerfiles and the compose file, read: no engine runs here."""
+"""Static checks of the Dockerfiles and the compose file, without a container engine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def stages(name: str) -> dict[str, list[tuple[str, str]]]:
 
 
 def sent(path: str) -> bool:
-    """Whether a file of the repository is in the build context: the last pattern that fits it, or a folder above it."""
+    """Return whether a file is in the build context: the last pattern that matches it or a parent folder decides."""
     above = [path, *map(str, Path(path).parents)]
     fitting = [line for line in IGNORE if line and line[0] != "#" and any(_fits(line.lstrip("!"), p) for p in above)]
     return not fitting or fitting[-1].startswith("!")

@@ -1,4 +1,4 @@
-"""The manifests: valid as Kubernetes has it, and true of the code that they run."""
+"""The manifests: valid for Kubernetes, and consistent with the code that they run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from cosyserve_gateway.cli import app as gateway_app
 from cosyserve_gateway.settings import Settings as GatewaySettings
 
 KUBERNETES = "1.35"
-"""The release whose image volumes are on by default."""
+"""First release with image volumes enabled by default."""
 
 SERVER, GATEWAY = "cosyserve-server", "cosyserve-gateway"
 SCHEMAS = {path.stem: json.loads(path.read_text("utf-8")) for path in (DEPLOY / "schemas").iterdir()}
@@ -40,7 +40,7 @@ each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
 def check(manifest: Manifest) -> None:
-    """Raises for what an API server would refuse or drop, and for a kind that nobody here knows."""
+    """Raise for fields that an API server would refuse or drop, and for unknown kinds."""
     if schema := SCHEMAS.get(manifest["kind"]):
         jsonschema.validate(manifest, schema)
     else:
@@ -138,7 +138,7 @@ def test_the_gateway_starts_with_options_that_it_has(overlay: str) -> None:
 
 
 def parse(application: typer.Typer, arguments: list[str]) -> dict[str, Any]:
-    """The options of a command line, of the subcommand if it names one; raises for one that there is not."""
+    """Parse a command line, with its subcommand; raise for an unknown option."""
     command: Any = typer.main.get_command(application)
     while hasattr(command, "commands"):
         command, arguments = command.commands[arguments[0]], arguments[1:]
@@ -175,7 +175,7 @@ def test_probes_ask_what_is_there(overlay: str) -> None:
     for name in ("startupProbe", "readinessProbe"):
         assert server[name]["httpGet"] == {"path": "/metrics", "port": "metrics"}
     assert server["startupProbe"]["periodSeconds"] * server["startupProbe"]["failureThreshold"] > READY_SECONDS
-    assert asyncio.run(status(gateway["readinessProbe"]["httpGet"]["path"])) >= 500  # there is no server here
+    assert asyncio.run(status(gateway["readinessProbe"]["httpGet"]["path"])) >= 500  # no server runs here
     assert asyncio.run(status(gateway["livenessProbe"]["httpGet"]["path"])) == 200
     python, script, *arguments = server["livenessProbe"]["exec"]["command"]
     assert (python, script) == ("python3", "/opt/cosyserve/probe.py")
@@ -184,14 +184,14 @@ def test_probes_ask_what_is_there(overlay: str) -> None:
 
 
 async def status(path: str, method: str = "GET") -> int:
-    """The status of a gateway's answer to a request without body."""
+    """Return the status of a gateway's answer to a request without a body."""
     sent: list[Any] = []
     scope = {"type": "http", "method": method, "path": path, "headers": [], "query_string": b"", "client": ("::1", 1)}
 
     body = [{"type": "http.request", "body": b"", "more_body": False}]
 
     async def receive() -> Any:
-        return body.pop() if body else await asyncio.Event().wait()  # it stays until it is answered
+        return body.pop() if body else await asyncio.Event().wait()  # the client stays connected until the answer
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -224,7 +224,7 @@ def test_memory_holds_the_flow_s_cache_and_shared_memory(overlay: str) -> None:
     shared = volumes[mounts["/dev/shm"]["name"]]["emptyDir"]
     assert shared["medium"] == "Memory"
     memory, cache = gibibytes(shared["sizeLimit"]), 0.0
-    if overlay == "cpu":  # on a GPU the cache lies in its own memory
+    if overlay == "cpu":  # on a GPU the cache is in the GPU's memory
         cache = int(environment(only)["COSYSERVE_FLOW_CACHE_MIB"]) / 1024
     assert gibibytes(only["resources"]["limits"]["memory"]) > memory + cache
     weights = volumes[mounts["/weights"]["name"]]

@@ -1,4 +1,4 @@
-"""NVIDIA's Multi-Process Service, started by the container's entrypoint; the daemon is pretended."""
+"""NVIDIA's Multi-Process Service, started by the container's entrypoint; the daemon is a fake."""
 
 from __future__ import annotations
 

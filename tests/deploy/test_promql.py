@@ -1,4 +1,4 @@
-"""Prometheus' own tool reads what is written for it."""
+"""Prometheus' own tool accepts our rules, queries and configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every metric that a dashboard, a rule or the scaling asks for is one that the code or Triton has."""
+"""Every metric that a dashboard, a rule or the autoscaling queries is exported by the code or by Triton."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cosyserve_gateway.metrics import OUTCOMES, Metrics
 DASHBOARD = json.loads((DEPLOY / "components" / "monitoring" / "dashboard.json").read_text("utf-8"))
 NAME = re.compile(r"\b(?:cosyserve|nv)_\w+")
 TRITON = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes"}
-"""What Triton itself exports where there is a GPU."""
+"""Metrics that Triton itself exports on a GPU."""
 OURS = [each for each in vars(metrics).values() if isinstance(each, metrics.Metric)]
 RECORDED = re.compile(r"\bcosyserve:[\w:]+")
 
@@ -32,7 +32,7 @@ def expressions() -> list[str]:
 
 
 def exported() -> set[str]:
-    """What server and gateway export, by the names that Prometheus stores."""
+    """Names of the metrics of server and gateway, as Prometheus stores them."""
     server = {series for each in OURS for series in each.series}
     gateway = re.findall(r"^# TYPE (\S+) (\S+)", Metrics().exposition().decode(), re.M)
     histograms = {
@@ -70,7 +70,7 @@ def test_labels_that_are_asked_for_have_values_that_there_are() -> None:
 def test_the_scaling_watches_streams_refusals_and_first_audio() -> None:
     streams, refused, first_audio = find(rendered("gpu"), "ScaledObject", "cosyserve-server")["spec"]["triggers"]
     assert metrics.REFUSED.name in refused["metadata"]["query"]
-    # Without series there is an error, after which KEDA leaves the number of pods as it is.
+    # A query without series is an error, on which KEDA keeps the number of pods.
     assert [each["metadata"]["ignoreNullValues"] for each in (streams, refused)] == ["false", "false"]
     assert metrics.ACTIVE_STREAMS.name in streams["metadata"]["query"]
     (recorded,) = (rule for rule in rules() if "record" in rule)

@@ -1,4 +1,4 @@
-"""docs/ says what the code does: links, commands and code are checked, and the tables that are not made from it."""
+"""docs/ matches the code: links, commands, code blocks, and the tables that are not generated."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ def unfenced(text: str) -> str:
 
 
 def anchors(text: str) -> set[str]:
-    """The names that GitHub gives to headings."""
+    """Return GitHub's anchors of headings."""
     headings = re.findall(r"^#+ (.*)$", unfenced(text), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def section(page: str, heading: str) -> str:
-    """What stands under a heading, up to the next of its level or above."""
+    """Return the text under a heading, up to the next one of its level or above."""
     level, rest = re.split(rf"^(#+) {re.escape(heading)}$", DOCS[page], maxsplit=1, flags=re.M)[1:]
     return re.split(rf"^#{{1,{len(level)}}} ", rest, maxsplit=1, flags=re.M)[0]
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of all tables."""
+    """Return the cells of all tables."""
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
 
 
 def parse(application: typer.Typer, arguments: list[str]) -> None:
-    """Raises for a subcommand, an option or a value that there is not."""
+    """Raise for an unknown subcommand, option or value."""
     command: Any = typer.main.get_command(application)
     while hasattr(command, "commands"):
         command, arguments = command.commands[arguments[0]], arguments[1:]

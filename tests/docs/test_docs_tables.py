@@ -1,4 +1,4 @@
-"""Tables of docs/ that are made from the code: what they hold, and when a page is stale."""
+"""Generated tables of docs/: their content, and the check for stale pages."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_every_route_of_the_gateway_is_an_endpoint_of_the_table() -> None:
     layer: Any = create_app(GatewaySettings())
     while not hasattr(layer, "routes"):
         layer = layer._app
-    # The page's own files are its affair.
+    # The page's own files are no part of the API.
     assert told == {route.path for route in layer.routes if "." not in route.path}
 
 

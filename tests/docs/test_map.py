@@ -1,4 +1,4 @@
-"""docs/architecture.md and CONTRIBUTING.md name what there is: files, symbols, make targets, folders of tests."""
+"""docs/architecture.md and CONTRIBUTING.md name existing files, symbols, make targets and test folders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ARCHITECTURE, CONTRIBUTING = PAGES = (ROOT / "docs" / "architecture.md", ROOT / 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 PATH = re.compile(r"(?<![\w.*/-])(?:\w[\w.-]*(?:/[\w.-]+)+|\w[\w-]*\.(?:py|md|toml))")
-"""Below the repository, or below the server's package; not what lies in folders that git ignores."""
+"""A path below the repository or the server's package, but not in a folder that git ignores."""
 
 SYMBOL = re.compile(r"([\w./-]+\.py)(?: :: |::)(\w+(?:\.\w+)*)")
 """``file :: name``, and a test as pytest takes it."""
@@ -27,14 +27,14 @@ NAME = re.compile(r"_?[A-Z]\w*(?:\.\w+)*")
 
 
 def quoted(page: Path) -> list[str]:
-    """What stands in backticks, and the lines of code blocks."""
+    """Yield the texts in backticks, and the lines of code blocks."""
     parts = re.split(r"^```\w*\n(.*?)^```", page.read_text("utf-8"), flags=re.S | re.M)
     spans = [" ".join(span.split()) for text in parts[::2] for span in re.findall(r"`([^`]+)`", text)]
     return spans + [line for block in parts[1::2] for line in block.splitlines()]
 
 
 def section(page: Path, heading: str) -> str:
-    """What stands under a heading, up to the next of its level or above."""
+    """Return the text under a heading, up to the next one of its level or above."""
     level, rest = re.split(rf"^(#+) {re.escape(heading)}$", page.read_text("utf-8"), maxsplit=1, flags=re.M)[1:]
     return re.split(rf"^#{{1,{len(level)}}} ", rest, maxsplit=1, flags=re.M)[0]
 
@@ -61,7 +61,7 @@ def sources() -> list[Path]:
 
 @cache
 def defined(file: Path) -> dict[str, ast.AST]:
-    """What a file defines, by name: functions, classes, constants, and ``Class.member``."""
+    """Return the names that a file defines: functions, classes, constants, and ``Class.member``."""
     found: dict[str, ast.AST] = {}
     for name, node in _definitions(ast.parse(file.read_text("utf-8"))):
         found[name] = node
@@ -80,7 +80,7 @@ def _definitions(owner: ast.Module | ast.ClassDef) -> Iterator[tuple[str, ast.AS
 
 
 def _attributes(owner: ast.ClassDef) -> Iterator[tuple[str, ast.AST]]:
-    """What methods set on ``self``."""
+    """Yield the attributes that methods set on ``self``."""
     for node in ast.walk(owner):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
             yield node.attr, node
@@ -133,7 +133,7 @@ def test_every_row_of_caches_names_classes() -> None:
 
 
 def test_every_class_that_is_called_a_cache_has_a_row() -> None:
-    """But protocols, and `cosyserve.networks.guided.Cache`, which a network is given for one call."""
+    """Except protocols, and `cosyserve.networks.guided.Cache`, the argument of one network call."""
     told = {name for row in rows(section(ARCHITECTURE, "Caches")) for _, name in symbols(row[1])}
     kinds = [node for path in sources() for node in defined(path).values() if isinstance(node, ast.ClassDef)]
     bases = {node.name: {ast.unparse(base) for base in node.bases} | {node.name} for node in kinds}

@@ -1,4 +1,4 @@
-"""One gateway, as a process of its own, before the server that all tests share, and one before a dummy."""
+"""Gateways: one as a process in front of the shared server, and one in front of a dummy server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cosyserve_gateway import Settings
 
 @pytest.fixture(scope="session")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `gateway` logs."""
+    """Log of `gateway`."""
     return tmp_path_factory.mktemp("gateway") / "log.jsonl"
 
 
@@ -53,6 +53,6 @@ def dummy() -> Iterator[DummyServer]:
 
 @pytest.fixture(scope="session")
 def before_dummy(dummy: DummyServer) -> Iterator[Gateway]:
-    """A gateway whose server does what texts say."""
+    """Gateway in front of a dummy server, whose behaviour the text selects."""
     with serving(Settings(url=dummy.url)) as gateway:
         yield gateway

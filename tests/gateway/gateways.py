@@ -1,4 +1,4 @@
-"""Running gateways as the tests see them."""
+"""Running gateways for tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cosyserve_gateway.cli import Server, configuration
 
 @dataclass(frozen=True)
 class Gateway:
-    """Where a gateway answers."""
+    """Address of a running gateway, with clients."""
 
     url: str
 
@@ -28,11 +28,11 @@ class Gateway:
         return self.url.replace("http", "ws") + "/v1/audio/speech/stream"
 
     def openai(self, key: str = "none") -> OpenAI:
-        """OpenAI's own client of it."""
+        """Make OpenAI's own client for this gateway."""
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE)
 
     def post(self, headers: dict[str, str] | None = None, **body: object) -> httpx2.Response:
-        """The answer to a request for speech."""
+        """Send a speech request, and return the response."""
         filled = {"model": "cosyvoice", "input": "Hi.", "response_format": "pcm", **body}
         return httpx2.post(f"{self.url}/v1/audio/speech", json=filled, headers=headers, timeout=PATIENCE)
 
@@ -42,11 +42,11 @@ class Gateway:
         return next((float(value) for found, value in (line.rsplit(" ", 1) for line in lines) if found == name), 0.0)
 
     def wait_idle(self) -> None:
-        """Returns once no utterance is in progress."""
+        """Wait until no utterance is in progress."""
         wait_until(lambda: not self.metric("cosyserve_gateway_active_streams"), lambda: "an utterance goes on")
 
     def wait_ready(self) -> None:
-        """Returns once it answers."""
+        """Wait until the gateway answers."""
         wait_until(self._answers, lambda: "the gateway does not answer")
 
     def _answers(self) -> bool:

@@ -1,4 +1,4 @@
-"""The command: settings from options and the environment, metrics, and an end that waits for who still listens."""
+"""The command: settings from options and the environment, metrics, and a shutdown that waits for running utterances."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_port_in_use() -> None:
         taken.listen()
         command = [*COMMAND, "--port", str(taken.getsockname()[1])]
         ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=PATIENCE)
-    assert ended.returncode == 3  # as uvicorn ends when it cannot start
+    assert ended.returncode == 3  # uvicorn's exit code when it cannot start
     assert "address already in use" in ended.stdout
 
 

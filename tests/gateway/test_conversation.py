@@ -1,4 +1,4 @@
-"""Text over a WebSocket as it is written: the same audio as over gRPC, utterance after utterance, and a way to stop."""
+"""Text in pieces over a WebSocket: the same audio as over gRPC, several utterances, and cancels."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Talker:
         return json.loads(message) if isinstance(message, str) else message
 
     def hear(self) -> tuple[Pcm, Any]:
-        """The audio up to the message that ends an utterance, and that."""
+        """Return the audio up to the message that ends an utterance, and that message."""
         heard: list[bytes] = []
         while (message := self.read())["type"] == "audio":
             assert message["sample_offset"] * 2 == sum(map(len, heard))
@@ -66,7 +66,7 @@ def dummy_talker(before_dummy: Gateway) -> Iterator[Talker]:
 
 
 def told(client: Client, voice: str, text: str, seed: int) -> Pcm:
-    """What gRPC sends of a text."""
+    """Return the audio of a text over gRPC."""
     with client.session(voice=voice, seed=seed) as session:
         session.push(text)
         session.end()

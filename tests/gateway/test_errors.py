@@ -1,4 +1,4 @@
-"""What goes wrong is told as OpenAI's clients expect it, and frees what was held."""
+"""Errors have the form that OpenAI's clients expect, and release all resources."""
 
 from __future__ import annotations
 

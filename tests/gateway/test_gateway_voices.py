@@ -1,4 +1,4 @@
-"""Voices over HTTP: listed, registered with consent, spoken with, deleted."""
+"""Voices over HTTP: list, register with consent, speak, delete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: it speaks, shows it, stops, and is used with the keyboard alone."""
+"""The page in a real browser: it plays speech, draws the waveform, stops, and works with the keyboard alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHROMIUM = shutil.which("chromium")
 LONG = "This text is long enough to be spoken still when its first words are heard. " * 10
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-# Without sandbox: it needs what root in a container has not.
+# Without sandbox, which needs rights that root in a container lacks.
 ARGUMENTS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 
 HEARD, TO_COME = (11, 99, 206), (201, 209, 219)
@@ -66,7 +66,7 @@ def pixels(screenshot: bytes) -> NDArray[np.uint8]:
 
 
 def colours(screenshot: bytes) -> int:
-    """How many there are in it: a blank one has few."""
+    """Count the colours of a picture: a blank one has few."""
     return len(np.unique(pixels(screenshot), axis=0))
 
 

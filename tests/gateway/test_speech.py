@@ -1,4 +1,4 @@
-"""Speech over HTTP: what clients of OpenAI hear is what gRPC sends, as it is made."""
+"""Speech over HTTP: OpenAI's clients get the audio that gRPC sends, while it is generated."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_official_client_hears_what_grpc_sends(gateway: Gateway, spoken: Pcm
     if form in ("pcm", "wav", "flac"):
         np.testing.assert_array_equal(heard, spoken)
     else:
-        assert 0 <= len(heard) - len(spoken) < 0.15 * RATE  # what fills the last frame, and the delay of the codec
+        assert 0 <= len(heard) - len(spoken) < 0.15 * RATE  # padding of the last frame, and the codec's delay
         assert abs(level(heard) - level(spoken)) < 1.5
 
 
@@ -100,7 +100,7 @@ def test_speed_and_instructions_reach_the_server(gateway: Gateway, client: Clien
 
 @pytest.fixture
 def curl(gateway: Gateway, voice: str) -> Iterator[subprocess.Popen[bytes]]:
-    """curl, while it hears a long text."""
+    """curl while it receives a long text."""
     body = json.dumps({"model": "tts-1", "input": LONG, "voice": voice})
     kind = "content-type: application/json"
     command = ["curl", "-sN", f"{gateway.url}/v1/audio/speech", "-H", kind, "-d", body]

@@ -1,4 +1,4 @@
-"""``cosyserve bench`` against a server that speaks the real protocol."""
+"""``cosyserve bench`` against a dummy server with the real protocol."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ async def test_an_open_loop_counts_from_the_schedule_when_the_client_is_late(ser
     class Stalls(Speaker):
         async def speak(self, number: int, due: float) -> Result:
             if number == 0:
-                # Nothing else can run meanwhile, so what is due by then is late.
+                # Nothing else can run meanwhile, so utterances due by then are late.
                 time.sleep(0.2)  # noqa: ASYNC251
             return await super().speak(number, due)
 

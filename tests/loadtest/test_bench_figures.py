@@ -1,4 +1,4 @@
-"""Figures of levels made by hand, and loads with a speaker that needs no server."""
+"""Figures of levels with given results, and loads with a fake speaker instead of a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Locust as a process, against a server that speaks the real protocol."""
+"""Locust as a process, against a dummy server with the real protocol."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def locust(server: DummyServer, *arguments: str) -> tuple[int, str]:
-    """Exit code, and what was written."""
+    """Run Locust; return its exit code and output."""
     command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "--host", server.url]
     command += ["--spawn-rate", "100", "--run-time", "2s", "--only-summary", *arguments]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""``cosyserve plan``: figures of loads made by hand."""
+"""``cosyserve plan`` on given figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a player hears, from arrival times made by hand."""
+"""Playback of chunks with given arrival times."""
 
 from __future__ import annotations
 

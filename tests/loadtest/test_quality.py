@@ -1,4 +1,4 @@
-"""``make quality``: a table of what each setting costs."""
+"""``make quality``: a table with the quality of each setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report about a GPU, on a CPU."""
+"""The GPU report, run on a CPU."""
 
 from __future__ import annotations
 

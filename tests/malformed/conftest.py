@@ -1,4 +1,4 @@
-"""What malformed requests are sent to: one server and one gateway before it, and a neighbour who must not notice."""
+"""Targets of malformed requests: one server with a gateway, and another stream that must not be affected."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def doorman(server: Live) -> Iterator[Gateway]:
 
 @pytest.fixture(scope="session")
 def spoken(client: Client) -> NDArray[np.int16]:
-    """What was heard before anything malformed came."""
+    """Audio from before the first malformed request."""
     return client.synthesize(TEXT, seed=7).pcm
 
 
 @pytest.fixture(autouse=True, scope="module")
 def unharmed(server: Live, client: Client, spoken: NDArray[np.int16]) -> Iterator[None]:
-    """While the requests of a module come, and after them, others hear what they always heard; nothing is left."""
+    """During and after the requests of a module, other streams get the same samples as before; nothing is held."""
     server.wait_idle()
     before = processes()
     over = threading.Event()

@@ -1,4 +1,4 @@
-"""Malformed gRPC requests, and what is right to answer."""
+"""Malformed gRPC requests, and the right answers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cosyserve.limits import (
 
 
 class Right(Enum):
-    """What may come instead of a refusal."""
+    """Allowed outcomes other than a refusal."""
 
     SERVED = "it is unusual, but can be served"
     EITHER = "it harms only who sent it, so an error is as good as an answer"
@@ -295,7 +295,7 @@ def _classes_of_audio(request: Any) -> None:
 
 
 def edited(right: str | Right, edit: Callable[[Any], None]) -> Case:
-    """A good request but for what `edit` does to it."""
+    """Make a valid request, changed by `edit`."""
     case = tts(right)
     edit(case.messages[0])
     return case

@@ -1,4 +1,4 @@
-"""Malformed HTTP requests, as bytes, and the status and error code that are right to answer."""
+"""Malformed HTTP requests as bytes, with the right status and error code."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ OK = {"model": "tts-1", "input": "Hi.", "response_format": "pcm"}
 
 
 def fields(param: str | None, status: int = 400, code: str = "invalid_value", **changed: object) -> Asked:
-    """A good request but for some fields."""
+    """Make a valid request with some fields changed."""
     return Asked(post(json.dumps(OK | changed).encode()), status, code, param)
 
 
 def raw(text: str | bytes, param: str | None = None) -> Asked:
-    """A body that is no good JSON."""
+    """Make a request whose body is not valid JSON."""
     return Asked(post(text if isinstance(text, bytes) else text.encode()), 400, param=param)
 
 
@@ -204,7 +204,7 @@ ROUTES = {
 
 
 def refused(data: bytes, status: int = 400) -> Asked:
-    """What is no HTTP; the answer has no envelope."""
+    """Make bytes that are not HTTP; the answer has no error envelope."""
     return Asked(data, status, "")
 
 
@@ -268,7 +268,7 @@ AGREED = part("consent", b"signed")
 def wav(
     data: bytes = bytes(64_000), *, rate: int = 16_000, channels: int = 1, bits: int = 16, kind: int = 1, said: int = -1
 ) -> bytes:
-    """A file whose header says what it is told to."""
+    """Make a file with the given values in its header."""
     length = len(data) if said < 0 else said
     block = channels * bits // 8
     header = struct.pack(

@@ -1,4 +1,4 @@
-"""What becomes of malformed requests: how many were tried, how many were answered wrongly, how many never."""
+"""Statistics of malformed requests: tried, answered wrongly, not answered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 ANSWERED_SECONDS = 60.0
 """Within which every malformed request must be answered: some thousand times what it takes, and far below the timeout
-of any stage, so that whatever is answered by that has not been judged at all."""
+of any stage, so that an answer by such a timeout counts as a hang."""
 
 
 class Hung(AssertionError):

@@ -1,4 +1,4 @@
-"""Malformed conversations over the WebSocket, and how they are right to end."""
+"""Malformed WebSocket conversations, and how they must end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ REFUSED, TOO_BIG, NOT_UTF8, PROTOCOL = 1008, 1009, 1007, 1002
 
 @dataclass(frozen=True)
 class Talk:
-    """What is sent behind the greeting.
+    """Messages that are sent after the greeting.
 
     Attributes:
         messages: text, or bytes for a binary frame.
@@ -37,7 +37,7 @@ def config(param: str, **fields: object) -> Talk:
 
 
 def later(param: str, code: str = "", **fields: object) -> Talk:
-    """What only the server knows to be wrong: it ends the utterance, and no more."""
+    """Errors that only the server detects: they end the utterance, but not the connection."""
     return Talk((said("config", **fields), said("text", text="Hi. "), said("end")), param=param, closed=0)
 
 

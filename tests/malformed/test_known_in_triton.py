@@ -1,4 +1,4 @@
-"""What Triton does wrong with malformed requests, on a server of its own, and what becomes of it."""
+"""Triton's own faults with malformed requests, on a separate server, and their consequences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Malformed gRPC requests are refused by name, or served, but never answered wrongly, nor not at all."""
+"""Malformed gRPC requests are refused with the field's name or served; every request gets a right answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from live import Live
 from raw import IN_BODY, INSIDE, Answer, send
 
 NOTATION = re.compile(r"^(in ensemble '\w+', )?[A-Z_]+(/\w*)? \| ")
-"""Before the message of an inner model or of a session stands its code."""
+"""Messages of inner models and of sessions begin with the code."""
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -24,7 +24,7 @@ def test_malformed_requests(server: Live, tally: Tally, name: str) -> None:
 
 
 def judge(case: Case, answer: Answer) -> None:
-    """Raises unless that is a right answer."""
+    """Raise unless the answer is right."""
     if answer.code == "DEADLINE_EXCEEDED":
         raise Hung
     message = assert_harmless(answer)
@@ -41,7 +41,7 @@ def judge(case: Case, answer: Answer) -> None:
 
 
 def assert_harmless(answer: Answer) -> str:
-    """The message of an answer, which tells nothing of the inside of a server."""
+    """Return the message of an answer, after a check that it exposes nothing internal."""
     message = NOTATION.sub("", answer.message)
     assert not INSIDE.search(message), answer
     assert "internal error" not in message, answer

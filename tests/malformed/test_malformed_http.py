@@ -1,4 +1,4 @@
-"""Malformed HTTP requests are refused as OpenAI's clients expect it, at once, and change nothing."""
+"""Malformed HTTP requests are refused at once, in OpenAI's form, and change nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def exchange(url: str, data: bytes) -> tuple[int, str, bytes]:
 
 
 def judge(asked: Asked, status: int, kind: str, body: bytes) -> None:
-    """Raises unless that is the right answer."""
+    """Raise unless the answer is right."""
     assert status == asked.status, body
     text = body.decode()
     assert not INSIDE.search(text), text

@@ -1,4 +1,4 @@
-"""Bytes that are no gRPC, on the ports themselves, and messages that are no protobuf."""
+"""Bytes that are not gRPC on the server's ports, and messages that are not protobuf."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ PROTOBUF = {
 
 
 def push(url: str, data: bytes) -> None:
-    """Sends bytes and waits for an end, or for a moment without a word."""
+    """Send bytes, and wait for the connection's end or for a pause."""
     at = urlsplit(f"//{url}")
     with socket.create_connection((at.hostname, at.port), ANSWERED_SECONDS) as connection:
         connection.settimeout(0.2)
@@ -85,7 +85,7 @@ def push(url: str, data: bytes) -> None:
 
 
 def assert_serves(server: Live) -> None:
-    """Answers others as ever."""
+    """Check that other requests are still served."""
     with grpc.insecure_channel(server.url, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         request = service_pb2.ModelReadyRequest(name="tts")
         try:
@@ -123,7 +123,7 @@ def test_messages_that_are_no_protobuf(server: Live, tally: Tally, method: str, 
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise Hung from error
             code = error.code()
-        # Of a stream that it cannot read, Triton answers nothing, and ends it.
+        # Triton ends a stream that it cannot parse, without an answer.
         right = (
             (grpc.StatusCode.INTERNAL, grpc.StatusCode.NOT_FOUND) if method == "ModelInfer" else (grpc.StatusCode.OK,)
         )

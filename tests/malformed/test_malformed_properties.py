@@ -1,4 +1,4 @@
-"""Whatever comes, an answer comes: made-up tensors for every model, made-up texts, sessions in any order."""
+"""Every request gets an answer: generated tensors for every model, generated texts, sessions in any order."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ contents = st.one_of(
 
 @st.composite
 def tensors(draw: st.DrawFn) -> tuple[str, Input]:
-    """An input of a model, made up, but as often as not of the type and the rank that it should have."""
+    """Generate an input of a model; about half have the right type and rank."""
     model = draw(st.sampled_from([model for model in MODELS if model.name in GOOD]))
     tensor = draw(st.sampled_from(model.inputs))
     batch = () if model.scheduling in (Scheduling.PLAIN, Scheduling.DECOUPLED) else (1,)

@@ -1,4 +1,4 @@
-"""Requests made up from the routes of the gateway, right ones and wrong ones, are answered as it says."""
+"""Generated requests to the gateway's routes, right and wrong ones, get documented answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
 
 @pytest.fixture(scope="module")
 def speaking() -> Iterator[Gateway]:
-    """A gateway before a server that speaks any text at once."""
+    """Gateway in front of a dummy server that answers any text at once."""
     with DummyServer() as dummy, serving(Settings(url=dummy.url, requests_per_minute=1_000_000)) as gateway:
         yield gateway
 
@@ -56,6 +56,6 @@ def test_the_document_has_every_route() -> None:
     layer: Any = create_app(Settings())
     while not hasattr(layer, "routes"):
         layer = layer._app
-    # The page's own files are its affair, and OpenAPI knows no WebSocket.
+    # The page's own files are no part of the API, and OpenAPI does not support WebSockets.
     served = {route.path for route in layer.routes if "." not in route.path and hasattr(route, "methods")}
     assert served == set(DOCUMENT["paths"])

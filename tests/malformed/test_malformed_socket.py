@@ -1,4 +1,4 @@
-"""Malformed messages end a conversation with an error; what the server refuses ends only its utterance."""
+"""A malformed message closes the connection with an error; a refusal by the server ends only the utterance."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_malformed_conversations(doorman: Gateway, tally: Tally, name: str) -> N
 
 
 def judge(talk: Talk, socket: ClientConnection) -> None:
-    """Talks, and raises unless it ends as it should."""
+    """Run a conversation, and raise unless it ends as expected."""
     for message in talk.messages:
         socket.send(message)
     if talk.frames:

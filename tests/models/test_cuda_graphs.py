@@ -1,4 +1,4 @@
-"""What a GPU records: calls that never look at their data, and that may run again."""
+"""Recording of CUDA graphs: calls do not depend on their data, and may be repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the demo voice is taught with: sentences, tokens, sequences, runs that resume, and the archive."""
+"""Training of the demo voice: sentences, tokens, sequences, resumed runs, and the archive."""
 
 from __future__ import annotations
 

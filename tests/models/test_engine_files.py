@@ -1,4 +1,4 @@
-"""TensorRT plans: everything about them that can be checked without TensorRT, and the rest where it is installed."""
+"""TensorRT plans: the checks that need no TensorRT, and builds where it is installed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ with_tensorrt = pytest.mark.skipif(find_spec("tensorrt") is None, reason="Tensor
 
 @pytest.fixture
 def folder(weights: Path, tmp_path: Path) -> Path:
-    """A weights folder of one's own, as far as plans look into it."""
+    """Weights folder with the files that plans depend on."""
     shutil.copy(weights / "manifest.json", tmp_path)
     return tmp_path
 

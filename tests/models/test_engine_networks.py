@@ -24,7 +24,7 @@ def engine_of(networks: LlmNetworks, slots: int) -> Engine:
 
 
 def alone(networks: LlmNetworks, made: GenerationRequest) -> Emitted:
-    """What the same sequence says with nobody beside it."""
+    """Tokens of the same sequence alone."""
     return said(engine_of(networks, slots=1), made)
 
 
@@ -113,7 +113,7 @@ def test_prompt_embeddings_stand_in_the_order_of_the_model(llm_networks: LlmNetw
 
 
 def test_a_sequence_that_cannot_go_on_fails_alone(llm_networks: LlmNetworks) -> None:
-    """Scores that are not finite may not reach the neighbours, nor the next sequence of the row."""
+    """Scores that are not finite must not affect other rows, nor the next sequence of the row."""
     expected = alone(llm_networks, sequence(2)[0])
     errors: list[Exception] = []
     engine = engine_of(poisoned(llm_networks, call=2), slots=1)
@@ -133,7 +133,7 @@ def test_a_slot_can_be_used_again(llm_networks: LlmNetworks) -> None:
 
 
 def told_at_once(networks: LlmNetworks, made: GenerationRequest, text: np.ndarray[Any, np.dtype[np.int32]]) -> Emitted:
-    """What an open sequence says alone, when all its text is there from the start."""
+    """Tokens of an open sequence alone, with all its text at the start."""
     engine, emitted = engine_of(networks, slots=1), list[int | None]()
     engine.admit(replace(made, emit=emitted.append))
     engine.add_text(made.id, text, more=False)

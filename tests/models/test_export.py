@@ -1,4 +1,4 @@
-"""Exporting: a graph that is not the network is refused."""
+"""Export: a graph that differs from its network is refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Toy(nn.Module):
 
 
 class WrongAlways(Toy):
-    """A network that the exporter gets wrong."""
+    """Network that the exporter converts wrongly."""
 
     def forward(self, x: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         y, states = super().forward(x, past)
@@ -38,7 +38,7 @@ class WrongAlways(Toy):
 
 
 class WrongLater(Toy):
-    """A network that the exporter gets right at the size that it saw only."""
+    """Network whose graph is right only at the exported size."""
 
     def forward(self, x: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         y, states = super().forward(x, past)
@@ -54,7 +54,7 @@ class NotANumber(Toy):
 
 
 class WrongState(Toy):
-    """A network whose second state the exporter gets wrong."""
+    """Network whose second state the exporter converts wrongly."""
 
     def forward(self, x: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         y, states = super().forward(x, past)

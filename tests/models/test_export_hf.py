@@ -1,4 +1,4 @@
-"""The exported Qwen2 checkpoint, loaded by transformers, says what was recorded from the original."""
+"""The exported Qwen2 checkpoint in transformers reproduces the tensors recorded from the original."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flow factory: voices that are computed once and shared, and the bound on memory."""
+"""Flow factory: voices are computed once and shared, and memory is limited."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def short_voice(voice: FlowVoice, *, mel: float = 0.0, embedding: float = 0.0) -
 
 
 def fresh(networks: FlowNetworks, voice: FlowVoice, tokens: Ints) -> Float:
-    """What a stream that shares nothing says."""
+    """Mel of a stream that shares nothing."""
     state = run_alone(FlowStream.prime(networks, voice)).fork()
     return FlowStream(networks, voice, state=state).step(tokens, final=True)
 
@@ -154,7 +154,7 @@ def test_voices_whose_bytes_join_to_the_same_never_share(flow_voice: FlowVoice) 
 def test_sessions_of_a_new_voice_compute_its_prompt_once(
     flow_networks: FlowNetworks, flow_voice: FlowVoice, tokens: Ints, counter: Counter, first_leaves: bool
 ) -> None:
-    """They wait for the one that computes it; if that one leaves, another takes over."""
+    """They wait for the sequence that computes it; if that one is cancelled, another takes over."""
     factory, scheduler = FlowFactory(flow_networks, AMPLE, counter), Scheduler(8)
     inputs = opening(flow_voice, tokens[:40])
     heard: list[Tensors] = []

@@ -1,4 +1,4 @@
-"""Flow streams: every frame once, however the tokens arrive and whoever shares the calls."""
+"""Flow streams compute each frame once, independently of token arrival and of the batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The language model in llama.cpp: what the float32 graph says, from rows that leave each other alone."""
+"""The language model in llama.cpp: results of the float32 graph, with independent rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prepared graphs are what their manifest says, and take what the streams feed."""
+"""Prepared graphs match their manifest, and accept the inputs of the streams."""
 
 from __future__ import annotations
 

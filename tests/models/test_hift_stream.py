@@ -1,4 +1,4 @@
-"""Vocoder streams: the same samples however the frames arrive and whoever shares the calls."""
+"""Vocoder streams: samples do not depend on the arrival of frames or on the batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Preparing a bundle: complete or not at all."""
+"""Preparing a bundle is atomic."""
 
 from __future__ import annotations
 

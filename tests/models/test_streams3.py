@@ -1,4 +1,4 @@
-"""CosyVoice3's flow and vocoder: the same sound however tokens and frames arrive and whoever shares the calls."""
+"""CosyVoice3's flow and vocoder: results do not depend on the arrival of tokens and frames or on the batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random bundles: of the official layout and sizes, and they sound like speech as far as that goes."""
+"""Random bundles: official layout and sizes, and audio with the statistics of speech."""
 
 from __future__ import annotations
 

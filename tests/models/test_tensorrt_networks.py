@@ -1,4 +1,4 @@
-"""TensorRT plans in the torch runtime, with networks in torch in the place of the plans."""
+"""TensorRT plans in the torch runtime, with torch networks as fakes of the plans."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LSB = 1 / 32768
 
 
 class Stand:
-    """What `TensorrtGraph` is for a network, on the CPU; it refuses what the plan would."""
+    """Fake of `TensorrtGraph` on the CPU; it refuses the same inputs."""
 
     def __init__(self, weights: Weights, graph: str, module: nn.Module) -> None:
         self.calls = 0
@@ -195,7 +195,7 @@ def on_an_h200(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def copied(weights: Path, folder: Path) -> Weights:
-    """A weights folder of one's own, as far as plans look into it."""
+    """Weights folder with the files that plans depend on."""
     (folder / "manifest.json").write_bytes((weights / "manifest.json").read_bytes())
     return Weights(folder)
 

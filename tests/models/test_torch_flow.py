@@ -1,4 +1,4 @@
-"""The flow over pages: what the recorded runs heard, with each page held as long as someone needs it."""
+"""The flow with a paged KV cache: recorded results, and each page is held as long as it is used."""
 
 from __future__ import annotations
 

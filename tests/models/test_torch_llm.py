@@ -1,4 +1,4 @@
-"""The language model on a device: what one pass over the whole sequence says, from rows that leave each other alone."""
+"""The language model on a device: results of one pass over the whole sequence, with independent rows."""
 
 from __future__ import annotations
 

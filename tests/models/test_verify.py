@@ -1,4 +1,4 @@
-"""`verify` on the recorded sets: every stage says what the original said, and damage is found."""
+"""`verify` on the recorded sets: every stage reproduces the original, and damage is found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector as the tests see it: OTLP over HTTP, and what it has been told."""
+"""OpenTelemetry collector for tests: OTLP over HTTP, with the received spans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers of the other generations of CosyVoice."""
+"""Servers with the other versions of CosyVoice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A running server as the tests see it."""
+"""Running server for tests."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from cosyserve.serve import Server, free_port
 from cosyserve.tritonserver import fetch, locate
 
 PATIENCE = 30.0
-"""Seconds after which what should happen in a fraction of one has failed: the cores may be busy."""
+"""Maximum seconds for what takes a fraction of a second on idle cores."""
 
 GAUGES = (ACTIVE_STREAMS, LLM_SEQUENCES, FLOW_SEQUENCES, HIFT_SEQUENCES)
 
 
 @dataclass(frozen=True)
 class Live:
-    """Where a server answers, and what it serves."""
+    """Addresses of a running server, with its metrics and log."""
 
     url: str
     metrics_url: str
@@ -44,7 +44,7 @@ class Live:
         return sum(found)
 
     def held(self) -> dict[str, float]:
-        """What each stage holds for utterances in progress."""
+        """Read what each stage holds for utterances in progress."""
         series = self._series()
         return {gauge.name: sum(value for name, _, value in series if name == gauge.name) for gauge in GAUGES}
 
@@ -59,7 +59,7 @@ class Live:
         return found()
 
     def wait_idle(self) -> None:
-        """Returns once no stage holds anything."""
+        """Wait until no stage holds anything."""
         wait_until(lambda: not any(self.held().values()), lambda: f"still held: {self.held()}")
 
     def _series(self) -> list[tuple[str, set[str], float]]:
@@ -74,7 +74,7 @@ class Live:
 
 
 def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
-    """Those that run; one that has ended counts no more, also while nobody has asked for its exit code."""
+    """List running processes; zombies do not count."""
     found = []
     for process in processes:
         with suppress(psutil.NoSuchProcess):
@@ -118,7 +118,7 @@ def bare_triton(folder: Path, *flags: str, **environ: str) -> Iterator[str]:
 
 
 def wait_until(condition: Callable[[], bool], report: Callable[[], str]) -> None:
-    """Returns as soon as `condition` holds; fails with `report` when it does not in time."""
+    """Wait until `condition` is true; fail with `report` if it is not in time."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, report()

@@ -1,4 +1,4 @@
-"""Requests that the client would never send, as bare KServe messages."""
+"""Requests that the client never sends, as raw KServe messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ so only the tests of the status itself ask for it."""
 
 
 INSIDE = re.compile(r"Traceback|\.py\b|(?<![\w.])/(work|usr|home|tmp|opt|root|var)/|site-packages|INTERNAL|\|")
-"""What tells about the inside of a server: stack traces, its files, the notation between its models."""
+"""Signs of internal details in messages: stack traces, file names, the notation between models."""
 
 
 @dataclass(frozen=True)

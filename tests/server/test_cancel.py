@@ -1,4 +1,4 @@
-"""A client that goes away frees every stage, and nobody else notices."""
+"""A disconnected client frees every stage, and other streams are not affected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAMPLES_PER_TOKEN = 960
 
 
 def assert_all_is_free(server: Live, client: Client, cancelled: float) -> None:
-    """No stage holds anything, the count is right, and no token is made any more but those of the next request."""
+    """Check that no stage holds anything, the count is right, and only the next request generates tokens."""
     wait_until(lambda: server.metric(CANCELLED) >= cancelled, lambda: "the cancellation was not counted")
     server.wait_idle()
     assert server.metric(CANCELLED) == cancelled

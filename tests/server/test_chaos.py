@@ -1,4 +1,4 @@
-"""Short forms of ``make chaos``: what dies, stops or misbehaves leaves a server whose next utterance is right."""
+"""Short forms of ``make chaos``: after each fault the next utterance is right."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CASES: dict[str, Case] = {
 
 @pytest.fixture(scope="module")
 def first(demo_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    """A server, and what its first utterances sound like."""
+    """Server with the samples of its first utterances."""
     server = Supervised(demo_weights, tmp_path_factory.mktemp("chaos"))
     server.start()
     try:

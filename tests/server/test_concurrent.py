@@ -1,4 +1,4 @@
-"""Many streams at once: each sounds as if it were alone."""
+"""Many concurrent streams: each has the samples that it has alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Voice conversion: what one voice says, in another."""
+"""Voice conversion: speech of one voice, spoken in another."""
 
 from __future__ import annotations
 

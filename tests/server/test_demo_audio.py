@@ -1,4 +1,4 @@
-"""What ``make demo`` prints and what its audio sounds like, as far as a number can tell."""
+"""Output of ``make demo``, and figures of its audio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo voice clones: who speaks in a prompt speaks the text."""
+"""The demo voice clones the speaker of a prompt."""
 
 from __future__ import annotations
 

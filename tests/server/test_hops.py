@@ -1,5 +1,5 @@
-"""A server with other settings: another chunk policy gives the same samples, a full server says so, and silent writers
-are sent away."""
+"""A server with other settings: the same samples with another chunk policy, refusals of a full server, and idle
+sessions."""
 
 from __future__ import annotations
 

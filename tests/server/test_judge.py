@@ -1,4 +1,4 @@
-"""What the real server streams, as the judge hears it."""
+"""Figures of `judge` on the real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An utterance that takes too long is ended, and told why."""
+"""An utterance that takes too long is cancelled, with a reason."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LONG = "This is said over and over, for much longer than anyone would listen. " 
 
 @pytest.fixture(scope="module")
 def hasty(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """A server that lets nobody speak for longer than a second."""
+    """Server with a lifetime of one second."""
     with running(weights, tmp_path_factory.mktemp("hasty") / "triton.log", lifetime="1") as live:
         _warm(live)
         yield live
 
 
 def _warm(live: Live) -> None:
-    """Until a short utterance takes no longer than it may: the first ones of a server take longer than others."""
+    """Warm up until a short utterance is within the lifetime: the first ones of a server take longer."""
     deadline = time.monotonic() + PATIENCE
     with Client(live.url) as client:
         while True:

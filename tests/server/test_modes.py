@@ -1,4 +1,4 @@
-"""Every mode of every version, streaming and not, on the real server."""
+"""Every mode of every version, with and without streaming, on the real server."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_each_entry_model_counts_its_own(server: Live, change: Change) -> None:
 
 
 SAID = "Quokkas rarely yodel."
-"""What no log may hold, however an utterance ends."""
+"""Texts that no log may contain, however an utterance ends."""
 
 BREAKING = f"""
 from cosyserve.contracts import {{contract}}
@@ -139,7 +139,7 @@ class TritonPythonModel({{handler}}):
             else:
                 super().execute([request])
 """
-"""An inner model that fails in a way that nobody foresaw, when it is asked to."""
+"""Inner model that fails with an unexpected error on request."""
 
 
 @pytest.fixture(scope="module")

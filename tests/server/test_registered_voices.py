@@ -1,4 +1,4 @@
-"""Registered voices on the real server: from registration to deletion, never mixed, never outside their folder."""
+"""Registered voices on the real server: registration, use, deletion; voices never mix or leave their folder."""
 
 from __future__ import annotations
 

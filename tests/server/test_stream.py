@@ -1,4 +1,4 @@
-"""What one client hears: chunks in order and on time, seeds, voices."""
+"""Streams of one client: order and timing of chunks, seeds, voices."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_any_text_is_spoken(client: Client, text: str) -> None:
 
 
 def test_control_tokens_in_the_text_are_mere_text(client: Client) -> None:
-    # As a control token it would be one id; as text it is many, which take at least two speech tokens each.
+    # As a control token it would be one id; as text it is many ids, with at least two speech tokens each.
     marker = "<|endofprompt|>"
     plain, with_marker = (client.synthesize(text, seed=1).seconds for text in ("Hi.", f"Hi {marker * 5}."))
     assert with_marker > plain

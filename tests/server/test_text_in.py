@@ -35,7 +35,7 @@ CUTS: dict[str, Callable[[str], Iterable[str]]] = {
 
 
 def told(client: Client, pieces: Iterable[str], **options: object) -> list[AudioChunk]:
-    """What is heard of a text whose pieces are written one right behind the other."""
+    """Audio of a text whose pieces are sent immediately one after another."""
     with client.session(**options) as session:  # type: ignore[arg-type]
         for piece in pieces:
             session.push(piece)

@@ -1,4 +1,4 @@
-"""Clients of upstream's server, as they are: NVIDIA's client, a batch dimension, padded references."""
+"""Unmodified clients of upstream's server: NVIDIA's client, a batch dimension, padded references."""
 
 from __future__ import annotations
 

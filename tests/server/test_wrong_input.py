@@ -1,4 +1,4 @@
-"""Every wrong request gets its status and a message that names the field, and the next request is served."""
+"""A wrong request gets its status and a message with the field's name; the next request is served."""
 
 from __future__ import annotations
 

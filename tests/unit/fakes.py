@@ -1,4 +1,4 @@
-"""Small stages for the orchestrator: each token is spoken as its own number, so the audio tells what was said."""
+"""Fake stages for the orchestrator: each token's audio is its own number, so that tests can read the tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bound on utterances at once."""
+"""The limit on concurrent utterances."""
 
 from __future__ import annotations
 

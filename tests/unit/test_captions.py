@@ -1,4 +1,4 @@
-"""When words begin: every word once, in order, in its chunk, and near where speech of a known timing has it."""
+"""Start times of words: each word once, in order, in its chunk, near the time in speech with known timing."""
 
 from __future__ import annotations
 

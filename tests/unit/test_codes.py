@@ -1,4 +1,4 @@
-"""The table of error codes is what servers, clients and gateways go by; errors as text survive both of their forms."""
+"""The table of error codes covers servers, clients and gateways; errors as text round-trip in both forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user can mend is one line on stderr, also when a package is missing that an extra would bring."""
+"""Errors that a user can fix are one line on stderr, also for a package of an extra that is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Upstream's contract in terms of ours."""
+"""Conversion of upstream's contract to ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a listener in real time hears: when it begins, when it stops for want of audio, and whose fault that is."""
+"""Playback in real time: first audio, underruns, and waits for text."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_chunk_is_late_when_all_before_it_has_been_played() -> None:
 
 @pytest.mark.parametrize(("written", "late"), [(None, True), (0.9, True), (5.0, False)])
 def test_who_waits_for_text_is_not_late(written: float | None, late: bool) -> None:
-    """Text that was there when the chunk before was sent is no excuse."""
+    """A chunk whose text had arrived when the previous chunk was sent may be late."""
     delivery = Delivery(began=0.0)
     delivery.chunk_sent(1.0, 1.0, written=0.5)
     assert delivery.chunk_sent(1.0, 6.0, written=written) == late

@@ -1,4 +1,4 @@
-"""Giving up a stage: its last call is made, whether or not anyone waits for it."""
+"""Detached calls: the last call to a stage is made even if nothing waits for it."""
 
 from __future__ import annotations
 

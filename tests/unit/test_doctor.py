@@ -1,4 +1,4 @@
-"""``cosyserve doctor`` tells what is wrong with a machine, and what to type next."""
+"""``cosyserve doctor`` reports the problems of a machine and the next command."""
 
 from __future__ import annotations
 

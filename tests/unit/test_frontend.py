@@ -1,4 +1,4 @@
-"""Which request fields are accepted, and which tensors reach the models in each mode."""
+"""Accepted request fields, and the tensors that reach the models in each mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows of several streams in one call: who may be made longer, and what the graph then gets."""
+"""Windows of several streams in one call: which may be padded, and the graph's inputs."""
 
 from __future__ import annotations
 

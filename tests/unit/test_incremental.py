@@ -1,4 +1,4 @@
-"""Text in pieces: where words end, whatever the pieces."""
+"""Text in pieces: word boundaries do not depend on the pieces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``cosyserve-build judge``: the words heard, and what is made of them."""
+"""``cosyserve-build judge``: recognised words, and the figures from them."""
 
 from __future__ import annotations
 

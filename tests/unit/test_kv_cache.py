@@ -1,4 +1,4 @@
-"""Keys and values: of the language model's slots, and of a flow stream's past."""
+"""KV caches: of the language model's slots, and of a flow stream."""
 
 from __future__ import annotations
 

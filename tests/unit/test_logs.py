@@ -1,4 +1,4 @@
-"""Lines of a log: one each, whatever is in them, without what somebody said, and never waited for."""
+"""Log lines: one per event, without texts of users, and never blocking."""
 
 from __future__ import annotations
 

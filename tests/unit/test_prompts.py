@@ -1,4 +1,4 @@
-"""What version 3 reads before the text, and its phones inside it."""
+"""Instruction and inline phones of version 3."""
 
 from __future__ import annotations
 

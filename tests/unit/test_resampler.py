@@ -1,4 +1,4 @@
-"""Sample rates: the same samples however they come, the right length, no click where segments meet."""
+"""Resampling: the same samples for any pieces, the right length, no click where segments join."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps of many streams in shared calls: who goes first, who joins, and whom a failure takes along."""
+"""Batches of many streams: order, who may join, and the effect of a failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""State of sequences: opened at the start, closed once at the end, on failure and when the sender is gone."""
+"""State of sequences: opened at the start, released once: at the end, on failure, or when the caller is lost."""
 
 from __future__ import annotations
 

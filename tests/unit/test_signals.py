@@ -1,4 +1,4 @@
-"""Faults of a signal: what was planted is found, and nothing else."""
+"""Signal defects: the inserted ones are found, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Long silence is shortened on its way to the flow; the language model still remembers it."""
+"""Long silence is shortened before the flow, but stays in the language model's KV cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Interpreters and machines that cannot run CosyServe are told so in one line, even by a Python that is long gone."""
+"""Unsupported interpreters and machines get an error of one line, even with a very old Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The road of one request over fake stages: order, offsets, errors, cancellation."""
+"""One request over fake stages: order, offsets, errors, cancellation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speaking rate: the same frames however they come."""
+"""Speaking rate: the same frames for any pieces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where chunks lie: samples without gaps, and tokens that add up to their segments."""
+"""Offsets of chunks: samples without gaps, and tokens that add up to their segments."""
 
 from __future__ import annotations
 

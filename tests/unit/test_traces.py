@@ -1,4 +1,4 @@
-"""Spans of stages: what they tell, and what they do not."""
+"""Spans of stages: attributes, and data that they omit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The list of Triton's defects tells the truth, and the workarounds that need no Triton do what they say."""
+"""The list of Triton's defects is consistent, and workarounds that need no Triton work."""
 
 from __future__ import annotations
 

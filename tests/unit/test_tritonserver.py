@@ -1,4 +1,4 @@
-"""Which tritonserver runs, with what environment and flags, and how one comes here where there is none."""
+"""Choice of the tritonserver, its environment and flags, and the download of one."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The shared library of this interpreter, which a statically linked one has not."""
+    """Shared library of this interpreter; a statically linked one has none."""
     path = tmp_path / "python" / LIBRARY
     path.parent.mkdir()
     path.write_bytes(b"library")

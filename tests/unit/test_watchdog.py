@@ -1,4 +1,4 @@
-"""A stage that stands still ends the process; one that is busy, or waits for its caller, does not."""
+"""A stage that hangs ends the process; one that is busy, or waits for its caller, does not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cosyserve.triton.watchdog import ModelProcess, Watchdog
 
 @dataclass
 class Llm:
-    """A model process whose clock the test turns.
+    """Model process with a clock that the test controls.
 
     Attributes:
         answers: whether it gives signs of life; None for Triton's error in its place.
@@ -34,7 +34,7 @@ class Llm:
         return ModelProcess("llm", self.ping, clock=lambda: self.now, cpu=lambda: self.cpu)
 
     async def after(self, process: ModelProcess, seconds: float, cpu: float = 0.0) -> bool:
-        """Whether it stands still when this much time has passed."""
+        """Advance the clock, and return whether the process counts as hanging."""
         self.now += seconds
         self.cpu += cpu
         told = process.stands_still()

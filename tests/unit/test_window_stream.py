@@ -1,4 +1,4 @@
-"""CosyVoice 1's flow, window by window, over networks whose answers say what they were asked."""
+"""CosyVoice 1's flow, window by window, over fake networks whose outputs encode their inputs."""
 
 from __future__ import annotations
 
