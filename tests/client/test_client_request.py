@@ -122,6 +122,6 @@ def test_errors_cross_processes() -> None:
 
 
 @pytest.mark.parametrize("name", ["request_id", "traceparent"])
-def test_what_tells_where_a_request_comes_from_is_text(name: str) -> None:
+def test_request_id_and_traceparent_must_be_text(name: str) -> None:
     with pytest.raises(InvalidArgument, match=f"^INVALID_ARGUMENT {name}: is int, expected str"):
         SpeechRequest(text="Hi.", **{name: 5})  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ PIECES: list[dict[str, object]] = [
 ]
 
 
-def test_what_is_written_while_audio_comes(server: DummyServer) -> None:
+def test_text_can_be_pushed_while_audio_arrives(server: DummyServer) -> None:
     with Client(server.url) as client, client.session(voice="anna", seed=3) as session:
         session.push("Hello ")
         first = next(session)
@@ -39,7 +39,7 @@ def test_what_is_written_while_audio_comes(server: DummyServer) -> None:
     assert written(server) == PIECES
 
 
-async def test_what_is_written_while_audio_comes_async(server: DummyServer) -> None:
+async def test_text_can_be_pushed_while_audio_arrives_async(server: DummyServer) -> None:
     async with AsyncClient(server.url) as client, client.session(voice="anna", seed=3) as session:
         await session.push("Hello ")
         first = await anext(session)
@@ -83,7 +83,7 @@ async def test_leaving_cancels(server: DummyServer) -> None:
     assert await asyncio.to_thread(server.cancelled.acquire, timeout=5)
 
 
-async def test_nothing_is_written_behind_the_end(server: DummyServer) -> None:
+async def test_nothing_can_be_written_after_the_end(server: DummyServer) -> None:
     with Client(server.url) as client, client.session() as session:
         session.push("Hello ")
         session.end()

@@ -337,7 +337,7 @@ async def test_both_clients_return_the_same_audio(server: DummyServer) -> None:
     assert ours.seconds == pytest.approx(0.5)
 
 
-async def test_many_streams_share_one_client_and_one_question_for_the_rate(server: DummyServer) -> None:
+async def test_many_streams_share_one_client_and_one_request_for_the_rate(server: DummyServer) -> None:
     async with AsyncClient(server.url) as client:
         await client.sample_rate()
         speeches = await asyncio.gather(*(client.synthesize("hello") for _ in range(8)))

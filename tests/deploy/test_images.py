@@ -76,7 +76,7 @@ def test_bases_are_arguments_that_an_operator_pins(name: str) -> None:
 
 
 @each_file
-def test_what_is_copied_is_there(name: str) -> None:
+def test_copied_files_exist(name: str) -> None:
     assert copied(name)
     assert not [word for word, _ in instructions(name) if word == "ADD"]
 
@@ -139,7 +139,7 @@ def test_compose_mounts_files_that_are_there_and_confines_what_it_runs() -> None
     assert drain.parser().parse_args(arguments).seconds > 600
 
 
-def test_prometheus_and_grafana_find_what_they_show() -> None:
+def test_prometheus_and_grafana_find_their_files() -> None:
     scraped = yaml.safe_load((DOCKER / "prometheus.yaml").read_text("utf-8"))["scrape_configs"]
     targets = [target for job in scraped for each in job["static_configs"] for target in each["targets"]]
     assert targets == ["server:8002", "gateway:8080"]

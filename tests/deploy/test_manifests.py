@@ -77,7 +77,7 @@ def test_the_claim_and_its_loader_are_valid() -> None:
         ("PrometheusRule", "cosyserve", ("spec", "groups", 0, "rules", 0, "alert"), "both"),
     ],
 )
-def test_a_wrong_field_is_noticed(kind: str, name: str, path: tuple[Any, ...], value: Any) -> None:
+def test_a_wrong_field_of_a_manifest_is_refused(kind: str, name: str, path: tuple[Any, ...], value: Any) -> None:
     manifest = find(rendered("gpu"), kind, name)
     place: Any = manifest
     for step in path[:-1]:
@@ -87,7 +87,7 @@ def test_a_wrong_field_is_noticed(kind: str, name: str, path: tuple[Any, ...], v
         check(manifest)
 
 
-def test_a_kind_that_nobody_knows_is_noticed() -> None:
+def test_an_unknown_kind_of_manifest_is_refused() -> None:
     with pytest.raises(kubernetes_validate.SchemaNotFoundError):
         check({"apiVersion": "autoscaling/v2beta2", "kind": "HorizontalPodAutoscaler", "metadata": {"name": "old"}})
 
@@ -146,7 +146,7 @@ def parse(application: typer.Typer, arguments: list[str]) -> dict[str, Any]:
 
 
 @each_overlay
-def test_ports_and_selectors_meet(overlay: str) -> None:
+def test_ports_and_selectors_match(overlay: str) -> None:
     manifests = rendered(overlay)
     ports = {n: {p["name"]: p["containerPort"] for p in container(manifests, n)["ports"]} for n in (SERVER, GATEWAY)}
     for name, named in ports.items():
@@ -170,7 +170,7 @@ def test_ports_and_selectors_meet(overlay: str) -> None:
 
 
 @each_overlay
-def test_probes_ask_what_is_there(overlay: str) -> None:
+def test_probes_use_paths_and_commands_that_exist(overlay: str) -> None:
     server, gateway = (container(rendered(overlay), name) for name in (SERVER, GATEWAY))
     for name in ("startupProbe", "readinessProbe"):
         assert server[name]["httpGet"] == {"path": "/metrics", "port": "metrics"}
@@ -257,7 +257,7 @@ def test_the_memory_of_the_gpu_holds_all_streams(overlay: str, card: int, versio
 
 
 @each_overlay
-def test_images_are_named_with_a_tag_that_stands_still(overlay: str) -> None:
+def test_images_have_fixed_tags(overlay: str) -> None:
     manifests = rendered(overlay)
     images = [container(manifests, name)["image"] for name in (SERVER, GATEWAY)]
     images += [volume["image"]["reference"] for volume in pod(manifests, SERVER)["volumes"] if "image" in volume]

@@ -25,7 +25,7 @@ def test_the_rules_are_prometheus_rules(tmp_path: Path) -> None:
     check("rules", path)
 
 
-def test_what_panels_and_scaling_ask_is_promql(tmp_path: Path) -> None:
+def test_queries_of_panels_and_scaling_are_valid(tmp_path: Path) -> None:
     asked = [expression.replace("$__rate_interval", "5m") for expression in expressions()]
     records = [{"record": f"asked:{index}", "expr": expression} for index, expression in enumerate(asked)]
     path = tmp_path / "asked.yaml"
@@ -33,5 +33,5 @@ def test_what_panels_and_scaling_ask_is_promql(tmp_path: Path) -> None:
     check("rules", path)
 
 
-def test_the_configuration_of_compose_is_one() -> None:
+def test_the_prometheus_configuration_of_compose_is_valid() -> None:
     check("config", ROOT / "docker" / "prometheus.yaml")

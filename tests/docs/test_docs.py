@@ -74,7 +74,7 @@ def test_every_table_of_the_code_is_on_a_page_and_fresh() -> None:
     assert [path for path, text in docs_tables.pages(ROOT / "docs").items() if path.read_text("utf-8") != text] == []
 
 
-def test_every_status_of_a_client_is_told() -> None:
+def test_the_docs_list_every_status_of_a_client() -> None:
     told = {row[0] for row in rows(section("api", "Statuses"))[2:]}
     raised = {re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).upper() for kind in ServerError.__subclasses__()}
     assert told == raised
@@ -97,7 +97,7 @@ def _routes() -> set[str]:
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
-def test_commands_have_what_they_are_given(page: str, line: str) -> None:
+def test_commands_of_the_docs_parse(page: str, line: str) -> None:
     words = shlex.split(line.partition(" > ")[0])
     while re.match(r"[A-Z_]+=", words[0]):
         words.pop(0)
@@ -126,7 +126,7 @@ def test_python_compiles_and_imports_what_there_is(page: str, code: str) -> None
             assert hasattr(module, name.name)
 
 
-def test_pages_do_not_stand_alone() -> None:
+def test_each_page_is_linked_from_another() -> None:
     """Each is linked from another page."""
     assert len(DOCS) >= 6
     links = {

@@ -140,7 +140,7 @@ def test_every_class_that_is_called_a_cache_has_a_row() -> None:
     assert {name for name in bases if name.endswith("Cache") and not bases[name] & {"Protocol", "Cache"}} <= told
 
 
-def test_every_folder_of_tests_is_told() -> None:
+def test_the_docs_list_every_folder_of_tests() -> None:
     folders = {f"`tests/{path.parent.name}`" for path in (ROOT / "tests").glob("*/test_*.py")}
     assert {row[0] for row in rows(section(CONTRIBUTING, "Test"))} >= folders
 

@@ -164,7 +164,7 @@ def test_an_error_ends_the_utterance_and_no_more(talker: Talker, client: Client,
     np.testing.assert_array_equal(talker.hear()[0], told(client, voice, TEXT, 1))
 
 
-def test_a_failure_later_is_told_after_the_audio(dummy_talker: Talker) -> None:
+def test_a_late_failure_is_an_error_after_the_audio(dummy_talker: Talker) -> None:
     dummy_talker.say("text", text="late INTERNAL boom")
     heard, last = dummy_talker.hear()
     assert len(heard) == 3 * 2400
@@ -230,7 +230,7 @@ def test_silence_closes_the_connection(dummy: DummyServer, monkeypatch: pytest.M
         assert Talker(socket).read()["error"]["code"] == "idle_timeout"
 
 
-def test_who_may_not_open_one(dummy: DummyServer) -> None:
+def test_callers_without_permission_cannot_open_a_websocket(dummy: DummyServer) -> None:
     settings = Settings(url=dummy.url, api_keys=("secret",), streams_per_client=1)
     bearer = {"authorization": "Bearer secret"}
     wait_until(lambda: dummy.active == 0, lambda: "an earlier conversation goes on")

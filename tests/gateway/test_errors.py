@@ -147,7 +147,7 @@ def test_no_server() -> None:
 
 
 @pytest.mark.parametrize("text", ["slow", "silent"])
-def test_who_leaves_frees_the_stream(before_dummy: Gateway, dummy: DummyServer, text: str) -> None:
+def test_a_disconnected_client_frees_the_stream(before_dummy: Gateway, dummy: DummyServer, text: str) -> None:
     connection = http.client.HTTPConnection(urlsplit(before_dummy.url).netloc, timeout=PATIENCE)
     body = json.dumps(OK | {"input": text})
     connection.request("POST", "/v1/audio/speech", body, {"content-type": "application/json"})
@@ -160,7 +160,7 @@ def test_who_leaves_frees_the_stream(before_dummy: Gateway, dummy: DummyServer, 
     wait_until(lambda: not dummy.active, lambda: "it goes on")
 
 
-def test_who_does_not_read_is_left(dummy: DummyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_does_not_read_is_disconnected(dummy: DummyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cosyserve_gateway.middleware.STALLED_SECONDS", 0.5)
     body = json.dumps(OK | {"input": "flood", "response_format": "wav"})
     request = (
@@ -239,7 +239,7 @@ def test_keys(dummy: DummyServer) -> None:
         assert httpx2.get(f"{gateway.url}/healthz").is_success
 
 
-def test_pages_elsewhere_may_call_only_when_named(dummy: DummyServer) -> None:
+def test_pages_of_other_origins_may_call_only_if_allowed(dummy: DummyServer) -> None:
     named, other = {"origin": "https://named.example"}, {"origin": "https://other.example"}
     with serving(Settings(url=dummy.url, origins=(named["origin"],))) as gateway:
         assert gateway.post(other).status_code == 403
@@ -249,7 +249,7 @@ def test_pages_elsewhere_may_call_only_when_named(dummy: DummyServer) -> None:
         assert gateway.post({"origin": gateway.url}).is_success
 
 
-def test_the_log_tells_of_each_request_and_of_no_text(gateway: Gateway, log: Path) -> None:
+def test_the_log_has_each_request_and_no_text(gateway: Gateway, log: Path) -> None:
     text = "Nobody may read this."
     answer = gateway.post({"x-request-id": "told-of"}, input=text, instructions="In secret.")
     assert answer.headers["x-request-id"] == "told-of"
@@ -268,7 +268,7 @@ def test_the_log_tells_of_each_request_and_of_no_text(gateway: Gateway, log: Pat
     assert "secret" not in log.read_text()
 
 
-def test_the_server_calls_a_request_as_the_gateway_does(gateway: Gateway, server: Live) -> None:
+def test_server_and_gateway_log_the_same_request_id(gateway: Gateway, server: Live) -> None:
     made = gateway.post().headers["x-request-id"]
     with connect(gateway.socket_url, additional_headers={"x-request-id": "a-talk"}) as socket:
         for kind in ('"text", "text": "Hi."', '"end"'):
@@ -280,7 +280,7 @@ def test_the_server_calls_a_request_as_the_gateway_does(gateway: Gateway, server
         assert line["outcome"] == "complete"
 
 
-def test_the_servers_part_of_a_trace_is_its_callers(before_dummy: Gateway, dummy: DummyServer) -> None:
+def test_the_servers_spans_belong_to_the_callers_trace(before_dummy: Gateway, dummy: DummyServer) -> None:
     traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     dummy.traces.clear()
     assert before_dummy.post({"traceparent": traceparent}).is_success

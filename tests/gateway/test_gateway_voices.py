@@ -92,7 +92,7 @@ def test_a_large_upload_is_refused(gateway: Gateway) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
 
 
-def test_voices_may_be_fixed(dummy: DummyServer) -> None:
+def test_changes_of_voices_can_be_disabled(dummy: DummyServer) -> None:
     with serving(Settings(url=dummy.url, voice_changes=False)) as gateway:
         assert add(gateway, name="x", consent=CONSENT).status_code == 403
         assert httpx2.delete(f"{gateway.url}/v1/audio/voices/demo").status_code == 403

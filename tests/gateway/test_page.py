@@ -108,7 +108,7 @@ async def test_the_keyboard_is_enough(page: Page, gateway: Gateway, server: Live
     await asyncio.to_thread(server.wait_idle)
 
 
-async def test_a_refusal_is_told(page: Page, told: list[str]) -> None:
+async def test_a_refusal_is_shown(page: Page, told: list[str]) -> None:
     await page.get_by_label("Text", exact=True).fill("...")
     await page.keyboard.press("Control+Enter")
     await expect(page.get_by_role("alert")).to_contain_text("input: ")

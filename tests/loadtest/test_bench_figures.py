@@ -71,7 +71,7 @@ def test_refusals_are_no_failure_unless_there_is_nothing_else() -> None:
     assert level(refused, refused).problem() == "concurrency 4: none of 2 utterances succeeded, 2 refused"
 
 
-def test_a_busy_client_is_said() -> None:
+def test_a_busy_client_is_reported() -> None:
     calm, busy = level(utterance(0.2)), level(utterance(0.2), cpu_seconds=1.9)
     assert report.warnings([calm]) == []
     (warning,) = report.warnings([busy])

@@ -62,7 +62,7 @@ def test_refused_users_are_counted_apart() -> None:
     assert "KnownVoice  refused" in out
 
 
-def test_who_barges_in_frees_the_server() -> None:
+def test_a_barge_in_frees_the_server() -> None:
     with DummyServer() as server:
         code, out = locust(server, "--users", "2", "--text", "slow ", "BargeIn")
         assert code == 0, out

@@ -64,7 +64,7 @@ def test_one_stream_is_planned_at_least(tmp_path: Path) -> None:
     assert "3   for 3 streams" in planned(tmp_path, [measured(1, GOOD)], "--streams", "3").stdout
 
 
-def test_a_server_that_is_too_slow_for_one_is_said(tmp_path: Path) -> None:
+def test_a_server_that_is_too_slow_for_one_is_reported(tmp_path: Path) -> None:
     done = planned(tmp_path, [measured(1, SLOW)], "--streams", "3")
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr == "error: at 1: first audio after 1.50 s; no lower load was measured\n"

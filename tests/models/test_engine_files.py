@@ -181,7 +181,7 @@ def test_the_vocoder_is_float32_whatever_is_asked(folder: Path) -> None:
     assert find_engine(folder, "hift_decoder", H200, TRT, "fp16") == path
 
 
-def test_that_none_was_built_is_said(folder: Path) -> None:
+def test_missing_plans_are_reported(folder: Path) -> None:
     save_engine(folder, EngineSpec.wanted(Weights(folder), "hift_decoder", H200, TRT, "fp32"), b"")
     with pytest.raises(WeightsError, match="^the TensorRT plan of flow_estimator was not built; run `cosyserve-build"):
         find_engine(folder, "flow_estimator", H200, TRT, "fp16")

@@ -268,7 +268,7 @@ def test_a_new_voice_needs_room_for_its_prompt(
     begin(factory, short_voice(flow_voice))
 
 
-def test_idle_voices_make_way_the_least_recently_used_first(
+def test_idle_voices_are_evicted_least_recently_used_first(
     flow_networks: FlowNetworks, flow_voice: FlowVoice, counter: Counter
 ) -> None:
     a, b, c = (short_voice(flow_voice, mel=i) for i in range(3))
@@ -293,9 +293,7 @@ def test_a_voice_in_use_stays(flow_networks: FlowNetworks, flow_voice: FlowVoice
     assert not is_known(factory, b, counter)
 
 
-def test_a_refused_stream_drives_no_voice_out(
-    flow_networks: FlowNetworks, flow_voice: FlowVoice, counter: Counter
-) -> None:
+def test_a_refused_stream_evicts_no_voice(flow_networks: FlowNetworks, flow_voice: FlowVoice, counter: Counter) -> None:
     a, b = (short_voice(flow_voice, mel=i) for i in range(2))
     factory = sessions_with_room(flow_networks, counter, streams=1, voices=2)
     assert not is_known(factory, b, counter)

@@ -162,7 +162,7 @@ def test_weights_without_the_file_name_the_command(weights: Path) -> None:
         load_decoder(Settings(weights=str(weights), llm_runtime="gguf"))
 
 
-def test_without_llama_cpp_the_way_to_get_it_is_told(prepared: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_llama_cpp_the_error_names_the_extra(prepared: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     monkeypatch.delitem(sys.modules, "cosyserve.runtimes.gguf", raising=False)
     with pytest.raises(WeightsError, match=r"llm_runtime: .*pip install 'cosyserve\[gguf\]'`$"):

@@ -63,7 +63,7 @@ def test_a_sequence_says_the_same_alone_and_among_others(engine: Engine) -> None
     assert all(len(tokens) > 2 * sizes["text"] for tokens, sizes in zip(alone, made, strict=True))
 
 
-def test_the_speaker_is_heard(engine: Engine) -> None:
+def test_the_speaker_changes_the_tokens(engine: Engine) -> None:
     (first,) = spoken(engine, sequence(1))
     (other,) = spoken(engine, sequence(1, speaker=-SPEAKER))
     (nobody,) = spoken(engine, sequence(1, speaker=NONE))

@@ -235,7 +235,7 @@ def no_graphs(mine: Weights) -> None:
         (no_graphs, "flow_estimator.onnx is not in the weights folder: prepare with `--runtime onnx`"),
     ],
 )
-def test_what_is_wrong_with_the_plans_is_said(
+def test_errors_name_what_is_wrong_with_the_plans(
     weights: Path, tmp_path: Path, prepare: Callable[[Weights], None], reason: str
 ) -> None:
     mine = copied(weights, tmp_path)

@@ -140,7 +140,7 @@ def test_streams_in_one_call_get_what_they_get_alone(flow: TorchFlow, flow_voice
             np.testing.assert_allclose(mel, flow.solve([job])[0], rtol=0, atol=1e-4)
 
 
-def test_rows_that_only_fill_up_a_batch_touch_nobody_s_page(torch_weights: Weights, flow: TorchFlow) -> None:
+def test_padding_rows_of_a_batch_write_to_no_page_of_a_stream(torch_weights: Weights, flow: TorchFlow) -> None:
     small = load(torch_weights, flow_cache_mib=-(-6 * 50 * flow.frame_bytes // 2**20))
     random = np.random.default_rng(0)
 

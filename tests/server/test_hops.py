@@ -62,7 +62,7 @@ def test_a_patient_client_waits_for_its_turn(other: Live, other_client: Client) 
 
 
 @pytest.mark.parametrize("text", ["", "Some words that are spoken, and then "])
-def test_a_silent_writer_is_sent_away_with_a_reason(other: Live, other_client: Client, text: str) -> None:
+def test_an_idle_session_is_closed_with_a_reason(other: Live, other_client: Client, text: str) -> None:
     idle = other.metric(CANCELLED, model="tts", reason="idle")
     with other_client.session(seed=1) as session:
         session.push(text)

@@ -164,7 +164,7 @@ def breaking(demo_weights: Path, collector: Collector, tmp_path_factory: pytest.
             yield live
 
 
-def test_an_utterance_is_a_line_under_the_id_that_it_was_given(server: Live, client: Client) -> None:
+def test_an_utterance_is_a_log_line_with_its_request_id(server: Live, client: Client) -> None:
     chunks = list(client.stream(TEXT, seed=1, request_id="told-1"))
     (line,) = server.logged(request_id="told-1")
     assert {name: line[name] for name in ("level", "logger", "event", "model", "outcome", "session")} == {
@@ -196,13 +196,13 @@ def test_a_session_is_one_line(server: Live, client: Client) -> None:
     assert "real_time_factor" not in line
 
 
-def test_a_refusal_is_told_with_its_code_and_nothing_of_the_request(server: Live) -> None:
+def test_a_refusal_is_logged_with_its_code_and_without_the_request(server: Live) -> None:
     call(server.url, words("text", "Hi."), words("voice", SAID), id="told-3")
     (line,) = server.logged(request_id="told-3")
     assert (line["outcome"], line["code"], line["level"]) == ("invalid", "NOT_FOUND", "info")
 
 
-def test_every_field_of_a_line_is_told_in_the_docs(server: Live) -> None:
+def test_the_docs_list_every_field_of_a_log_line(server: Live) -> None:
     page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text("utf-8")
     told_there = page.partition("## Logs")[2].partition("The gateway writes")[0]
     call(server.url, words("text", "Hi."), id="whole", seconds=60)
@@ -222,7 +222,7 @@ def test_an_id_that_is_no_plain_word_is_replaced(server: Live, id: str) -> None:
     assert "forged" not in server.log.read_text("utf-8")
 
 
-def test_what_nobody_foresaw_is_told_with_the_id_and_without_what_was_said(
+def test_an_unexpected_error_is_logged_with_its_request_id_and_without_text(
     breaking: Live, collector: Collector, prompt: SpeechOptions
 ) -> None:
     with Client(breaking.url) as client:
@@ -292,7 +292,7 @@ def test_an_utterance_is_a_tree_of_spans_in_its_callers_trace(
     assert collector.services == {"cosyserve"}
 
 
-def test_who_leaves_is_no_failure_in_a_trace(breaking: Live, collector: Collector) -> None:
+def test_a_disconnected_client_is_no_failure_in_a_trace(breaking: Live, collector: Collector) -> None:
     with Client(breaking.url) as client, client.stream(TEXT, seed=1, request_id="left") as stream:
         next(stream)
     breaking.wait_idle()
@@ -301,7 +301,7 @@ def test_who_leaves_is_no_failure_in_a_trace(breaking: Live, collector: Collecto
     assert not any(span.status.code for span in (whole, *stages))
 
 
-def test_a_collector_that_hangs_holds_nobody_up(breaking: Live, client: Client, collector: Collector) -> None:
+def test_a_collector_that_hangs_delays_no_utterance(breaking: Live, client: Client, collector: Collector) -> None:
     alone = client.synthesize("Hi.", seed=1).pcm
     with Client(breaking.url) as traced:
         collector.answers.clear()

@@ -104,7 +104,7 @@ def test_words_are_about_where_they_are_spoken(lang: str, mean: float, most: flo
     assert max(errors) <= 0.43
 
 
-def test_a_wrong_guess_is_made_good() -> None:
+def test_a_wrong_guess_of_the_pace_is_corrected() -> None:
     """Speech at half the pace that is guessed: once the length is known, the rest is spread over what is left."""
     text = "word " * 20
     guessed = sum(map(duration, words(text))) / 17

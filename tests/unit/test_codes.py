@@ -36,7 +36,7 @@ def test_no_row_is_there_twice() -> None:
     assert len(set(named)) == len(named)
 
 
-def test_a_reason_of_tomorrow_counts_as_its_status() -> None:
+def test_an_unknown_reason_counts_as_its_status() -> None:
     assert of_client("Unavailable", "of_tomorrow") == of_client("Unavailable")
     assert of_client("NotFound", "of_tomorrow").http_code == "unreachable"
 

@@ -94,7 +94,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     ],
     ids=repr,
 )
-def test_a_fault_of_ours_keeps_its_traceback(error: Exception) -> None:
+def test_an_unexpected_error_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, one_line_errors():
         raise error
     assert caught.value is error

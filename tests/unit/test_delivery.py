@@ -43,7 +43,7 @@ def test_a_chunk_is_late_when_all_before_it_has_been_played() -> None:
 
 
 @pytest.mark.parametrize(("written", "late"), [(None, True), (0.9, True), (5.0, False)])
-def test_who_waits_for_text_is_not_late(written: float | None, late: bool) -> None:
+def test_a_chunk_that_waited_for_text_is_not_late(written: float | None, late: bool) -> None:
     """A chunk whose text had arrived when the previous chunk was sent may be late."""
     delivery = Delivery(began=0.0)
     delivery.chunk_sent(1.0, 1.0, written=0.5)

@@ -22,7 +22,7 @@ async def test_a_stage_that_works_is_waited_for() -> None:
     assert told == ["end"]
 
 
-async def test_a_stage_that_hangs_is_not_and_hears_of_it_later(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stage_that_hangs_is_not_waited_for_and_gets_the_call_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detached, "LEAVE_SECONDS", 0.01)
     works, told = asyncio.Event(), asyncio.Event()
 
@@ -38,7 +38,7 @@ async def test_a_stage_that_hangs_is_not_and_hears_of_it_later(monkeypatch: pyte
         await told.wait()
 
 
-async def test_what_goes_wrong_is_nobodys_any_more(caplog: pytest.LogCaptureFixture) -> None:
+async def test_errors_of_detached_calls_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
     async def call() -> None:
         raise OSError("gone")
 
@@ -47,7 +47,7 @@ async def test_what_goes_wrong_is_nobodys_any_more(caplog: pytest.LogCaptureFixt
     assert not caplog.records  # asyncio would report an exception that nobody took
 
 
-async def test_who_is_cancelled_meanwhile_has_made_the_call() -> None:
+async def test_a_caller_cancelled_meanwhile_has_made_the_call() -> None:
     told = asyncio.Event()
 
     async def call() -> None:

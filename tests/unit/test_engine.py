@@ -73,7 +73,7 @@ def scripted(rule: Callable[[int], int], slots: int = 1, config: LlmConfig = CON
 
 
 @pytest.mark.parametrize("leaver", [None, 1, 2])
-def test_a_newcomer_with_a_long_prompt_does_not_hold_up_the_others(leaver: int | None) -> None:
+def test_a_new_sequence_with_a_long_prompt_does_not_delay_the_others(leaver: int | None) -> None:
     """Also while a row is vacated before it: its half-fed prompt moves along."""
     engine, decoder = scripted(lambda position: position, slots=3)
     speakers = [sequence(1, text=40), sequence(2, text=40)]
@@ -116,7 +116,7 @@ def test_generation_is_cut_at_the_greatest_length_and_counted() -> None:
 
 
 @pytest.mark.parametrize("cycle", range(1, MAX_CYCLE + 2))
-def test_going_in_circles_is_cut_and_counted(cycle: int) -> None:
+def test_repetition_is_cut_and_counted(cycle: int) -> None:
     """A sampler without the repetition rule stands for a model so sure of itself that the rule cannot help."""
     cuts: list[None] = []
     engine, _ = scripted(lambda position: 7 if position < 20 else position % cycle, config=replace(CONFIG, tau_r=2.0))
@@ -221,7 +221,7 @@ def test_stop_ends_a_sequence_once_wherever_it_is() -> None:
     assert not decoder.rows
 
 
-def test_an_id_that_runs_is_refused() -> None:
+def test_an_id_of_a_running_sequence_is_refused() -> None:
     engine, _ = scripted(lambda position: position, slots=2)
     long, _ = sequence(1, prompt=PREFILL_CHUNK)
     engine.admit(long)

@@ -143,7 +143,7 @@ def test_a_prefix_stands_outside_the_blocks() -> None:
     assert run.fed[0] == [START, 1, 2, 3, 4, 5, 6, 7]
 
 
-def test_the_accidents_of_the_original() -> None:
+def test_special_cases_of_the_original() -> None:
     again = Run(as_upstream=True)
     again.feed([1, 2, 3, 4, 5])
     again.end(1)

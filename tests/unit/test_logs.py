@@ -65,19 +65,19 @@ def test_a_traceback_names_places_and_kinds_and_quotes_nothing(error: Exception)
     assert "in raised" in traceback
 
 
-def test_what_runtimes_say_is_told() -> None:
+def test_messages_of_library_errors_are_logged() -> None:
     error = json.JSONDecodeError("no value", "", 0)  # of a library: neither Python's own nor ours
     traceback = json.loads(line(raised(error)))["traceback"]
     assert "json.decoder.JSONDecodeError: no value" in traceback
     assert SECRET not in traceback
 
 
-def test_of_a_message_only_the_first_line_is_told() -> None:
+def test_only_the_first_line_of_a_message_is_logged() -> None:
     record = logging.LogRecord("asyncio", logging.ERROR, "file", 1, f"never retrieved\nfuture: {SECRET}", (), None)
     assert json.loads(JsonLines().format(record))["event"] == "never retrieved"
 
 
-def test_nobody_waits_for_a_log_that_is_not_read() -> None:
+def test_a_log_that_is_not_read_blocks_nothing() -> None:
     program = """
 import logging, sys
 from cosyserve.logs import log_json_lines

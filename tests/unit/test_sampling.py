@@ -54,7 +54,7 @@ def test_top_of_a_row_does_not_depend_on_the_others() -> None:
             np.testing.assert_array_equal(found[0], wanted[row])
 
 
-def test_what_ends_a_sequence_is_forbidden_in_held_rows_alone() -> None:
+def test_ids_that_end_a_sequence_are_forbidden_in_held_rows_only() -> None:
     logits = np.stack([logits_of({6561: 30.0, 6562: 29.0, 6563: 28.0, 5: 10.0})] * 2)
     scores = LogitScores(logits, CONFIG.end)
     ids, probs = scores.top(2, np.array([True, False]))

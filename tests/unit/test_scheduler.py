@@ -126,7 +126,7 @@ def test_networks_do_not_share_calls(network: Doubling) -> None:
     assert (network.calls, other.calls) == ([[2, 2]], [[2]])
 
 
-def test_a_newcomer_joins_the_next_call_of_a_running_stream(network: Doubling) -> None:
+def test_a_new_stream_joins_the_next_call_of_a_running_one(network: Doubling) -> None:
     scheduler = Scheduler(8)
     running, newcomer = Stream(network, 2, 4, 6), Stream(network, 8)
     scheduler.add(running.task())

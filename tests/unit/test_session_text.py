@@ -177,7 +177,7 @@ async def test_nothing_to_say_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "one", "enough for a chunk of audio "])
-async def test_a_silent_writer_is_sent_away_and_everything_freed(text: str) -> None:
+async def test_an_idle_session_is_closed_and_everything_freed(text: str) -> None:
     stages = Dictated()
     with pytest.raises(SessionIdle, match="nothing was written for 0.05 s"):
         await speak(stages, session(text, idle=0.05, end=False))

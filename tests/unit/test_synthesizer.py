@@ -232,7 +232,7 @@ async def test_a_refused_opening_surfaces_at_once() -> None:
     assert admission.active == 0
 
 
-async def test_who_fell_behind_goes_before_others_by_no_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_late_stream_precedes_others_by_at_most_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second chunk is made 50 s late, as after a pause in a session; GRID speaks 100 samples a second."""
     now = [7.0]
     monkeypatch.setattr(time, "monotonic_ns", lambda: int(now[0] * 1e9))

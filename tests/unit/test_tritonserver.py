@@ -361,7 +361,7 @@ def test_a_cache_that_cannot_be_written_is_named(cache: Path) -> None:
         fetch(print)
 
 
-def test_what_keeps_this_machine_from_it_is_told(monkeypatch: pytest.MonkeyPatch, pip: Pip) -> None:
+def test_errors_name_what_this_machine_lacks(monkeypatch: pytest.MonkeyPatch, pip: Pip) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     with pytest.raises(ServeError, match="^no tritonserver on PATH, and .*riscv64"):
         fetch(print)

@@ -191,7 +191,7 @@ def test_the_number_of_voices_is_bounded(tmp_path: Path, monkeypatch: pytest.Mon
     assert store.list() == ["a", "c"]
 
 
-def test_what_was_read_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_voices_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "CACHED_PROMPTS", 2)
     store = VoiceStore(tmp_path)
     for name in ("a", "b", "c"):
@@ -207,7 +207,7 @@ def test_what_was_read_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("number", "expected"), [(errno.EROFS, Unsupported), (errno.EACCES, Unsupported), (errno.ENOSPC, Overloaded)]
 )
-def test_a_folder_that_takes_nothing(
+def test_a_folder_that_cannot_be_written(
     number: int, expected: type[CosyServeError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = VoiceStore(tmp_path)

@@ -46,7 +46,7 @@ class Llm:
 SILENT = pytest.mark.parametrize("answers", [False, None], ids=["no answer", "Triton's error"])
 
 
-async def test_nobody_is_asked_while_nobody_waits() -> None:
+async def test_no_ping_is_sent_while_no_call_waits() -> None:
     llm = Llm(answers=False)
     process = llm.process()
     assert not await llm.after(process, 100 * STILL_SECONDS)
@@ -54,7 +54,7 @@ async def test_nobody_is_asked_while_nobody_waits() -> None:
     assert llm.pings == 0
 
 
-async def test_nobody_is_asked_while_answers_come() -> None:
+async def test_no_ping_is_sent_while_answers_arrive() -> None:
     llm = Llm(answers=False)
     process = llm.process()
     with process.waiting():
@@ -151,7 +151,7 @@ async def test_a_server_that_stops_cancels_what_runs_and_says_why() -> None:
     assert watchdog.stopped.code == "UNAVAILABLE"
 
 
-async def test_nothing_is_watched_when_nobody_speaks() -> None:
+async def test_nothing_is_watched_without_utterances() -> None:
     looks = 0
 
     def look() -> bool:
