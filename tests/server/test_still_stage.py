@@ -1,4 +1,4 @@
-"""A stage that stands still while its process lives ends the server within seconds, and its callers are told."""
+"""A stage that hangs ends the server within seconds, and its callers get an error."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from cosyserve.serve import Server, free_port, watch
 from cosyserve_client import Client, CosyServeClientError
 
 TEXT = "This is said for long enough that a stage can stop in the middle of it. " * 4
-LATE = STILL_SECONDS + 2 * SIGN_OF_LIFE_SECONDS + 5
-"""Far below every timeout of a stage, which are minutes."""
+LATE = STILL_SECONDS + 2 * SIGN_OF_LIFE_SECONDS + PATIENCE
+"""Seconds after which nobody watches: far below every timeout of a stage, which are minutes."""
 
 
 def speak(client: Client) -> CosyServeClientError | None:
@@ -44,7 +44,7 @@ def test_a_stage_that_stands_still_ends_the_server_and_callers_are_told(
         with pytest.raises(ServeError):
             watch(process, server.processes)
         told = [caller.result(timeout=PATIENCE) for caller in callers]
-        assert time.monotonic() - began < LATE
+        assert time.monotonic() - began < LATE, "a timeout of the stage ended it"
         assert all(told)
         assert process.wait(timeout=PATIENCE)
 
