@@ -80,8 +80,8 @@ CONFINED = (
     ' && exec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all "$@"',
     "sh",
 )
-"""Runs a command as a pod does: nothing to be written but /tmp, where Triton makes a folder whatever TMPDIR says, its
-scratch folder and shared memory, and nothing to be run from there; and no capability."""
+"""Runs a command like a pod, without capabilities: it can only write to /tmp (where Triton makes a folder in spite of
+TMPDIR), its scratch folder and shared memory, and cannot execute programs there."""
 
 
 def can_confine() -> bool:

@@ -127,7 +127,7 @@ def test_python_compiles_and_imports_what_there_is(page: str, code: str) -> None
 
 
 def test_each_page_is_linked_from_another() -> None:
-    """Each is linked from another page."""
+    """Each page is linked from another one."""
     assert len(DOCS) >= 6
     links = {
         (path.parent / link.partition("#")[0]).resolve()

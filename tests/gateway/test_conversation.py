@@ -133,7 +133,7 @@ def test_cancel_stops_at_once_and_another_may_begin(talker: Talker, client: Clie
     talker.say("end")
     heard, _ = talker.hear()
     np.testing.assert_array_equal(heard, told(client, voice, TEXT, 2))
-    talker.say("cancel")  # too late: it crossed the end
+    talker.say("cancel")  # too late: the utterance has ended meanwhile
     assert talker.read() == {"type": "cancelled", "samples": len(heard)}
     talker.say("end")
     assert talker.read() == {"type": "done", "samples": 0}

@@ -126,7 +126,7 @@ async def test_a_voice_is_recorded_and_speaks(page: Page, client: Client) -> Non
     await page.get_by_role("button", name="Stop recording").click()
     await expect(page.locator("#voice-status")).to_have_text(re.compile(r"^\d\.\d s of audio\.$"))
     add = page.get_by_role("button", name="Add this voice")
-    await add.click()  # nobody has agreed yet
+    await add.click()  # without the speaker's consent
     assert "recorded" not in {voice.name for voice in client.list_voices()}
     await page.get_by_role("checkbox").check()
     await add.click()

@@ -34,7 +34,7 @@ class Right(Enum):
 
 @dataclass(frozen=True)
 class Case:
-    """Messages on one stream; `right` is what the refusal says, or what comes instead of one.
+    """Messages on one stream; `right` is the text of the refusal, or another allowed outcome.
 
     `parting` frees what an inner model would keep for a caller who may come back, for some minutes.
     """
@@ -60,8 +60,8 @@ def tts(right: str | Right, *inputs: Input, **options: Any) -> Case:
 
 
 def text(value: str | bytes, right: str = "") -> Case:
-    """A text that is refused; or one that is read, which is not spoken here: it would take long, and who leaves in
-    the middle may spoil the memory of Triton 2.51."""
+    """A text that is refused or accepted. Accepted ones go to the frontend only: speech would take long, and a
+    cancel in its middle may corrupt the memory of Triton 2.51."""
     return Case((message("tts" if right else "frontend", words("text", value)),), right or Right.SERVED)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 ANSWERED_SECONDS = 60.0
-"""Within which every malformed request must be answered: some thousand times what it takes, and far below the timeout
+"""Maximum seconds for the answer to a malformed request: a thousand times the usual, and far below the timeout
 of any stage, so that an answer by such a timeout counts as a hang."""
 
 

@@ -28,7 +28,7 @@ def test_a_shape_beyond_64_bits_is_refused_or_ends_the_server(demo_weights: Path
         watching = pool.submit(watch, process, server.processes)
         told = send(url, fatal, seconds=ANSWERED_SECONDS)
         assert told.code != "OK"
-        if "prompt_audio" in told.message:  # refused by name: it lives, and speaks
+        if "prompt_audio" in told.message:  # refused by name: the server lives and works
             assert send(url, message("tts", HI), seconds=ANSWERED_SECONDS).code == "OK"
             process.kill()
         ended = watching.exception(timeout=ANSWERED_SECONDS)

@@ -271,7 +271,7 @@ def test_pickled_code_is_refused(bundle: Path, name: str) -> None:
 
 
 def elsewhere(tensor: onnx.TensorProto) -> None:
-    """Lets its data lie in another file."""
+    """Move its data to another file."""
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../../../etc/hostname")

@@ -83,7 +83,7 @@ def test_interleaved_text_asks_for_more_after_each_block() -> None:
     rng = np.random.default_rng(1)
     rows = [row.tolist() for _ in range(4) for row in sequences.draw(rng, 400, alone=False)[1]]
     asked = [[i for i, target in enumerate(row) if target == CONFIG.fill] for row in rows]
-    # start, 4 of 5 texts, then 15 of speech behind the fifth; and once more
+    # start, 4 of 5 texts, then 15 of speech after the fifth; and once more
     assert [20, 40] in asked
     assert all(row.count(CONFIG.eos) == 1 for row in rows)
 

@@ -117,7 +117,7 @@ def test_llama_cpp_computes_the_recorded_logits(
     llama.eval([*prompt, *(merged.offset + int(token) for token in recorded["tokens"])])
     speech = slice(merged.offset, merged.offset + merged.config.speech_vocab)
     found = llama.scores[len(prompt) - 1 : len(prompt) + STEPS, speech]
-    # llama.cpp keeps keys and values in float16 unless told otherwise.
+    # llama.cpp's KV cache is float16 by default.
     np.testing.assert_allclose(found, recorded["logits"], rtol=0, atol=0.03)
 
 

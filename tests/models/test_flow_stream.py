@@ -76,7 +76,7 @@ class Spy:
 
 
 def spied(networks: FlowNetworks) -> tuple[FlowNetworks, Spy, Spy]:
-    """The networks, and what tells how their encoder and solver are called."""
+    """The networks, with recorders of the calls of encoder and solver."""
     twin = copy.copy(networks)
     twin.encode, twin.solve = Spy(networks.encode), Spy(networks.solve)
     return twin, twin.encode, twin.solve
@@ -155,7 +155,7 @@ def test_frames_come_as_soon_as_they_are_settled(
 
 def test_a_chunk_waits_for_its_look_ahead(flow_networks: FlowNetworks, flow_voice: FlowVoice, tokens: Ints) -> None:
     stream = FlowStream(flow_networks, flow_voice)
-    # 93 prompt tokens: the next boundary lies 7 tokens on, and 3 more must be known.
+    # 93 prompt tokens: the next boundary is 7 tokens later, and 3 tokens of look-ahead are needed.
     assert stream.step(tokens[:9], final=False).shape[1] == 0
     assert stream.step(tokens[9:10], final=False).shape[1] == 2 * 7
 
@@ -173,7 +173,7 @@ def test_short_speech_is_spoken_whole(
 def test_an_end_within_the_look_ahead_does_not_widen_a_chunk(
     flow_networks: FlowNetworks, flow_voice: FlowVoice, primed: FlowState, tokens: Ints, length: int
 ) -> None:
-    """The prompt leaves 18 tokens waiting, so a boundary lies after 7 and 32 tokens of speech."""
+    """18 tokens of the prompt wait for speech, so boundaries are after 7 and 32 tokens of speech."""
     networks, encoder, _ = spied(flow_networks)
     stream = FlowStream(networks, flow_voice, state=primed.fork())
     assert stream.step(tokens[:length], final=True).shape == (80, 2 * length)
@@ -313,7 +313,7 @@ def test_pasts_too_large_to_copy_are_solved_one_by_one(
 
 
 def test_unlike_chunks_do_not_share_an_encoder_call(flow_networks: FlowNetworks, tokens: Ints) -> None:
-    """There the rounding would differ from that of the stream alone."""
+    """In one call the rounding would differ from that of the stream alone."""
 
     def job(past: int, new: int) -> EncodeJob:
         cache = flow_networks.open()

@@ -61,7 +61,7 @@ def sequence(config: LlmConfig, length: int, seed: int = 0) -> Ids:
 
 
 def expected(networks: LlmNetworks, ids: Ids) -> NDArray[np.float32]:
-    """Logits behind the last id, from the graph."""
+    """Logits after the last id, from the graph."""
     return GraphDecoder(networks, 1).prefill(0, 0, ids).row(0)
 
 

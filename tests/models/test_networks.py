@@ -214,7 +214,7 @@ def test_encoder_reads_row_zero_for_negative_tokens(encoder: FlowEncoder) -> Non
 
 
 def test_encoder_rows_of_different_lengths_do_not_mix(encoder: FlowEncoder) -> None:
-    """The longer past fills its room; the shorter one lies at the end of the same room, behind garbage."""
+    """The longer past fills the capacity; the shorter one is at the end of the same capacity, after garbage."""
     random = torch.Generator().manual_seed(0)
     dk, room, lengths = FLOW.width // FLOW.heads, 10, torch.tensor([10, 4])
     tokens, context = torch.arange(40).view(2, 20), torch.arange(6).view(2, 3)
@@ -312,7 +312,7 @@ def test_streams_of_different_pasts_do_not_mix(flow: GuidedFlow) -> None:
     def noise(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=random)
 
-    lengths = torch.tensor([[5, 0], [2, 9]])  # of the prompt and of the past behind it
+    lengths = torch.tensor([[5, 0], [2, 9]])  # of the prompt, and of the past after it
     x, mu, cond, embedding, t = noise(2, 80, 6), noise(2, 80, 6), noise(2, 80, 6), noise(2, 192), torch.rand(2)
     tails = [noise(4, *tail) for tail in FLOW.tails]
     kept = [

@@ -56,7 +56,7 @@ def test_the_manifest_holds_model_tools_and_graphs(weights: Path) -> None:
     assert sorted(found["tools"]) == sorted(TOOLS)
     assert all(found["tools"].values())
     assert list(found["graphs"]) == GRAPHS
-    assert Weights(weights).random is False  # the recorded bundle does not say of itself that it is random
+    assert Weights(weights).random is False  # the recorded bundle is not marked as random
 
 
 def test_every_file_can_be_read_by_others(weights: Path) -> None:
@@ -201,7 +201,7 @@ def test_weights_for_torch_hold_the_networks_and_no_graph(torch_weights: Weights
     for name, state in {"llm": bundle.llm(), "flow": bundle.flow(), "hift": bundle.hift()}.items():
         for key, value in found[name].items():
             np.testing.assert_array_equal(value, state[key].numpy())
-    # The embedding tables lie in a file of their own, for every runtime.
+    # The embedding tables have a file of their own, for every runtime.
     assert not any("embed" in name for name in found["llm"])
     with pytest.raises(WeightsError, match=r"^hift_f0\.onnx is not .*--runtime onnx`$"):
         torch_weights.graph("hift_f0")

@@ -44,7 +44,7 @@ def sequence(id: int, *, text: int = 4, speech: int = 0, speaker: NDArray[np.flo
 
 
 def spoken(engine: Engine, *sequences: GenerationRequest) -> list[list[int | None]]:
-    """What sequences say that are in the engine together."""
+    """Tokens of sequences that run in one engine together."""
     heard: list[list[int | None]] = [[] for _ in sequences]
     for one, tokens in zip(sequences, heard, strict=True):
         one.emit = tokens.append

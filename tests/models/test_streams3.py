@@ -96,7 +96,7 @@ def test_a_primed_voice_speaks_alike(
 def test_streams_share_calls_wherever_they_are(
     flow: FlowNetworks, voice: FlowVoice, tokens: NDArray[np.int32], mel: Float
 ) -> None:
-    """One is ahead of the other, so that their chunks lie at different positions."""
+    """One is ahead of the other, so that their chunks have different positions."""
     first = FlowStream(flow, voice)
     head = first.step(tokens[:60], final=False)
     second = FlowStream(flow, voice)

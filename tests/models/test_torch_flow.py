@@ -54,7 +54,7 @@ def flow_voice(any_flow_voice: FlowVoice) -> FlowVoice:
 
 @pytest.fixture(scope="module")
 def speech_chunks(flow_voice: FlowVoice, tokens: Ints) -> int:
-    """Whole chunks behind those of the prompt; the last tokens are no whole one."""
+    """Whole chunks after those of the prompt; the last tokens are not a whole chunk."""
     chunks, rest = divmod(len(flow_voice.tokens) % CHUNK + len(tokens), CHUNK)
     assert rest
     return chunks

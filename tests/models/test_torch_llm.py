@@ -52,7 +52,7 @@ def sequence(config: LlmConfig, length: int, seed: int) -> Ints:
 
 
 def one_pass(weights: Weights, ids: Ints) -> Float:
-    """Logits behind the last id, from the network alone."""
+    """Logits after the last id, from the network alone."""
     config, tables = weights.config.llm, map_tensors(weights.file("llm.safetensors"))
     module = load_module(lambda: SpeechLM(config), weights, "llm", torch.device("cpu"))
     merged = np.concatenate([tables[name] for name in ("text", "speech", "special") if name in tables])

@@ -1,4 +1,4 @@
-"""Speed, sample rate and timing of real audio: the right length, the same speech, chunks that say what they cover."""
+"""Speed, sample rate and timing of real audio: the right length, the same speech, correct token ranges."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_sample_rate_is_the_same_speech_resampled(client: Client, plain: list[
     for segment in tokens(plain):
         mine = samples([chunk for chunk in plain if chunk.segment == segment]).astype(np.float32) / 32767
         theirs = samples([chunk for chunk in heard if chunk.segment == segment])
-        # One more than it would be, because what is compared was rounded to 16 bits before.
+        # One LSB more, because the compared audio was rounded to 16 bits before.
         np.testing.assert_allclose(theirs, to_pcm16(Resampler(RATE, rate).step(mine, final=True)), rtol=0, atol=2)
 
 

@@ -15,7 +15,7 @@ from cosyserve_client import AsyncClient, AudioChunk, Client, SpeechOptions, Spe
 
 RATE = 22_050
 FIRST = (172 - 5 - 15) * 256
-"""Samples of a first window: what it shares with the next and what the vocoder needs around a sample are held back."""
+"""Samples of a first window: the overlap with the next one and the vocoder's receptive field are held back."""
 
 TEXT = "We planted three rows of beans behind the old house."
 VOICE = "spk_tiny"
@@ -69,7 +69,7 @@ def test_windows_join_without_a_click(windows: list[AudioChunk]) -> None:
 
 
 def test_windows_join_at_one_loudness(windows: list[AudioChunk]) -> None:
-    """Upstream's cross-fade, whose weights sum to 1.08, shows as a louder spot of 34 frames."""
+    """Upstream's cross-fade, whose weights sum to 1.08, makes 34 frames louder."""
     audio = pcm(windows).astype(np.float64)
     frames = np.sqrt(np.square(audio[: len(audio) // 4096 * 4096]).reshape(-1, 4096).mean(axis=1))
     assert frames.max() < 1.6 * np.median(frames)

@@ -1,5 +1,4 @@
-"""A server with other settings: the same samples with another chunk policy, refusals of a full server, and idle
-sessions."""
+"""A server with other settings: same samples with other chunks, refusals of a full server, idle sessions."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def _warm(live: Live) -> None:
 
 
 def talk(session: Session) -> None:
-    """Write and hear, on and on."""
+    """Write text and read audio without end."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         session.push("One more word and ")

@@ -1,4 +1,4 @@
-"""The language model in llama.cpp, behind the same server."""
+"""The language model in llama.cpp, in the same server."""
 
 from __future__ import annotations
 

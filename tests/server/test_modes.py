@@ -33,7 +33,7 @@ def speaker(version: int, request: pytest.FixtureRequest) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def cells(prompt: SpeechOptions) -> dict[str, SpeechRequest]:
-    """A request for each mode. What is not said here is a registered voice."""
+    """A request for each mode; the others use a registered voice."""
     audio, rate = prompt["prompt_audio"], prompt["prompt_sample_rate"]
     bare: SpeechOptions = {"prompt_audio": audio, "prompt_sample_rate": rate}
     return {

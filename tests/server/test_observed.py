@@ -1,5 +1,4 @@
-"""What the real server tells of its utterances, and how: metrics that are truthful however one ends, a line in the log
-and spans for each, and nothing that anybody said."""
+"""Telemetry of the real server: correct metrics for every outcome, a log line and spans of each utterance, no text."""
 
 from __future__ import annotations
 
@@ -47,7 +46,7 @@ def change(server: Live) -> Change:
 
 
 def _all(metrics: tuple[Metric, ...]) -> list[tuple[str, Metric, dict[str, str]]]:
-    """Each metric with each value of its label besides the model."""
+    """Each metric with each value of its label other than the model."""
     found = []
     for metric in metrics:
         others = [(label, value) for label, values in metric.labels.items() for value in values if label != "model"]

@@ -55,7 +55,7 @@ def test_from_registration_to_deletion(server: Live, client: Client, prompt: Spe
         assert replaced.digest != added.digest
         other = client.synthesize(TEXT, voice="Anna 中文", seed=5).pcm
         assert not np.array_equal(other, inline)
-        # What has begun goes on after the voice is gone.
+        # Running streams go on after the voice is deleted.
         with client.stream(TEXT, voice="Anna 中文", seed=5) as stream:
             first = next(stream)
             assert client.remove_voice("Anna 中文") == replaced
@@ -142,7 +142,7 @@ def test_wrong_requests_name_their_field(server: Live, field: str, inputs: tuple
     before = sorted((server.weights / "voices").iterdir())
     answer = call(server.url, *inputs, model="voices")
     assert answer.code == IN_BODY
-    # Triton itself says which required input is missing, in its own words.
+    # Triton itself names a missing required input, in its own words.
     assert answer.message.startswith(f"{field}: ") or (not inputs and field in answer.message)
     assert sorted((server.weights / "voices").iterdir()) == before
 

@@ -48,7 +48,7 @@ def pcm(chunks: list[AudioChunk]) -> Pcm:
 
 
 async def tell(client: AsyncClient, pieces: Iterable[str], seed: int, pause: float) -> Pcm:
-    """The same, written as slowly as that, while it is heard."""
+    """Audio of a text whose pieces are sent with this pause while the audio is read."""
     async with client.session(seed=seed) as session:
 
         async def write() -> None:
@@ -191,7 +191,7 @@ def test_a_wrong_piece_ends_its_session_and_names_the_field(
         assert call(server.url, *inputs, sequence=79).code == "OK"
         with pytest.raises(InvalidArgument, match=f"{field}: "):
             list(session)
-    # What was sent before the writer knew is not worth another error.
+    # Text that was sent before the writer got the error causes no further error.
     assert call(server.url, words("text", "Hi."), sequence=79).code == "OK"
     server.wait_idle()
 

@@ -160,7 +160,7 @@ def test_each_kind_of_refusal_has_its_status(server: Live, code: str, inputs: tu
 
 
 def test_errors_of_inner_models_keep_their_code(server: Live) -> None:
-    """Calls between models, and ensembles on top, pass on nothing but the message."""
+    """Calls between models, and ensembles, pass on only the message."""
     request = message("tts", TEXT, words("voice", "nobody"), coded_errors=True)
     assert send(server.url, request, seconds=5).message.startswith("NOT_FOUND | no voice named")
     request = message("tts", TEXT, words("voice", "nobody"), coded_errors="reason")

@@ -32,7 +32,7 @@ async def nothing(point: str) -> None:
 
 
 class FakeStages:
-    """Implements `cosyserve.pipeline.synthesizer.Stages` and keeps a record of what it was asked.
+    """Implements `cosyserve.pipeline.synthesizer.Stages` and records its calls.
 
     Every wait of a stage has a name, and `hook` is called there: it may wait, or raise what the stage then raises.
     The names are ``frontend``, ``llm <segment>.<group>``, ``llm stop``, ``token2wav <sequence>.<step>``.
@@ -119,7 +119,7 @@ class FakeStages:
         except CosyServeError:
             raise  # a step that fails ends its sequence
         except BaseException:
-            self.live[sequence] = taken, spoken  # the caller went away, the step goes on
+            self.live[sequence] = taken, spoken  # the caller was cancelled, the step goes on
             self._drop(sequence, end)
             raise
         taken = taken + inputs["speech_tokens"].tolist()

@@ -1,4 +1,4 @@
-"""Sequences to generate, and what an engine says of them; unit tests and those of the networks share them."""
+"""Sequences and their tokens from an engine, shared by unit tests and tests of the networks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Emitted = list[int | None]
 
 
 def failed(error: Exception) -> None:
-    """No sequence here may fail unless its test says so."""
+    """Callback of sequences that must not fail."""
     raise error
 
 
 def sequence(id: int, *, text: int = 4, prompt: int = 0, seed: int | None = None) -> tuple[GenerationRequest, Emitted]:
-    """A sequence of `text` text tokens behind `prompt` prompt tokens, and where its tokens go."""
+    """A sequence of `text` text tokens after `prompt` prompt tokens, and the list of its tokens."""
     random = np.random.default_rng(id)
     emitted: Emitted = []
     made = GenerationRequest(
@@ -43,7 +43,7 @@ def finish(engine: Engine) -> None:
 
 
 def said(engine: Engine, made: GenerationRequest) -> Emitted:
-    """What a sequence says in an engine that has nothing else to do."""
+    """Tokens of a sequence alone in an engine."""
     emitted: Emitted = []
     engine.admit(replace(made, emit=emitted.append))
     finish(engine)
@@ -51,7 +51,7 @@ def said(engine: Engine, made: GenerationRequest) -> Emitted:
 
 
 def opened(id: int, *, prompt: int = 0) -> tuple[GenerationRequest, Emitted, list[int]]:
-    """A sequence whose text is still to come, where its tokens go, and how many it had said at each pause."""
+    """A sequence without text yet, the list of its tokens, and their number at each pause."""
     made, emitted = sequence(id, text=0, prompt=prompt)
     pauses: list[int] = []
     return replace(made, more=True, pause=lambda: pauses.append(len(emitted))), emitted, pauses

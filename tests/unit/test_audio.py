@@ -162,7 +162,7 @@ def test_a_long_wave_is_cut_where_it_is_quiet() -> None:
     assert len(pieces) == 2
     assert len(pieces[0]) % 640 == 0
     assert 320_000 <= len(pieces[0]) <= 321_000
-    # Without a pause too, none is too long; and what fits is left whole.
+    # Audio without a pause is cut too; audio that fits stays whole.
     lengths = [len(piece) for piece in cut_at_pauses(voiced(100.0), 640, 30 * 16000)]
     assert sum(lengths) == 1_600_000
     assert min(lengths[:-1]) >= 240_000

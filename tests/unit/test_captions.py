@@ -15,7 +15,7 @@ from cosyserve.text.words import duration, words
 
 RATE = 1000
 TIMINGS = json.loads((Path(__file__).parents[1] / "data" / "timings.json").read_text("utf-8"))
-"""Sentences as eSpeak NG speaks them: seconds in all, and the start of each word (null where it tells none)."""
+"""Sentences as eSpeak NG speaks them: seconds in all, and the start of each word (null where it reports none)."""
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_words_are_about_where_they_are_spoken(lang: str, mean: float, most: flo
 
 
 def test_a_wrong_guess_of_the_pace_is_corrected() -> None:
-    """Speech at half the pace that is guessed: once the length is known, the rest is spread over what is left."""
+    """Speech at half the guessed pace: after the length is known, the remaining words are spread over the rest."""
     text = "word " * 20
     guessed = sum(map(duration, words(text))) / 17
     chunks = [round(2 * guessed * RATE / 8)] * 8

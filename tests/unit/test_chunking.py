@@ -1,4 +1,4 @@
-"""When tokens become audio."""
+"""Division of tokens into chunks."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_an_end_does_not_merge_chunks_that_are_ready() -> None:
 
 
 def test_plans_share_nothing() -> None:
-    """Upstream keeps the hop on a shared object and starts the second request with large chunks."""
+    """Upstream keeps the hop in a shared object and begins the second request with large chunks."""
     pieces(plan(), [400])
     assert plan().next(400, ended=False) == TokenSpan(0, 28, False)
 

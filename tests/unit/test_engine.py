@@ -74,7 +74,7 @@ def scripted(rule: Callable[[int], int], slots: int = 1, config: LlmConfig = CON
 
 @pytest.mark.parametrize("leaver", [None, 1, 2])
 def test_a_new_sequence_with_a_long_prompt_does_not_delay_the_others(leaver: int | None) -> None:
-    """Also while a row is vacated before it: its half-fed prompt moves along."""
+    """Also while an earlier row is released: its half-fed prompt moves to that row."""
     engine, decoder = scripted(lambda position: position, slots=3)
     speakers = [sequence(1, text=40), sequence(2, text=40)]
     for one, _ in speakers:
@@ -117,7 +117,7 @@ def test_generation_is_cut_at_the_greatest_length_and_counted() -> None:
 
 @pytest.mark.parametrize("cycle", range(1, MAX_CYCLE + 2))
 def test_repetition_is_cut_and_counted(cycle: int) -> None:
-    """A sampler without the repetition rule stands for a model so sure of itself that the rule cannot help."""
+    """A sampler without the repetition rule represents a model so certain that the rule has no effect."""
     cuts: list[None] = []
     engine, _ = scripted(lambda position: 7 if position < 20 else position % cycle, config=replace(CONFIG, tau_r=2.0))
     engine.on_cut = lambda: cuts.append(None)
@@ -190,7 +190,7 @@ def test_a_step_serves_all_running_sequences_in_one_call() -> None:
         engine.admit(sequence(id)[0])
     for running in range(1, 6):
         engine.step()
-        # One newcomer a step, so that a burst of them does not hold up those who speak.
+        # One new sequence per step, so that a burst of them does not delay running ones.
         assert decoder.calls[-2:] == [(1, 6), (running, 1)]
     engine.step()
     assert decoder.calls[-1] == (5, 1)
@@ -247,7 +247,7 @@ def test_ids_beyond_their_vocabulary_are_refused_by_name(name: str, field: str, 
 
 
 def run_dry(engine: Engine) -> None:
-    """Steps until there is nothing to do, be it that all has ended or that text is awaited."""
+    """Run steps until all sequences have ended or wait for text."""
     for _ in range(2000):
         if not engine.busy:
             return

@@ -22,7 +22,7 @@ CONFIG = read(TINY / "bundle").config
 
 
 class Networks:
-    """Stands in for both prompt networks and counts their calls."""
+    """Fake of both prompt networks that counts their calls."""
 
     def __init__(self) -> None:
         self.calls = 0

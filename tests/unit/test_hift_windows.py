@@ -42,7 +42,7 @@ def window(frames: int, *, end: bool = False, value: float = 1.0) -> Window:
 
 
 def test_windows_with_more_to_come_are_padded_on_the_right(graph: Summing, network: Windowed) -> None:
-    """And what does not run along time is not padded."""
+    """Inputs without a time axis are not padded."""
     long, short = network([window(10), window(7, value=2.0)])
     (inputs,) = graph.inputs
     assert {name: np.shape(array) for name, array in inputs.items()} == {

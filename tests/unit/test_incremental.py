@@ -32,7 +32,7 @@ def tokenizer() -> Tokenizer:
 def test_words_are_the_text_and_their_ids_its_ids(tokenizer: Tokenizer, text: str) -> None:
     found = words(text)
     assert "".join(found) == text
-    if len(text) < 80:  # only what has no end is cut in the middle
+    if len(text) < 80:  # longer texts without a word's end are cut
         assert [id for word in found for id in tokenizer.encode_user(word)] == tokenizer.encode_user(text)
 
 

@@ -21,7 +21,7 @@ START, TASK, SPEECH = NUMBERS.start, NUMBERS.task, NUMBERS.speech
 
 
 class Run:
-    """Feeds what it is told to and draws 1, 2, 3, ... but for what `script` says of a draw."""
+    """Feeds the given text and draws 1, 2, 3, ... except for the draws in `script`."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Run:
         self.ended = False
 
     def feed(self, text: Iterable[int]) -> list[int]:
-        """The speech tokens that become known with this text."""
+        """Feed text, and return the new speech tokens."""
         self.interleaver.add(text)
         return self._speak()
 

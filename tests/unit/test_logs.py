@@ -25,7 +25,7 @@ def line(error: Exception | None = None, **fields: object) -> str:
 
 
 def raised(error: Exception) -> Exception:
-    """As it is caught: from another one."""
+    """Raise and catch an error with a cause."""
     try:
         try:
             raise KeyError(SECRET)

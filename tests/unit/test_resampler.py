@@ -50,7 +50,7 @@ def test_a_tone_stays_the_tone_it_was(rate: int, target: int) -> None:
 
 @every_pair
 def test_segments_join_without_a_dip(rate: int, target: int) -> None:
-    """A level that goes on from one segment to the next stays where it is."""
+    """A constant level across two segments stays constant."""
     level = np.full(rate // 10, 0.5, np.float32)
     joined = np.concatenate([resampled(level, rate, target, []) for _ in range(2)])
     np.testing.assert_allclose(joined, 0.5, rtol=0, atol=1e-3)

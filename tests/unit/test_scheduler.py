@@ -94,7 +94,7 @@ def test_the_most_urgent_goes_first_and_brings_those_that_may_join(network: Doub
     for urgency, number in ((5, 2), (1, 7), (9, 9), (3, 4)):
         scheduler.add(Stream(network, number).task(urgency))
     turn(scheduler)
-    assert network.calls == [[7, 9]]  # 9 is the least urgent, but what it needs is under way
+    assert network.calls == [[7, 9]]  # 9 is the least urgent, but joins the call in progress
     turn(scheduler)
     assert network.calls == [[7, 9], [4, 2]]
     assert scheduler.schedule() is None
@@ -200,7 +200,7 @@ def test_dropping_what_has_ended_does_nothing(network: Doubling) -> None:
 
 
 class Shared:
-    """A number that whoever asks first computes and the others wait for."""
+    """A number that the first task computes while the others wait."""
 
     def __init__(self, network: Doubling) -> None:
         self._network = network

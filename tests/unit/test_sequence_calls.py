@@ -1,4 +1,4 @@
-"""A sequence that starts also ends, in whichever order its steps come to Triton."""
+"""A sequence that starts also ends, for any order in which its steps reach Triton."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Opener:
 
 
 class Answers:
-    """What each step was answered, in order."""
+    """Answers of the steps, in order."""
 
     def __init__(self) -> None:
         self.sums: list[int] = []
@@ -173,7 +173,7 @@ def test_a_step_of_no_live_sequence_fails(table: SequenceTable, opener: Opener) 
 
 
 def test_ending_a_sequence_that_is_gone_does_nothing(table: SequenceTable, opener: Opener) -> None:
-    """In an ensemble the models behind this one must still see the end."""
+    """In an ensemble the following models must still get the end."""
     assert step(table, 7, 1, end=True) == 0
     assert opener.opened == []
 
@@ -224,7 +224,7 @@ def test_a_start_replaces_what_was_left_of_an_earlier_sequence(
 def test_an_ended_sequence_is_gone_without_the_cycle_collector(
     table: SequenceTable, opener: Opener, ending: str
 ) -> None:
-    """It holds its caches, and the collector may not run for hours."""
+    """It holds its caches, and the garbage collector may not run for hours."""
     answers = submit(table, 7, 5 if ending == "abandoned" else 13, start=True)
     held = weakref.ref(opener.opened.pop())
     gc.disable()

@@ -18,11 +18,11 @@ from cosyserve.pipeline.text_session import TextPiece, TextSession, TextSessions
 from cosyserve.pipeline.timeline import Chunk
 
 SPEECH = 3
-"""Speech tokens that the fake language model says for each character it was told."""
+"""Speech tokens that the fake language model generates for each character."""
 
 
 class Dictated(FakeStages):
-    """Token ids are characters. The language model speaks each of them `SPEECH` times, as soon as it is told.
+    """Token ids are characters. The language model generates `SPEECH` tokens for each, as soon as it arrives.
 
     Attributes:
         told: text ids of each segment, piece by piece, with None at the end of a text.

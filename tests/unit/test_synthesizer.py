@@ -36,7 +36,7 @@ async def speak(stages: FakeStages, request: Tensors = REQUEST) -> list[Chunk]:
 
 
 def said(chunks: list[Chunk]) -> list[int]:
-    """Tokens heard in the audio."""
+    """Tokens in the audio."""
     audio = np.concatenate([chunk.audio for chunk in chunks])
     heard = audio.reshape(-1, SPT)
     assert (heard == heard[:, :1]).all()
@@ -66,7 +66,7 @@ async def test_token_ranges_join_and_add_up_to_the_segments() -> None:
 
 @pytest.mark.parametrize(("speed", "rate"), [(2.0, 100), (0.5, 100), (1.0, 400), (0.8, 200)])
 async def test_offsets_and_deadlines_count_the_audio_that_is_sent(speed: float, rate: int) -> None:
-    """At another speed and rate a chunk has other samples, but the same tokens, and lasts as long as it is heard."""
+    """At another speed and rate a chunk has the same tokens and other samples, which determine its duration."""
     stages = FakeStages([60, 10])
     shape: Tensors = {"speed": np.array([speed], np.float32), "sample_rate": np.array([rate], np.int32)}
     chunks = await speak(stages, REQUEST | shape)
@@ -123,7 +123,7 @@ async def test_segments_are_generated_ahead_of_the_audio() -> None:
 
 
 async def test_a_segment_begins_only_when_little_waits_for_its_audio() -> None:
-    """Nor does it wait for the audio before it; GRID speaks 25 tokens a second."""
+    """It does not wait for earlier audio either; GRID has 25 tokens per second."""
     stages = FakeStages([200] * 12)
     taken = 0
     waiting: list[int] = []
@@ -213,7 +213,7 @@ async def test_each_utterance_gets_a_sequence_of_its_own() -> None:
 
 
 async def test_a_refused_opening_surfaces_at_once() -> None:
-    """Whatever the language model is doing."""
+    """It does not wait for the language model."""
     stages = FakeStages([60])
     speaker, admission = synthesizer(stages)
     refusal = Overloaded("the cache memory is in use")
@@ -233,7 +233,7 @@ async def test_a_refused_opening_surfaces_at_once() -> None:
 
 
 async def test_a_late_stream_precedes_others_by_at_most_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second chunk is made 50 s late, as after a pause in a session; GRID speaks 100 samples a second."""
+    """The second chunk is 50 s late, as after a pause in a session; GRID has 100 samples per second."""
     now = [7.0]
     monkeypatch.setattr(time, "monotonic_ns", lambda: int(now[0] * 1e9))
     stages = FakeStages([160])
@@ -249,7 +249,7 @@ async def test_a_late_stream_precedes_others_by_at_most_one_chunk(monkeypatch: p
 
 
 async def test_deadlines_are_when_a_listener_runs_out_of_audio(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock stands at 7 s until the first audio comes, at 9 s; GRID speaks 100 samples a second."""
+    """The clock is at 7 s until first audio, at 9 s; GRID has 100 samples per second."""
     now = [7.0]
     monkeypatch.setattr(time, "monotonic_ns", lambda: int(now[0] * 1e9))
     stages = FakeStages([160, 30])
@@ -262,7 +262,7 @@ async def test_deadlines_are_when_a_listener_runs_out_of_audio(monkeypatch: pyte
     chunks = await speak(stages)
     deadlines = [int(inputs["deadline"][0]) / 1e9 for _, inputs, _, _ in stages.steps]
     heard = np.cumsum([len(chunk.audio) for chunk in chunks]) / GRID.sample_rate
-    assert deadlines[:2] == [7.0, 7.0]  # nothing was heard yet: first come, first served
+    assert deadlines[:2] == [7.0, 7.0]  # before first audio: first come, first served
     np.testing.assert_allclose(deadlines[2:], 9.0 + heard[: len(deadlines) - 2])
     assert all(inputs["deadline"].dtype == np.int64 for _, inputs, _, _ in stages.steps)
 

@@ -37,7 +37,7 @@ def test_ranges_join_and_end_with_the_last_token(per_token: float, spoken: list[
 
 
 def test_tokens_are_counted_by_what_is_heard() -> None:
-    """28 tokens were taken in, but their last frames are not audible yet."""
+    """28 tokens were processed, but their last frames have no audio yet."""
     timeline = Timeline(960)
     steps = [(14 * 960 + 5, 28, False), (25 * 960, 53, False), (11 * 960 - 5, 50, True)]
     chunks = [timeline.chunk(pcm(samples), 0, "", tokens, ended=last, last=last) for samples, tokens, last in steps]

@@ -66,7 +66,7 @@ def installed(root: Path, stub: bytes | None = b"\x7fELF", lines: list[str] | No
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where fetched things lie: nothing is there, and nothing on PATH."""
+    """Empty cache of downloads, with nothing on PATH."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     monkeypatch.delenv("TRITON_SERVER_VERSION", raising=False)
@@ -370,7 +370,7 @@ def test_errors_name_what_this_machine_lacks(monkeypatch: pytest.MonkeyPatch, pi
 
 @pytest.fixture
 def distribution(tmp_path: Path, no_library: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Tools of Debian that download the library's package and unpack it; the folder that they lie in."""
+    """Folder with fakes of Debian's tools that download and unpack the library's package."""
     tools = tmp_path / "tools"
     script(
         tools / "apt-get",

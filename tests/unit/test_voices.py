@@ -60,7 +60,7 @@ def test_a_saved_voice_comes_back(tmp_path: Path) -> None:
 
 
 def test_names_work_where_python_takes_file_names_for_ascii(tmp_path: Path) -> None:
-    """As Triton's stub does, whatever the locale."""
+    """Like Triton's stub, with any locale."""
     VoiceStore(tmp_path).save(voice("中文女"))
     code = (
         "import sys; from pathlib import Path; from cosyserve.voices import VoiceStore;"
@@ -231,7 +231,7 @@ def test_a_folder_that_cannot_be_written(
 
 
 def replace_often(folder: Path, seed: int) -> None:
-    """Several processes do this to one folder."""
+    """Write and delete voices; several processes do this in one folder."""
     store, chance = VoiceStore(folder), random.Random(seed)
     for _ in range(60):
         name = chance.choice(["anna", "berta"])

@@ -86,7 +86,7 @@ async def test_a_process_that_answers_nothing_and_computes_nothing_stands_still(
 
 @SILENT
 async def test_callers_who_were_told_an_error_by_triton_do_not_clear_it(answers: bool | None) -> None:
-    """Triton 2.51 gives a request to a stopped process up after a second."""
+    """Triton 2.51 abandons a request to a stopped process after a second."""
     llm = Llm(answers)
     process = llm.process()
     for _ in range(3):
@@ -117,7 +117,7 @@ async def test_a_ping_clears_it() -> None:
 
 
 async def test_a_process_that_computes_is_busy() -> None:
-    """A call that holds the interpreter's lock for long answers no ping."""
+    """A long call that holds the interpreter's lock answers no ping."""
     llm = Llm(answers=False)
     process = llm.process()
     with process.waiting():
@@ -135,7 +135,7 @@ async def test_the_process_ends_when_a_stage_stands_still() -> None:
     utterance = asyncio.create_task(asyncio.sleep(60))
     with watchdog.watching(utterance), process.waiting():
         await llm.after(process, STILL_SECONDS)
-    utterance.cancel()  # and nobody else waits
+    utterance.cancel()  # no other call waits
     llm.now += SIGN_OF_LIFE_SECONDS
     async with asyncio.timeout(10):
         await ended.wait()

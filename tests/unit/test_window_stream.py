@@ -27,7 +27,7 @@ SHARED, HOP = 34, 172  # frames
 
 
 class Recorder:
-    """Networks that keep what they are given: mu tells the tokens, and the velocity takes the noise to mu."""
+    """Networks that record their inputs: mu encodes the tokens, and the velocity leads from the noise to mu."""
 
     def __init__(self) -> None:
         self.tokens: list[list[int]] = []
@@ -36,7 +36,7 @@ class Recorder:
     def encode(self, inputs: Arrays) -> Outputs:
         tokens, stretch = np.asarray(inputs["tokens"]), np.asarray(inputs["stretch"])
         self.tokens.append(tokens[0, PROMPT:].tolist())
-        # What a window makes of a token depends on the window, as attention does.
+        # The result for a token depends on the window, as with attention.
         values = tokens.astype(np.float32) + 0.25 * len(self.tokens)
         mu = np.repeat((stretch @ values[:, :, None]).transpose(0, 2, 1), CONFIG.mels, axis=1)
         return Outputs(mu=mu.astype(np.float32))
@@ -45,7 +45,7 @@ class Recorder:
         given = {name: np.asarray(value) for name, value in inputs.items()}
         if given["t"][0] == 0:
             self.started.append(given)
-        # Held over all steps, it leads from the noise to mu, which stands for the mel.
+        # Constant over all steps, it leads from the noise to mu, which represents the mel.
         return Outputs(velocity=given["mu"] - self.started[-1]["x"])
 
     @property
