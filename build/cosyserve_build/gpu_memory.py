@@ -17,22 +17,22 @@ from cosyserve_build.bundles.shapes import expected_shapes
 from cosyserve_build.synth_recipe import sizes, write_recipe
 
 CARDS = {24: 8, 48: 24, 80: 48, 141: 64}
-"""GiB of usual cards, and the `max_streams` and `llm_slots` that suit each."""
+"""GiB of common cards, and the `max_streams` and `llm_slots` for each."""
 
 PROMPT_FRAMES = 250
-"""Of a voice of 5 s, the prompt of which nobody shares."""
+"""Mel frames of a prompt of 5 s that no other stream shares."""
 
 
 @cache
 def full_size(version: int) -> ModelConfig:
-    """The sizes of the official bundle of a CosyVoice version."""
+    """Return the sizes of the official bundle of a CosyVoice version."""
     with tempfile.TemporaryDirectory() as scratch:
         write_recipe(Path(scratch), version, sizes(version, "full"))
         return read_config(Path(scratch), versions.get(version))
 
 
 def memory(version: int, card: int, streams: int) -> DeviceMemory:
-    """How profile ``gpu`` shares out a card of so many GiB at full size.
+    """Compute how profile ``gpu`` divides the memory of a card at full size.
 
     Args:
         streams: `max_streams` and `llm_slots`.

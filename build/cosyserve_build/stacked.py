@@ -1,4 +1,4 @@
-"""An ONNX graph whose state tensors are stacked; see `cosyserve.runtimes.stacking`."""
+"""Stack the state tensors of an ONNX graph; see `cosyserve.runtimes.stacking`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from cosyserve.runtimes.stacking import Stack, row_size, stacked_shapes, stacks
 
 
 def stacked(model: ModelProto) -> ModelProto:
-    """A copy of a graph with fewer inputs and outputs: what stood in several stands in one.
+    """Return a copy of a graph whose state tensors are stacked into fewer inputs and outputs.
 
     Args:
-        model: with its weights loaded.
+        model: the graph with its weights loaded.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -85,7 +85,7 @@ def _shape(info: ValueInfoProto) -> list[int | str]:
 
 
 def _constant(graph: onnx.GraphProto, name: str, values: list[int]) -> str:
-    """Name of an int64 constant of these values."""
+    """Add an int64 constant with these values, and return its name."""
     if all(tensor.name != name for tensor in graph.initializer):
         tensor: TensorProto = numpy_helper.from_array(np.asarray(values, np.int64), name)
         graph.initializer.append(tensor)

@@ -241,7 +241,7 @@ def test_the_stored_speaker_is_found_among_others(tmp_path: Path) -> None:
     assert verify(folder).misses == 0
 
 
-def test_inputs_that_are_only_fed_in_still_count(tmp_path: Path) -> None:
+def test_damage_of_recorded_inputs_is_found(tmp_path: Path) -> None:
     folder = copy_set(tmp_path / "set")
     with np.load(folder / "vectors" / "flow.npz") as flow, np.load(folder / "vectors" / "hift.npz") as hift:
         token, mel = flow["token"].copy(), hift["mel"] + 0.1
@@ -254,7 +254,7 @@ def test_inputs_that_are_only_fed_in_still_count(tmp_path: Path) -> None:
     assert not {name for name in found if name.startswith(("frontend/", "llm/", "ras/", "e2e/"))}
 
 
-# Tensors that no stage is fed, and by how much each is changed.
+# Tensors that are no stage's input, and by how much each is changed.
 CHANGED: dict[str, dict[str, float]] = {
     "frontend": {"text_ids_03": 1},
     "llm": {"greedy_tokens_instruct": 1, "greedy_tokens_cross_lingual": 1, "logits": 1e-3},
