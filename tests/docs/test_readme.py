@@ -1,9 +1,8 @@
-"""Every command of the README runs, as it is written there, but on ports that are free."""
+"""Every command of the README runs as it is written there, but on free ports."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -13,28 +12,16 @@ import tomllib
 import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from readme_commands import COMMANDS, README, ROOT, TINY, environment, run
 
 from cosyserve.cli import app
 from cosyserve.serve import free_port
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text("utf-8")
-TINY = ROOT / "tests" / "data" / "cosyvoice2-tiny"
-
-
-def commands(text: str) -> list[str]:
-    """The lines of the shell blocks of a page."""
-    return [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
-
-
-COMMANDS = commands(README)
-TUNING = commands((ROOT / "docs" / "tuning.md").read_text("utf-8"))
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 
 ELSEWHERE = {
@@ -42,12 +29,7 @@ ELSEWHERE = {
     "make check": "`make test` starts with it",
 }
 URL = "127.0.0.1:8001"
-builds = pytest.mark.skipif(find_spec("torch") is None, reason="torch is not installed")
 INSTALL = re.compile(r"pip install -e '\.\[(.*)\]'")
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +41,7 @@ class Served:
     metrics_port: int
 
     def there(self, text: str) -> str:
-        """A command, or code, of the README, of which nothing is changed but that it finds the server here."""
+        """Return a command or code of the README, changed only in the server's address."""
         url = f"127.0.0.1:{self.grpc_port}"
         text = re.sub(r"^cosyserve (say|bench|voice \w+)", rf"\g<0> --url {url}", text)
         ports = f"--grpc-port {self.grpc_port} --metrics-port {self.metrics_port}"
@@ -67,16 +49,8 @@ class Served:
         return re.sub("^locust", rf"\g<0> --host {url}", text).replace(URL, url)
 
     def run(self, command: str) -> str:
-        """What a command prints in that folder."""
+        """Run a command in that folder, and return its output."""
         return run(self.there(command), self.folder)
-
-
-def run(command: str, folder: Path) -> str:
-    done = subprocess.run(
-        command, shell=True, cwd=folder, env=environment(), capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def seconds(path: Path, rate: int = 24_000) -> float:
@@ -87,7 +61,7 @@ def seconds(path: Path, rate: int = 24_000) -> float:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as a user has it after the download: the bundle, and a recording of their voice."""
+    """Folder of a user after the download: the bundle, and a recording of their voice."""
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(TINY / "bundle", folder / "CosyVoice2-0.5B")
     shutil.copy(TINY / "prompt.wav", folder / "me.wav")
@@ -124,7 +98,7 @@ def test_make_demo_writes_a_wave_file_and_says_what_is_heard_in_it() -> None:
 
 
 def test_the_servers_default_ports_are_those_that_the_readme_names() -> None:
-    """And those at which the commands and the code of the README look for it."""
+    """They are also the defaults of the commands and the code of the README."""
     assert f"gRPC on {URL}, Prometheus metrics on 127.0.0.1:8002." in README
     group: Any = typer.main.get_command(app)
     defaults = {option.name: option.default for option in group.commands["serve"].params}
@@ -168,19 +142,6 @@ def test_python(served: Served, code: str) -> None:
     assert offsets == sorted(offsets)
 
 
-@builds
-@pytest.mark.parametrize("command", [c for c in TUNING if c.startswith("cosyserve-build export")])
-def test_export(desk: Path, command: str) -> None:
-    run(command, desk)
-    assert (desk / command.split()[-1]).exists()
-
-
-@builds
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("cosyserve-build verify")])
-def test_verify(command: str) -> None:
-    run(command, ROOT)
-
-
 def test_the_environment_is_made_and_entered(tmp_path: Path) -> None:
     (command,) = (c for c in COMMANDS if c.startswith("python3 -m venv"))
     entered = run(f"{command} && command -v python", tmp_path)
@@ -207,15 +168,6 @@ def test_every_command_is_run_somewhere() -> None:
     here += ("cosyserve-build verify", "cosyserve bench", "locust", "hf download", "python3 -m venv")
     left = [c for c in COMMANDS if not c.startswith(here) and not INSTALL.fullmatch(c)]
     assert set(left) == set(ELSEWHERE)
-
-
-@builds
-def test_the_commands_of_the_figures_run(tmp_path: Path) -> None:
-    """At size tiny, and measuring nothing: full size takes ten minutes."""
-    (synth,) = (c for c in TUNING if c.startswith("cosyserve-build synth-bundle"))
-    run(synth.replace("--size full", "--size tiny"), tmp_path)
-    for script in ("measure", "soak", "llm_rate"):
-        run(f"python loadtest/lab/{script}.py --help", ROOT)
 
 
 def test_ci_runs_what_the_readme_says() -> None:
