@@ -8,8 +8,10 @@ WEIGHTS ?= $(DEMO)
 SMOKE := tests/server/test_stream.py tests/server/test_launcher.py tests/server/test_wrong_input.py \
 	tests/server/test_cancel.py tests/server/test_text_in.py tests/server/test_registered_voices.py \
 	tests/unit/test_packed.py tests/client
-# These compute and need no Triton, so two run side by side; the others wait for servers, which share the cores.
-COMPUTING := tests/unit tests/models tests/contract/test_configs.py tests/contract/test_repository.py tests/loadtest_gpu
+# These compute and need no Triton, so two run side by side, the slowest first; the others wait for servers, which share
+# the cores.
+COMPUTING := tests/models tests/loadtest_gpu tests/docs/test_readme_build.py tests/unit \
+	tests/contract/test_configs.py tests/contract/test_repository.py
 # Serving needs no torch. Building and testing use the CPU build of this version, a tenth of the default build's size.
 # CI, which tests the models with Python 3.11, uses the default build if the CPU build is unavailable.
 TORCH := torch==2.13.0
@@ -36,7 +38,7 @@ gateway: $(VENV)/.gateway ## page and OpenAI's speech endpoint on 127.0.0.1:8080
 
 .PHONY: test
 test: check ## all checks and tests: units, models, contracts, clients, end to end on the real Triton
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(COMPUTING)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(COMPUTING)
 	$(BIN)/python -m pytest $(addprefix --ignore=,$(COMPUTING))
 
 .PHONY: unit
