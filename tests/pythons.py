@@ -60,7 +60,7 @@ def ask(path: Path) -> Python | None:
 
 
 def copy(folder: Path) -> None:
-    """What is tracked, or would be, into an empty folder."""
+    """Copy the files that are tracked, or would be, to an empty folder."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,

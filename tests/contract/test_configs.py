@@ -38,7 +38,7 @@ def recorded(version: int) -> ModelConfig:
 
 
 def parameters(model: Model, profile: str) -> dict[str, str]:
-    """Those that are settings."""
+    """Parameters that are settings."""
     found = {name: value.string_value for name, value in rendered(model, profile).parameters.items()}
     return {name: value for name, value in found.items() if name != "sample_rate"}
 

@@ -16,7 +16,7 @@ SAME_FILES = {"onnxruntime", "onnxruntime-gpu"}
 
 
 def requirements(extra: str) -> list[str]:
-    """What an extra asks for, with what its own extras ask for."""
+    """Requirements of an extra, with those of the extras that it includes."""
     found = []
     for requirement in EXTRAS[extra]:
         if own := re.fullmatch(r"cosyserve\[(.+)\]", requirement):

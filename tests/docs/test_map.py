@@ -146,7 +146,7 @@ def test_the_docs_list_every_folder_of_tests() -> None:
 
 
 def test_links_of_contributing_resolve() -> None:
-    """Those of docs/ are checked with the other pages."""
+    """Links of docs/ are checked with the other pages."""
     links = re.findall(r"\]\(([^):#\s]+)(?:#([\w-]+))?\)", CONTRIBUTING.read_text("utf-8"))
     assert links
     for name, anchor in links:

@@ -176,7 +176,7 @@ def test_a_client_that_does_not_read_is_disconnected(dummy: DummyServer, monkeyp
         assert gateway.metric('cosyserve_gateway_utterances_total{outcome="cancelled"}') == 1
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(dummy: DummyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_does_not_arrive_times_out(dummy: DummyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cosyserve_gateway.middleware.BODY_SECONDS", 0.2)
     head = "POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
     with serving(Settings(url=dummy.url)) as gateway:

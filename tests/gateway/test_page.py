@@ -60,7 +60,7 @@ async def page(browser: Browser, gateway: Gateway, voice: str, told: list[str]) 
 
 
 def pixels(screenshot: bytes) -> NDArray[np.uint8]:
-    """A picture as [pixels, red green blue]."""
+    """Pixels of a picture, [pixels, red green blue]."""
     with av.open(io.BytesIO(screenshot)) as file:
         return next(file.decode(video=0)).to_ndarray(format="rgb24").reshape(-1, 3)
 
@@ -71,7 +71,7 @@ def colours(screenshot: bytes) -> int:
 
 
 async def painted(page: Page, colour: tuple[int, int, int]) -> bool:
-    """Whether the waveform has that colour."""
+    """Return whether the waveform has that colour."""
     picture = pixels(await page.locator("canvas").screenshot())
     return bool(np.mean(np.all(picture == colour, axis=1)) > 0.01)
 

@@ -74,7 +74,7 @@ def only(right: str | Right, *inputs: Input) -> Case:
 
 
 def changed(right: str | Right, **fields: Any) -> Case:
-    """A good request with other fields of the message itself."""
+    """Make a valid request with other fields of the message itself."""
     request = message("tts", HI)
     for name, value in fields.items():
         setattr(request, name, value)
@@ -455,12 +455,12 @@ EMBEDDING = tensor("speaker_embedding", "FP32", np.ones((1, 192)))
 
 
 def step(*ids: int, final: bool = True) -> tuple[Input, ...]:
-    """What a step of the flow needs."""
+    """Inputs of a step of the flow."""
     return tensor("speech_tokens", "INT32", np.reshape(ids, (1, -1))), tensor("final", "BOOL", [[final]])
 
 
 def frames(count: int = 10, value: float = 0.0) -> tuple[Input, ...]:
-    """What a step of the vocoder needs."""
+    """Inputs of a step of the vocoder."""
     return tensor("mel", "FP32", np.full((1, 80, count), value)), tensor("mel_final", "BOOL", [[True]])
 
 
@@ -470,7 +470,7 @@ def whole(model: str, right: str | Right, *inputs: Input, **options: Any) -> Cas
 
 
 def steps(model: str, right: str | Right, *pieces: tuple[tuple[Input, ...], dict[str, bool]]) -> Case:
-    """A sequence of several, each its inputs and flags, sent at once."""
+    """A sequence of several steps, each with inputs and flags, sent at once."""
     id = next(_ids)
     messages = tuple(message(model, *inputs, sequence=id, **flags) for inputs, flags in pieces)
     # An end that is cancelled on its way ends the sequence for Triton, but does not reach the model.

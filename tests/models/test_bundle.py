@@ -312,7 +312,7 @@ def test_a_graph_that_does_not_stand_alone_is_refused(
         getattr(read(bundle), name)
 
 
-def test_a_graph_that_is_none_is_refused(bundle: Path) -> None:
+def test_a_file_that_is_not_onnx_is_refused(bundle: Path) -> None:
     (bundle / "campplus.onnx").write_bytes(b"no graph at all")
     with pytest.raises(BundleError, match=r"^campplus\.onnx: not an ONNX graph"):
         read(bundle).campplus  # noqa: B018

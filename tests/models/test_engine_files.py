@@ -218,7 +218,7 @@ def test_changed_weights_need_new_plans(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "no JSON", '{"gpu": "NVIDIA H200"}', "[]"])
-def test_a_plan_that_nothing_describes_is_refused(folder: Path, content: str | None) -> None:
+def test_a_plan_without_a_description_is_refused(folder: Path, content: str | None) -> None:
     path = save_engine(folder, EngineSpec.wanted(Weights(folder), "hift_decoder", H200, TRT, "fp32"), b"")
     beside = path.with_suffix(".json")
     beside.unlink() if content is None else beside.write_text(content)
@@ -261,7 +261,7 @@ def test_stacks_keep_the_order_of_their_numbers() -> None:
 
 
 @pytest.mark.parametrize("name", ["89", "sm8.9", "ada", "sm"])
-def test_what_is_no_compute_capability_is_refused(weights: Path, name: str) -> None:
+def test_an_invalid_compute_capability_is_refused(weights: Path, name: str) -> None:
     result = run(weights, "--rtx", name)
     assert result.exit_code == 1
     assert result.stderr == f"error: {name}: not a compute capability; write sm89, for example\n"

@@ -46,7 +46,7 @@ class WrongLater(Toy):
 
 
 class NotANumber(Toy):
-    """A network whose results are no numbers."""
+    """Network whose results are NaN."""
 
     def forward(self, x: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         y, states = super().forward(x, past)
@@ -225,7 +225,7 @@ def test_weights_too_large_for_float16_are_refused(tmp_path: Path) -> None:
         export(wide("llm", module), tmp_path, PRECISIONS["fp16"])
 
 
-def test_what_rounding_spoils_is_refused(tmp_path: Path) -> None:
+def test_a_graph_spoilt_by_rounding_is_refused(tmp_path: Path) -> None:
     precision = PRECISIONS["int8"]
     assert precision
     with pytest.raises(BundleError, match=r"^llm\.onnx: \w+ differs from torch"):

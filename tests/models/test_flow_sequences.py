@@ -216,7 +216,7 @@ def sessions_with_room(networks: FlowNetworks, counter: Counter, *, streams: int
 
 
 def is_known(factory: FlowFactory, voice: FlowVoice, counter: Counter) -> bool:
-    """Whether a new sequence of the voice starts without touching its prompt."""
+    """Return whether a new sequence of the voice starts without computing its prompt."""
     counter.take()
     begin(factory, voice).release()
     return counter.take() == 0

@@ -57,7 +57,7 @@ def whole(flow_networks: FlowNetworks, flow_voice: FlowVoice, primed: FlowState,
 
 
 class Spy:
-    """A network that keeps the batches of its calls."""
+    """A network that records the batches of its calls."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -188,7 +188,7 @@ def test_no_prompt_works_at_any_split(flow_networks: FlowNetworks, bare: FlowVoi
 
 
 def state_of(cache: GraphCache) -> list[Float]:
-    """All arrays of a stream's cache, its own and those that it shares."""
+    """Yield all arrays of a stream's cache, its own and the shared ones."""
     encoder = cache.encoder
     pasts = [past.layers() for past in (*cache.prompt, *cache.past)]
     tails = [tail for step in cache.tails for tail in step]

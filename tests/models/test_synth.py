@@ -198,7 +198,7 @@ def test_speaker_graph(bundle: Bundle) -> None:
     assert np.linalg.norm(vectors[0] - vectors[1]) > 0.1 * np.linalg.norm(vectors[0])
 
 
-def test_of_version_1_the_end_is_likely_enough_and_speech_varied(bundle1: Bundle) -> None:
+def test_utterances_of_version_1_end_and_vary(bundle1: Bundle) -> None:
     model = RelativeLlmProbe(bundle1.config.llm, bundle1.llm())
     text = list(range(100, 110))
     tokens, logits = model.greedy(model.opening([], text, [], np.ones(192, np.float32)), len(text), limit=40)

@@ -61,7 +61,7 @@ def clean3(set3: Path) -> Report:
 
 @pytest.fixture(params=[2, 3])
 def version(request: pytest.FixtureRequest) -> int:
-    """One whose set is verified as it is; that of CosyVoice 1 with some changes, see `CHANGED`."""
+    """Versions whose set is verified unchanged; that of CosyVoice 1 is verified with changes, see `CHANGED`."""
     found: int = request.param
     return found
 

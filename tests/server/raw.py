@@ -36,7 +36,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Answer:
-    """How a call ended: gRPC status name, or `IN_BODY`, its message, and the number of responses before it."""
+    """End of a call: gRPC status name, or `IN_BODY`, its message, and the number of responses before it."""
 
     code: str
     message: str = ""

@@ -32,7 +32,7 @@ def test_there_is_no_click_where_chunks_meet(verdict: Verdict) -> None:
     assert figures["clicks"] == 0
 
 
-def test_its_words_are_heard(verdict: Verdict, server: Live) -> None:
+def test_its_words_are_recognised(verdict: Verdict, server: Live) -> None:
     if Weights(server.weights).random:
         pytest.skip("random weights speak no words")
     assert verdict.wer <= 0.3  # 20 % of a hundred sentences, with room for the chance of so few

@@ -74,6 +74,8 @@ def test_modes_differ(speaker: Client, cells: dict[str, SpeechRequest]) -> None:
         ("vc", "source_audio"),  # needs a source
     ],
 )
-def test_what_does_not_apply_is_named(speaker: Client, cells: dict[str, SpeechRequest], mode: str, field: str) -> None:
+def test_an_input_that_a_mode_refuses_is_named(
+    speaker: Client, cells: dict[str, SpeechRequest], mode: str, field: str
+) -> None:
     with pytest.raises(InvalidArgument, match=rf" {field}: "):
         speaker.synthesize(SpeechRequest.of(cells["cross_lingual"], mode=mode))

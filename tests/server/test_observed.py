@@ -35,7 +35,7 @@ Change = Callable[[], dict[str, float]]
 
 @pytest.fixture
 def change(server: Live) -> Change:
-    """What has been counted for `tts` since the test began, without zeros."""
+    """Counters of `tts` since the beginning of the test, without zeros."""
 
     def counts() -> dict[str, float]:
         return {name: server.metric(metric, **labels) for name, metric, labels in _all(COUNTED)}
@@ -70,7 +70,7 @@ def test_an_utterance_counts_once_and_each_of_its_chunks(client: Client, change:
     }
 
 
-def test_a_session_is_not_judged_by_the_pauses_of_its_writer(client: Client, change: Change) -> None:
+def test_metrics_of_a_session_exclude_pauses_of_its_writer(client: Client, change: Change) -> None:
     with client.session(seed=1) as session:
         session.push("Good morning.")
         session.flush()
@@ -149,7 +149,7 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="module")
 def breaking(demo_weights: Path, collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """A server that sends spans, whose inner models can be made to fail, and whose memory is enough for one stream."""
+    """A server that sends spans, with inner models that fail on request, and memory for one stream."""
     folder = tmp_path_factory.mktemp("breaking")
     models = shutil.copytree(repository.source(), folder / "models")
     for name, module, handler in (("frontend", "frontend", "Frontend"), ("flow", "flow", "Flow")):

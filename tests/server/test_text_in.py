@@ -75,7 +75,7 @@ async def test_audio_comes_before_the_text_has_ended(server: Live) -> None:
 
 
 @pytest.mark.parametrize("cut", list(CUTS)[1:])
-def test_pieces_do_not_change_what_is_heard(client: Client, prompt: SpeechOptions, cut: str) -> None:
+def test_pieces_do_not_change_the_samples(client: Client, prompt: SpeechOptions, cut: str) -> None:
     whole = pcm(told(client, [TEXT], seed=3, **prompt))
     assert len(whole)
     np.testing.assert_array_equal(pcm(told(client, CUTS[cut](TEXT), seed=3, **prompt)), whole)
@@ -222,7 +222,7 @@ def test_wrong_openings_are_refused_and_leave_the_id_free(
     server.wait_idle()
 
 
-def test_pieces_right_behind_an_opening_that_is_refused_harm_nobody(server: Live, client: Client) -> None:
+def test_pieces_right_after_a_refused_opening_have_no_effect(server: Live, client: Client) -> None:
     for _ in range(5):
         with client.session(voice="nobody") as session:
             for word in by_word(TEXT):

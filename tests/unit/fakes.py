@@ -59,7 +59,7 @@ class FakeStages:
 
     @property
     def idle(self) -> bool:
-        """Whether no stage holds anything."""
+        """Return whether no stage holds anything."""
         return self.generating == 0 and not self.live
 
     async def frontend(self, request: Tensors) -> Tensors:

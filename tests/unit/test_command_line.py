@@ -37,7 +37,7 @@ def requirements(extra: str) -> set[str]:
 
 
 def told(error: Exception, capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command that raises this error ends with, on stderr."""
+    """Run a command that raises this error, and return its stderr."""
     with pytest.raises(SystemExit) as caught, one_line_errors():
         raise error
     out, err = capsys.readouterr()

@@ -40,7 +40,7 @@ def bin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def tritonserver(bin: Path) -> Path:
-    """A pretended installation, whose stub contains its Python; the folder of its backends."""
+    """Fake installation whose stub contains its Python; returns the folder of its backends."""
     script(bin / "tritonserver", "echo '  --grpc-port <integer>'")
     backends = bin.parent / "backends"
     (backends / "python").mkdir(parents=True)
@@ -50,7 +50,7 @@ def tritonserver(bin: Path) -> Path:
 
 @pytest.fixture
 def little_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Docker gives."""
+    """Docker's default size of shared memory."""
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=64 * 2**20, used=0, free=64 * 2**20))
 
 
@@ -61,7 +61,7 @@ def test_each_finding_has_a_name_of_its_own_and_one_line() -> None:
     assert told[0] == Finding("CosyServe", State.OK, __version__)
 
 
-def test_a_look_that_fails_is_told_and_the_others_still_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_fails_is_reported_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [each.name for each in findings()]
 
     def refuse(pid: int) -> set[int]:
@@ -73,7 +73,7 @@ def test_a_look_that_fails_is_told_and_the_others_still_are(monkeypatch: pytest.
     assert told["cores"] == Finding("cores", State.PROBLEM, "unknown: PermissionError: not here")
 
 
-def test_the_first_problem_is_to_be_mended_first() -> None:
+def test_the_first_problem_gives_the_next_step() -> None:
     problems = [Finding(name, State.PROBLEM, f"no {name}") for name in ("Triton", "packages")]
     told = [Finding("Python", State.OK, ""), Finding("GPU", State.NOTE, "none"), *problems]
     assert next_step(told) == "mend Triton: no Triton"
@@ -84,12 +84,12 @@ def test_without_a_problem_serving_is_next() -> None:
     assert next_step(told).startswith("cosyserve serve --weights DIR  (")
 
 
-def test_on_a_machine_without_a_gpu_there_is_none() -> None:
+def test_without_a_gpu_none_is_reported() -> None:
     assert found("GPU").state is State.NOTE
     assert "--profile" not in next_step([found("GPU")])
 
 
-def test_with_a_gpu_its_profile_is_told(bin: Path) -> None:
+def test_with_a_gpu_its_profile_is_reported(bin: Path) -> None:
     script(bin / "nvidia-smi", f"echo '{GPU}'", f"echo '{GPU}'")
     assert found("GPU") == Finding("GPU", State.OK, f"{GPU}; {GPU}")
     assert next_step([found("GPU")]).startswith("cosyserve serve --weights DIR --profile gpu ")
@@ -100,7 +100,7 @@ def test_a_gpu_whose_driver_fails_is_none(bin: Path) -> None:
     assert found("GPU") == Finding("GPU", State.NOTE, "none: nvidia-smi says cannot talk to the driver")
 
 
-def test_a_tritonserver_on_path_is_told_with_its_version(
+def test_a_tritonserver_on_path_is_reported_with_its_version(
     bin: Path, tritonserver: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_SERVER_VERSION", "2.71.0")
@@ -144,7 +144,7 @@ def test_too_little_shared_memory_is_a_problem_with_a_way_out() -> None:
     assert f"64 of 64 MiB free, {SHARED_MEMORY_MIB} are needed: in Docker, `--shm-size" in found("/dev/shm").text
 
 
-def test_enough_shared_memory_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_enough_shared_memory_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     size = SHARED_MEMORY_MIB * 2**20
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=size, used=0, free=size))
     assert found("/dev/shm").state is State.OK

@@ -305,7 +305,7 @@ def test_neither_an_end_nor_a_question_comes_before_its_time(special: int) -> No
     assert emitted[-1] is None
 
 
-def test_a_sequence_that_waits_costs_the_others_nothing() -> None:
+def test_a_waiting_sequence_takes_no_part_in_steps() -> None:
     engine, decoder = scripted(lambda position: position, slots=3)
     slow, said_slowly, _ = opened(1)
     engine.admit(slow)

@@ -192,7 +192,7 @@ def test_prompt_tokens_and_mel_are_cut_to_the_shorter(frontend: Frontend) -> Non
     assert shapes(utterance) == (25, 25, (50, 80))
 
 
-def test_the_same_prompt_is_heard_once(frontend: Frontend, networks: Networks) -> None:
+def test_the_features_of_a_prompt_are_computed_once(frontend: Frontend, networks: Networks) -> None:
     first = frontend(inline(prompt_text="one"))
     second = frontend(inline(prompt_text="two two"))
     assert networks.calls == 1

@@ -45,7 +45,7 @@ def test_files_and_folders_are_written(tmp_path: Path) -> None:
     ],
     ids=lambda each: f"{each.name} {each.type!r}",
 )
-def test_what_leads_elsewhere_is_refused_by_name(tmp_path: Path, hostile: tarfile.TarInfo) -> None:
+def test_paths_outside_the_folder_are_refused_by_name(tmp_path: Path, hostile: tarfile.TarInfo) -> None:
     packed = archive(tmp_path / "a.tar.xz", hostile)
     (tmp_path / "in").mkdir()
     with pytest.raises(WeightsError, match=hostile.name):

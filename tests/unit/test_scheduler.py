@@ -12,7 +12,7 @@ from cosyserve.scheduler import Computation, Job, Scheduler, Task, run_alone
 
 
 class Doubling:
-    """A network that doubles numbers and keeps its calls; numbers of one parity share a call, 13 breaks it."""
+    """A network that doubles numbers and records its calls; numbers of one parity share a call, 13 makes it fail."""
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []

@@ -18,7 +18,7 @@ from cosyserve.sequences import SequenceRequest, SequenceTable
 
 
 class Echo:
-    """A network that returns what it gets, and keeps its calls; 13 breaks it."""
+    """A network that returns its inputs and records its calls; 13 makes it fail."""
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
@@ -114,7 +114,7 @@ def update(table: SequenceTable) -> None:
 
 
 def step(table: SequenceTable, sequence: int, value: int, *, start: bool = False, end: bool = False) -> int:
-    """A step carried out: its sum, or the error it was answered with."""
+    """Carry out a step, and return its sum or its error."""
     answers = submit(table, sequence, value, start=start, end=end)
     update(table)
     assert answers.count == 1

@@ -214,7 +214,7 @@ async def test_closing_while_text_is_awaited_frees_everything() -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-def test_what_a_session_takes() -> None:
+def test_pieces_that_a_session_accepts() -> None:
     with pytest.raises(InvalidInput, match="text: has"):
         session((MAX_TEXT_CHARS + 1) * "x")
     with pytest.raises(InvalidInput, match=f"text: of one session has at most {MAX_SESSION_CHARS}"):

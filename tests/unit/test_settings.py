@@ -53,7 +53,7 @@ def test_an_unknown_parameter_is_named() -> None:
 
 
 @pytest.mark.parametrize("text", ["two", "1.5", " ", "1k"])
-def test_a_number_that_is_none_is_named(text: str) -> None:
+def test_a_value_that_is_not_a_number_is_named(text: str) -> None:
     with pytest.raises(WeightsError, match=f"^setting threads: '{text}' is not an integer$"):
         Settings.read({"threads": text}, {})
     with pytest.raises(WeightsError, match="^setting threads: "):
@@ -94,7 +94,7 @@ def test_a_session_may_not_be_idle_for_longer_than_the_stages_wait() -> None:
             Settings.read(given, {})
 
 
-def test_no_stage_is_waited_for_until_its_state_is_taken_for_lost() -> None:
+def test_a_stage_timeout_is_below_the_idle_time_of_sequences() -> None:
     with pytest.raises(WeightsError, match=f"^setting stage_timeout: at most {limits.MAX_STAGE_TIMEOUT_SECONDS}$"):
         Settings.read({"stage_timeout": str(limits.MAX_STAGE_TIMEOUT_SECONDS + 1)}, {})
     assert limits.MAX_STAGE_TIMEOUT_SECONDS < limits.SEQUENCE_IDLE_SECONDS
@@ -105,7 +105,7 @@ def test_an_unknown_device_is_refused() -> None:
         Settings.read({"device": "tpu"}, {})
 
 
-def test_without_weights_the_way_to_get_them_is_told() -> None:
+def test_without_weights_the_error_says_how_to_get_them() -> None:
     with pytest.raises(WeightsError, match="COSYSERVE_WEIGHTS.*cosyserve-build prepare"):
         _ = Settings().folder
 

@@ -32,14 +32,14 @@ def told(python: Path, code: str) -> str:
 
 @pytest.fixture
 def tritonserver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One on PATH, so that the machine does not matter."""
+    """A tritonserver on PATH, so that the machine does not matter."""
     (tmp_path / "tritonserver").touch(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
 
 
 @pytest.mark.parametrize("python", INTERPRETERS, ids=str)
 @pytest.mark.usefixtures("tritonserver")
-def test_every_interpreter_here_tells_whether_it_will_do(python: Path) -> None:
+def test_every_interpreter_here_says_whether_it_is_supported(python: Path) -> None:
     version = told(python, "import sys; print('.'.join(map(str, sys.version_info[:3])))")
     done = subprocess.run([python, SCRIPT], capture_output=True, text=True)
     lines = done.stderr.splitlines()
@@ -60,7 +60,7 @@ def test_the_package_asks_for_the_same_versions() -> None:
     assert project["requires-python"] == f">={first}.{last},<{first}.{beyond}"
 
 
-def test_this_interpreter_will_do() -> None:
+def test_this_interpreter_is_supported() -> None:
     assert (python_problem(), venv_problem()) == ("", "")
 
 
@@ -77,7 +77,7 @@ def test_a_version_outside_is_named_with_a_way_out(
 
 
 @pytest.mark.parametrize("version", [(3, 11, 0), (3, 12, 99), (3, 13, 0)])
-def test_a_version_inside_is_none(version: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_supported_version_is_no_problem(version: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", version)
     assert python_problem() == ""
 
@@ -107,14 +107,14 @@ def test_a_python_without_venv_is_told_its_package(module: str, monkeypatch: pyt
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that the fetched tritonserver runs on."""
+    """A machine on which the downloaded tritonserver runs."""
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.35"))
 
 
 @pytest.mark.usefixtures("machine")
-def test_the_oldest_machine_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_machine_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine_problem() == ""
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert machine_problem() == ""
@@ -122,7 +122,7 @@ def test_the_oldest_machine_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("version", ["2.36", "2.100", "3.0", "2.39.9000"])
 @pytest.mark.usefixtures("machine")
-def test_a_newer_c_library_will_do(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newer_c_library_is_supported(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", version))
     assert machine_problem() == ""
 

@@ -21,7 +21,7 @@ def mel_of(frames: int) -> Float:
 
 
 def stretched(mel: Float, speed: float, at: list[int]) -> tuple[Float, list[int]]:
-    """All frames, and how many came at each step."""
+    """Return all frames, and their number at each step."""
     stretch = TimeStretch(MELS, speed)
     pieces = np.split(mel, sorted(at), axis=1)
     made = [stretch.step(piece, final=index == len(pieces) - 1) for index, piece in enumerate(pieces)]

@@ -81,7 +81,7 @@ async def test_a_stage_that_fails_says_so_by_code_alone() -> None:
     assert "secret" not in span.to_json()
 
 
-async def test_whoever_leaves_ends_all_spans_without_failure() -> None:
+async def test_a_closed_stream_ends_all_spans_without_failure() -> None:
     stages = FakeStages([60, 1000])
     traced = Traced(stages)
     await traced.speak(chunks=1)
@@ -90,7 +90,7 @@ async def test_whoever_leaves_ends_all_spans_without_failure() -> None:
     assert {span.status.status_code for span in traced.spans("llm")} == {StatusCode.UNSET}
 
 
-async def test_a_collector_that_is_away_is_not_missed() -> None:
+async def test_a_missing_collector_has_no_effect() -> None:
     traces = Traces(f"http://127.0.0.1:{free_port()}")
     traced, plain = (
         Synthesizer(stages, GRID, Admission(1)) for stages in (traces.stages(FakeStages([60])), FakeStages([60]))

@@ -55,7 +55,7 @@ def stub_of(*names: str) -> bytes:
 
 
 def installed(root: Path, stub: bytes | None = b"\x7fELF", lines: list[str] | None = None) -> TritonServer:
-    """A pretended installation in a folder of its own."""
+    """Fake installation in a separate folder."""
     binary = script(root / "bin" / "tritonserver", *(telling(*FLAGS) if lines is None else lines))
     backend = root / "backends" / "python"
     backend.mkdir(parents=True)
@@ -131,7 +131,7 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> Pip:
     return made
 
 
-def test_without_any_there_is_none() -> None:
+def test_without_a_tritonserver_none_is_found() -> None:
     assert locate() is None
 
 
@@ -329,7 +329,7 @@ def test_a_failed_download_is_one_line_and_leaves_nothing(
 
 @fetching
 @pytest.mark.usefixtures("library")
-def test_half_a_wheel_is_not_taken_for_one(cache: Path, pip: Pip) -> None:
+def test_an_incomplete_wheel_is_refused(cache: Path, pip: Pip) -> None:
     pip.bring = Path.mkdir
     with pytest.raises(ServeError, match=f"{cache}.*No such file"):
         fetch(print)

@@ -260,7 +260,7 @@ def test_readers_see_whole_voices_while_other_processes_write(tmp_path: Path) ->
     assert {file.suffix for file in tmp_path.iterdir()} <= {".safetensors"}
 
 
-def test_of_those_who_register_one_name_at_once_one_succeeds(tmp_path: Path) -> None:
+def test_one_of_several_concurrent_registrations_of_a_name_succeeds(tmp_path: Path) -> None:
     outcomes: list[str] = []
     start = threading.Barrier(8)
 

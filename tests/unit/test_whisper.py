@@ -16,7 +16,7 @@ RECORDED = CASES["cases"]["token_cases"]
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """As the server reads it from prepared weights."""
+    """The tokenizer as the server reads it from prepared weights."""
     path = tmp_path_factory.mktemp("whisper") / "tokenizer.json"
     whisper_tokenizer().save(path)
     return Tokenizer.load(path)
