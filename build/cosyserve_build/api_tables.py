@@ -12,8 +12,9 @@ from starlette.routing import WebSocketRoute
 from cosyserve import codes, contracts
 from cosyserve.runtimes.registry import LLM_ALONE, RUNTIMES, STAGES, Runtime
 from cosyserve.versions import BUILT_IN
-from cosyserve_build.markdown import attributes, summary, table
+from cosyserve_build.markdown import attributes, labelled, summary, table
 from cosyserve_client import base
+from cosyserve_client.errors import ServerError
 from cosyserve_gateway import conversation, errors
 from cosyserve_gateway.app import create_app
 from cosyserve_gateway.settings import Settings
@@ -75,6 +76,17 @@ def _parameters(method: Callable[..., object]) -> Iterator[str]:
         yield str(parameter.replace(annotation=parameter.empty))
 
 
+def _statuses() -> str:
+    status = {code.client: code.status for code in codes.CODES}
+    return table(
+        ("status", "class", "when", "another try"),
+        (
+            (status[kind.__name__], f"`{kind.__name__}`", summary(kind), labelled(kind, "Another try"))
+            for kind in ServerError.__subclasses__()
+        ),
+    )
+
+
 # --- gateway
 
 
@@ -132,6 +144,7 @@ def _refusals() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "modes": _modes,
     "runtimes": _runtimes,
+    "statuses": _statuses,
     "methods of the clients": _methods(base.BaseClient, base.ClientMethods),
     "methods of a session": _methods(base.SessionMethods),
     "endpoints of the gateway": _routes,

@@ -30,7 +30,7 @@ from cosyserve import contracts, errors, limits, metrics, triton_defects
 from cosyserve.repository import PROFILES, SAMPLE_RATE, render
 from cosyserve.settings import Settings
 from cosyserve_build import api_tables
-from cosyserve_build.markdown import attributes, cell, summary, table
+from cosyserve_build.markdown import attributes, cell, labelled, summary, table
 from cosyserve_gateway import limits as gateway_limits
 from cosyserve_gateway import metrics as gateway_metrics
 from cosyserve_gateway.cli import app as gateway
@@ -221,15 +221,10 @@ def _errors(chosen: Callable[[str], bool]) -> Callable[[], str]:
         kinds = [kind for kind in errors.CosyServeError.__subclasses__() if chosen(kind.code)]
         return table(
             ("error", "status", "meaning", "what to do"),
-            ((f"`{kind.__name__}`", kind.code, summary(kind), _advice(kind)) for kind in kinds),
+            ((f"`{kind.__name__}`", kind.code, summary(kind), labelled(kind, "What to do")) for kind in kinds),
         )
 
     return made
-
-
-def _advice(kind: type) -> str:
-    found = re.search(r"^What to do: (.*?)(?:\n\n|\Z)", inspect.cleandoc(kind.__doc__ or ""), re.S | re.M)
-    return found[1] if found else ""
 
 
 # --- bounds

@@ -31,6 +31,13 @@ def summary(documented: object) -> str:
     return text
 
 
+def labelled(documented: object, label: str) -> str:
+    """Return the paragraph of a docstring that begins with a label, without the label; empty if there is none."""
+    text = inspect.cleandoc(getattr(documented, "__doc__", None) or "")
+    found = re.search(rf"^{label}: (.*?)(?:\n\n|\Z)", text, re.S | re.M)
+    return found[1] if found else ""
+
+
 def attributes(kind: type) -> dict[str, str]:
     """Return the description of each attribute in the docstring of a class."""
     _, _, listed = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")

@@ -41,35 +41,59 @@ class ServerError(CosyServeClientError):
 
 
 class InvalidArgument(ServerError):
-    """A field of the request is missing, malformed or out of bounds; the message starts with its name."""
+    """An input is missing, malformed or out of bounds; the message starts with its name.
+
+    Another try: no.
+    """
 
 
 class AlreadyExists(ServerError):
-    """A voice of that name is registered already; remove or replace it."""
+    """A voice of this name is registered.
+
+    Another try: with `replace`, or another name.
+    """
 
 
 class NotFound(ServerError):
-    """No such voice (reason ``voice``), or the server has no such model."""
+    """No registered voice has this name (reason `voice`); or, from Triton, the server has no such model.
+
+    Another try: no.
+    """
 
 
 class Unavailable(ServerError):
-    """The server is full or went away; another try, later or elsewhere, may succeed."""
+    """Every stream or the cache memory is taken, or the server drains, stops or is gone.
+
+    Another try: yes, later or elsewhere.
+    """
 
 
 class Cancelled(ServerError):
-    """The stream was closed while it ran."""
+    """The stream was closed, a session was idle for too long, or an utterance ran for too long.
+
+    Another try: if wanted.
+    """
 
 
 class DeadlineExceeded(ServerError):
-    """The time allowed for the stream passed."""
+    """The deadline that the client set has passed.
+
+    Another try: if wanted.
+    """
 
 
 class Unimplemented(ServerError):
-    """A valid request for something that this server or its bundle does not do."""
+    """The request is valid, but this server or its weights cannot serve it.
+
+    Another try: no.
+    """
 
 
 class Internal(ServerError):
-    """A stage of the server failed."""
+    """A stage failed, or a voice's file is damaged; the server's log has the details.
+
+    Another try: once.
+    """
 
 
 _BY_STATUS = {

@@ -17,7 +17,6 @@ from cosyserve.cli import app
 from cosyserve.settings import Settings
 from cosyserve_build import docs_tables
 from cosyserve_build.cli import app as build_app
-from cosyserve_client.errors import ServerError
 from cosyserve_gateway.app import create_app
 from cosyserve_gateway.cli import app as gateway_app
 from cosyserve_gateway.settings import Settings as GatewaySettings
@@ -49,17 +48,6 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def section(page: str, heading: str) -> str:
-    """Return the text under a heading, up to the next one of its level or above."""
-    level, rest = re.split(rf"^(#+) {re.escape(heading)}$", DOCS[page], maxsplit=1, flags=re.M)[1:]
-    return re.split(rf"^#{{1,{len(level)}}} ", rest, maxsplit=1, flags=re.M)[0]
-
-
-def rows(text: str) -> list[list[str]]:
-    """Return the cells of all tables."""
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-
-
 def parse(application: typer.Typer, arguments: list[str]) -> None:
     """Raise for an unknown subcommand, option or value."""
     command: Any = typer.main.get_command(application)
@@ -72,12 +60,6 @@ def test_every_table_of_the_code_is_on_a_page_and_fresh() -> None:
     asked = [name for text in DOCS.values() for name in re.findall("<!-- generated: (.*) -->", text)]
     assert sorted(asked) == sorted(docs_tables.TABLES)
     assert [path for path, text in docs_tables.pages(ROOT / "docs").items() if path.read_text("utf-8") != text] == []
-
-
-def test_the_docs_list_every_status_of_a_client() -> None:
-    told = {row[0] for row in rows(section("api", "Statuses"))[2:]}
-    raised = {re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).upper() for kind in ServerError.__subclasses__()}
-    assert told == raised
 
 
 def test_variables_that_are_named_exist() -> None:

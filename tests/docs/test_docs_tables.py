@@ -18,6 +18,7 @@ from cosyserve.settings import Settings
 from cosyserve_build.cli import app
 from cosyserve_build.docs_tables import BOUNDS, READERS, TABLES
 from cosyserve_client import AsyncClient, AsyncSession, Client, Session
+from cosyserve_client.errors import ServerError
 from cosyserve_gateway import conversation
 from cosyserve_gateway import errors as gateway_errors
 from cosyserve_gateway import limits as gateway_limits
@@ -127,6 +128,12 @@ def test_the_tables_of_the_api_have_what_the_code_declares() -> None:
     assert [row[0].strip("`") for row in cells("fields of a speech request")] == list(SpeechBody.model_fields)
     (action,) = (row[2] for row in cells("inputs of voices") if row[0] == "`action`")
     assert re.findall(r"`(\w+)`", action) == list(contracts.ACTIONS)
+
+
+def test_every_status_of_a_client_has_its_class() -> None:
+    rows = {row[1].strip("`"): row[0] for row in cells("statuses")}
+    assert rows.keys() == {kind.__name__ for kind in ServerError.__subclasses__()}
+    assert rows == {name: re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper() for name in rows}
 
 
 def test_both_clients_have_the_methods_of_the_table() -> None:
