@@ -62,6 +62,17 @@ def test_every_table_of_the_code_is_on_a_page_and_fresh() -> None:
     assert [path for path, text in docs_tables.pages(ROOT / "docs").items() if path.read_text("utf-8") != text] == []
 
 
+@pytest.mark.parametrize("path", LINKING, ids=lambda path: path.name)
+def test_links_resolve(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", unfenced(path.read_text("utf-8"))):
+        if link.startswith(("http:", "https:")):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text("utf-8")), link
+
+
 def test_variables_that_are_named_exist() -> None:
     command: Any = typer.main.get_command(gateway_app)
     exist = {f"COSYSERVE_{field.name.upper()}" for field in fields(Settings)}
