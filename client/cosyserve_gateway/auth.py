@@ -19,11 +19,11 @@ from cosyserve_gateway.metrics import Metrics
 from cosyserve_gateway.settings import Settings
 
 CALLER = "cosyserve.caller"
-"""In the scope of an admitted request: identity of its client, for limits and logs."""
+"""Key in the scope of an admitted request: identity of its client, for limits and logs."""
 
 
 class AuthMiddleware:
-    """Lets requests in to `app`, those to ``/v1`` only from a known origin, with a key, and not too many."""
+    """Passes requests on to `app`; those to ``/v1`` need an allowed origin and a key, and are rate-limited."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -62,14 +62,14 @@ def _digest(key: str) -> bytes:
 
 
 class RateLimit:
-    """Requests of each client: a bucket that holds a minute's worth and fills up evenly."""
+    """Rate limit of each client: a token bucket for one minute."""
 
     def __init__(self, per_minute: int) -> None:
         self._per_minute = per_minute
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is left, and when that was
 
     def take(self, caller: str) -> None:
-        """Counts a request; `ApiError` 429 when it is one too many."""
+        """Counts a request; `ApiError` 429 if it exceeds the limit."""
         now = time.monotonic()
         left, before = self._buckets.pop(caller, (self._per_minute, now))
         left = min(self._per_minute, left + (now - before) * self._per_minute / 60)
@@ -83,7 +83,7 @@ class RateLimit:
 
 
 class StreamSlots:
-    """Utterances in progress, of everybody and of each client."""
+    """Utterances in progress, in total and of each client."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._most = settings.streams
@@ -93,7 +93,7 @@ class StreamSlots:
 
     @contextmanager
     def taken(self, caller: str) -> Iterator[None]:
-        """Holds a place; `ApiError` at once when there is none: 429 for the client's own, 503 for everybody's."""
+        """Occupies a slot; `ApiError` at once if there is none: 429 for the client's limit, 503 for the total."""
         own = self._taken.get(caller, 0)
         if own >= self._most_each:
             raise TOO_MANY_STREAMS(f"more than {self._most_each} concurrent utterances", retry_after=RETRY_SECONDS)

@@ -62,7 +62,7 @@ def serve(
 
 
 def configuration(application: ASGIApp, host: str, port: int) -> uvicorn.Config:
-    """How uvicorn serves the gateway, its bounds included."""
+    """Returns uvicorn's configuration with the gateway's limits."""
     return uvicorn.Config(
         application,
         host,
@@ -83,7 +83,7 @@ def configuration(application: ASGIApp, host: str, port: int) -> uvicorn.Config:
 
 
 class Server(uvicorn.Server):
-    """Tells where it listens, once it does."""
+    """Prints the address as soon as the server listens."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

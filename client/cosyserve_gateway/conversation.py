@@ -46,7 +46,7 @@ class Config(_Message):
     audio: Literal["base64", "binary"] = "base64"
 
     def options(self) -> SpeechOptions:
-        """The same, for the server."""
+        """Converts the message to options of the server."""
         return {
             "voice": self.voice,
             "instruct": self.instructions,
@@ -221,20 +221,20 @@ class Turn:
 
     @property
     def over(self) -> bool:
-        """Whether it was spoken, or failed."""
+        """Whether the utterance is complete or has failed."""
         return self._task is not None and self._task.done()
 
     @property
     def speaking(self) -> bool:
-        """Whether it has begun, and is not over."""
+        """Whether the utterance is in progress."""
         return self._task is not None and not self._task.done()
 
     def another(self, config: Config | None = None) -> Turn:
-        """The next one."""
+        """Returns the next turn."""
         return Turn(self._server, self._places, self._metrics, self._socket, config or self._config)
 
     async def write(self, message: Text | Flush | End) -> None:
-        """Passes a message on; `ApiError` when the utterance has been ended."""
+        """Passes a message on; `ApiError` if the utterance has been ended."""
         if self.ended:
             raise invalid(message.type, "the utterance has ended: wait for done, or cancel it")
         if isinstance(message, Text) and self._task is None:
@@ -252,12 +252,12 @@ class Turn:
                 await self._pass_on(message)
 
     async def cancel(self) -> None:
-        """Stops it, and says so."""
+        """Cancels the utterance, and confirms it to the client."""
         await self.stop()
         await self._socket.send_json(Cancelled(type="cancelled", samples=self._utterance.samples))
 
     async def stop(self) -> None:
-        """Stops it; returns when its place is free."""
+        """Cancels the utterance, and returns when its slot is free."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})

@@ -1,4 +1,4 @@
-"""Speech as a file of some format, byte for byte as its audio arrives."""
+"""Incremental encoding of speech to audio files."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from numpy.typing import NDArray
 from cosyserve_gateway.limits import OPUS_PAGE_MICROSECONDS
 
 SAMPLE_RATE = 24_000
-"""Of all answers over HTTP, in Hz: what OpenAI's clients take headerless PCM for. The server converts if need be."""
+"""Rate of all answers over HTTP in Hz, which OpenAI's clients assume for raw PCM. The server resamples if needed."""
 
 _UNKNOWN = 0xFFFFFFFF  # a length in a WAV header that is written before the audio is known
 
 
 class Encoder(Protocol):
-    """Makes one file."""
+    """Encoder of one file."""
 
     def encode(self, pcm: NDArray[np.int16]) -> bytes:
-        """The bytes that `pcm`, int16 [samples], adds; possibly none yet."""
+        """Returns the bytes that `pcm`, int16 [samples], adds; possibly none yet."""
 
     def end(self) -> bytes:
-        """The bytes behind the last of them."""
+        """Returns the bytes after the last samples."""
 
 
 class Pcm:
-    """Samples as they are: int16, little-endian."""
+    """Raw samples: int16, little-endian."""
 
     def encode(self, pcm: NDArray[np.int16]) -> bytes:
         return pcm.astype("<i2", copy=False).tobytes()
@@ -40,7 +40,7 @@ class Pcm:
 
 
 class Wav(Pcm):
-    """The same behind a header that leaves the length open."""
+    """Raw samples after a header of unknown length."""
 
     def __init__(self) -> None:
         fmt = struct.pack("<IHHIIHH", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16)
@@ -55,7 +55,7 @@ class Wav(Pcm):
 
 @dataclass
 class _Sink:
-    """What FFmpeg writes into: it cannot seek, so no format goes back to fill in its header."""
+    """Output of FFmpeg that cannot seek, so that no format changes its header afterwards."""
 
     parts: list[bytes] = field(default_factory=list)
 
@@ -103,7 +103,7 @@ class Compressed:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A ``response_format``: what it is called in a header, and how it is made."""
+    """A ``response_format``: its media type and its encoder."""
 
     media_type: str
     encoder: Callable[[], Encoder]

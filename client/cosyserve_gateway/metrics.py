@@ -15,7 +15,7 @@ from cosyserve_client import AudioChunk
 from cosyserve_gateway.errors import ClientLeft
 
 OUTCOMES = ("complete", "cancelled", "failed")
-"""How an utterance ends: all its audio was sent, its client left or asked to stop, or anything else."""
+"""Outcomes of an utterance: all audio sent, cancelled by its client, anything else."""
 
 ADVICE = {
     "cosyserve_gateway_requests_total": "429: a client is too fast; 5xx: the log says why",
@@ -23,7 +23,7 @@ ADVICE = {
     "cosyserve_gateway_first_audio_seconds": "the measure of what listeners wait; p95 above 1 s: more servers",
     "cosyserve_gateway_utterances_total": "failed: the log says why",
 }
-"""What an operator does about each, for docs/operations.md."""
+"""Advice for operators on each metric, for docs/operations.md."""
 
 
 class Metrics:
@@ -57,12 +57,12 @@ class Metrics:
             self.utterances.labels(outcome)
 
     def exposition(self) -> bytes:
-        """All of them, as Prometheus reads them."""
+        """Returns all metrics in the format of Prometheus."""
         return generate_latest(self._registry)
 
 
 class SpeechTelemetry:
-    """What is counted of one utterance.
+    """Telemetry of one utterance.
 
     Attributes:
         samples: sent so far.
@@ -78,7 +78,7 @@ class SpeechTelemetry:
         self.tokens = 0
 
     def chunk_sent(self, chunk: AudioChunk) -> None:
-        """Counts a chunk that goes out now."""
+        """Counts a chunk that is sent now."""
         if len(chunk.pcm) and self._first_audio is None:
             self._first_audio = time.perf_counter() - self._started
             self._metrics.first_audio.observe(self._first_audio)
@@ -90,7 +90,7 @@ class SpeechTelemetry:
 
     @contextmanager
     def noted(self, notes: dict[str, object]) -> Iterator[None]:
-        """Counts how the context is left, and says what the utterance was in the `notes` of its request."""
+        """Counts the outcome of the context, and adds the utterance's figures to the `notes` of its request."""
         outcome = "failed"
         try:
             yield

@@ -1,4 +1,4 @@
-"""What every request has in common: an answer to any error, a line in the log, a body within bounds, an end."""
+"""Middleware of every request: answers to errors, access log, limits of the body, cancels."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from cosyserve_gateway.limits import BODY_SECONDS, MAX_JSON_BYTES, MAX_UPLOAD_BY
 from cosyserve_gateway.metrics import Metrics
 
 NOTES = "cosyserve.notes"
-"""In the scope: fields for the log line of a request, never its text or audio."""
+"""Key in the scope: fields for the log line of a request, never its text or audio."""
 
 REQUEST_ID = "cosyserve.request_id"
-"""In the scope: what the request is called in all logs."""
+"""Key in the scope: id of the request in all logs."""
 
 VOICES = "/v1/audio/voices"
 
@@ -30,12 +30,12 @@ _CLIENT_CLOSED = 499  # as nginx logs it; no client is left to read it
 
 
 def origin(scope: Scope) -> SpeechOptions:
-    """Options that tell the server where an utterance comes from."""
+    """Returns the options that pass request id and trace on to the server."""
     return {"request_id": scope[REQUEST_ID], "traceparent": Headers(scope=scope).get("traceparent")}
 
 
 class AccessLogMiddleware:
-    """Runs `app`; answers what it raises, counts and logs. The outermost layer.
+    """Runs `app`; answers its errors, counts and logs. The outermost layer.
 
     An error after the answer has begun breaks the connection off: a client that got all it was promised can tell.
     """
@@ -109,7 +109,7 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, refusal: ApiError,
 
 
 class DisconnectMiddleware:
-    """Runs `app` with the whole body of a request, and only as long as its client is there.
+    """Runs `app` with the whole body of a request, and cancels it if the client disconnects.
 
     Raises:
         ApiError: the body is too large, of a kind that nothing here takes, or too slow.

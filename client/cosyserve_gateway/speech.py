@@ -20,11 +20,11 @@ from cosyserve_gateway.metrics import Metrics, SpeechTelemetry
 from cosyserve_gateway.middleware import NOTES, origin
 
 MODELS = ("cosyvoice", "tts-1", "tts-1-hd", "gpt-4o-mini-tts")
-"""Names of the one model there is: its own, and those that programs written for OpenAI ask for."""
+"""Names of the one model: its own, and those that programs for OpenAI use."""
 
 
 class VoiceId(BaseModel):
-    """A voice as an object, as OpenAI's clients may give it."""
+    """A voice as an object, an alternative form of OpenAI's clients."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -58,7 +58,7 @@ class SpeechBody(BaseModel):
     seed: int | None = None
 
     def request(self) -> SpeechRequest:
-        """The same, for the server."""
+        """Converts the body to a request of the server."""
         return SpeechRequest(
             text=self.input,
             voice=self.voice.id if isinstance(self.voice, VoiceId) else self.voice,
@@ -100,7 +100,7 @@ class Speech:
 
 
 async def _encoded(encoder: Encoder, stream: AsyncSpeechStream, utterance: SpeechTelemetry) -> AsyncIterator[bytes]:
-    """The file, piece by piece; a piece is empty where an encoder waits for more."""
+    """Yields the file in pieces; a piece is empty if the encoder waits for more audio."""
     async for chunk in stream:
         # In a thread: others are not held up while a second of audio is compressed.
         yield await asyncio.to_thread(encoder.encode, chunk.pcm)

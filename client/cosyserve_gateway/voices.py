@@ -17,7 +17,7 @@ from cosyserve_gateway.speech import MODELS
 
 
 class Voices:
-    """The registered voices: all callers see and use the same."""
+    """Endpoints of the registered voices, which all callers share."""
 
     def __init__(self, server: AsyncClient, settings: Settings) -> None:
         self._server = server
