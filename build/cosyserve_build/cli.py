@@ -114,12 +114,14 @@ def engines(
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="SET", help="folder with bundle/, vectors/, manifest.json")],
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    runtime: Annotated[str, typer.Option(help="compare what this runtime gives out on the CPU, such as torch")] = "",
+    precision: Annotated[Precision, typer.Option(help="of the runtime")] = Precision.fp32,
 ) -> None:
     """Compare every stage with recorded tensors; exit with 1 on any miss."""
     with one_line_errors():
         from cosyserve_build.verify import verify as run
 
-        report = run(folder)
+        report = run(folder, runtime, precision.value)
     print(report.to_json() if json else report.table())
     if report.misses:
         raise typer.Exit(1)

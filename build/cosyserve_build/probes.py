@@ -101,6 +101,14 @@ def likeliest(
     return tokens, steps
 
 
+def likeliest_id(logits: Array, *, hold: bool, end: int) -> int:
+    """Return the likeliest id; `hold` forbids only the end id, as in upstream."""
+    allowed = logits.copy()
+    if hold:
+        allowed[end] = -np.inf
+    return int(allowed.argmax())
+
+
 class Pick(Protocol):
     """Chooses a token from logits [V]; with `hold`, it must not be an end token."""
 
@@ -162,11 +170,8 @@ class LlmProbe:
         return logits
 
     def argmax(self, logits: Array, *, hold: bool) -> int:
-        """Return the likeliest id; `hold` forbids only the end id, as in upstream."""
-        allowed = logits.copy()
-        if hold:
-            allowed[self.config.end] = -np.inf
-        return int(allowed.argmax())
+        """See `likeliest_id`."""
+        return likeliest_id(logits, hold=hold, end=self.config.end)
 
     def greedy(self, embeds: Array, texts: int, limit: int | None = None) -> tuple[list[int], list[Array]]:
         """Return tokens without the end token, and the raw logits of every step, for a text of `texts` ids."""

@@ -13,11 +13,11 @@ import soundfile
 import torch
 
 from cosyserve.audio.features import resample
-from cosyserve.errors import BundleError
+from cosyserve.errors import BundleError, Unsupported
 from cosyserve.hift.noise import FixedNoise
 from cosyserve_build.bundles.bundle import read
 from cosyserve_build.noise import vocoder_draws
-from cosyserve_build.verify import Report, verify
+from cosyserve_build.verify import SPECTRA, TOLERANCES, Report, verify
 
 TINY = Path(__file__).parents[1] / "data" / "cosyvoice2-tiny"
 TINY1 = TINY.with_name("cosyvoice1-tiny")
@@ -309,3 +309,30 @@ def test_a_set_without_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bundle").symlink_to(TINY / "bundle")
     with pytest.raises(BundleError, match=r"manifest\.json"):
         verify(tmp_path)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_the_torch_runtime_gives_out_what_was_recorded(version: int, set3: Path) -> None:
+    folder = set3 if version == 3 else TINY
+    report = verify(folder, "torch")
+    names = {row.name for row in report.rows}
+    assert names >= {"flow/full_stream_mel", "flow/full_offline_mel", "hift/wav", "llm/logits", "llm/greedy_tokens"}
+    assert [row.name for row in report.rows if not row.passed] == []
+
+
+def test_a_runtime_that_does_not_run_the_version_is_refused() -> None:
+    with pytest.raises(Unsupported, match="not for CosyVoice version 1"):
+        verify(TINY1, "torch")
+
+
+def test_noise_in_quiet_bins_is_no_error_and_the_same_in_loud_ones_is() -> None:
+    (_, spectrum), *_ = [pair for pair in SPECTRA if pair[0] == "frontend/speech_feat*"]
+    recorded = np.full((2, 80), -11.0)  # near the floor
+    recorded[:, :10] = 0.0
+    quiet, loud = recorded.copy(), recorded.copy()
+    quiet[1, 40] += 6e-4
+    loud[1, 4] += 6e-4
+    tolerance = next(value for pattern, value in TOLERANCES if pattern == "frontend/speech_feat*")
+    assert spectrum.error(recorded, quiet) < tolerance < spectrum.error(recorded, loud)
+    quiet[1, 40] = -7.0  # a bin that should be silent is heard
+    assert spectrum.error(recorded, quiet) > tolerance
