@@ -28,8 +28,9 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from cosyserve import contracts, errors, limits, metrics, triton_defects
 from cosyserve.repository import PROFILES, SAMPLE_RATE, render
+from cosyserve.runtimes.memory import GIB
 from cosyserve.settings import Settings
-from cosyserve_build import api_tables
+from cosyserve_build import api_tables, gpu_memory
 from cosyserve_build.markdown import attributes, cell, labelled, summary, table
 from cosyserve_gateway import limits as gateway_limits
 from cosyserve_gateway import metrics as gateway_metrics
@@ -270,6 +271,36 @@ def _type(tensor: contracts.Tensor) -> str:
     return f"{tensor.dtype}[{', '.join('n' if d < 0 else str(d) for d in tensor.dims)}]"
 
 
+# --- GPUs
+
+
+def _gpu_memory() -> str:
+    def rows() -> Iterator[tuple[str, ...]]:
+        for card, streams in gpu_memory.CARDS.items():
+            for version in gpu_memory.VERSIONS:
+                memory = gpu_memory.memory(version, card, streams)
+                parts = (memory.contexts, memory.llm, memory.hift, memory.flow + memory.flow_calls, memory.flow_cache)
+                held = (memory.streams(0), memory.streams(gpu_memory.PROMPT_FRAMES))
+                yield (
+                    f"{card} GiB, CosyVoice{version}",
+                    str(streams),
+                    *(f"{part / GIB:.1f}" for part in parts),
+                    " / ".join(map(str, held)),
+                )
+
+    head = (
+        "card",
+        "`max_streams`, `llm_slots`",
+        "contexts",
+        "llm",
+        "hift",
+        "flow, its largest call",
+        "flow cache",
+        "streams",
+    )
+    return table(head, rows())
+
+
 _OPERATORS = "FAILED_PRECONDITION"
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -287,6 +318,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "inputs of upstream's contract": _tensors("input", contracts.UPSTREAM[0].inputs),
     "outputs of upstream's contract": _tensors("output", contracts.UPSTREAM[0].outputs),
     "defects of Triton": triton_defects.table,
+    "memory of GPUs": _gpu_memory,
     **api_tables.TABLES,
 }
 """Tables by the name that pages use."""

@@ -1,4 +1,4 @@
-"""Memory of a GPU server at full size: the table of docs/tuning.md."""
+"""Memory of a GPU server at full size: the table of docs/gpu.md."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from cosyserve_build.synth_recipe import sizes, write_recipe
 
 CARDS = {24: 8, 48: 24, 80: 48, 141: 64}
 """GiB of common cards, and the `max_streams` and `llm_slots` for each."""
+
+VERSIONS = (2, 3)
+"""CosyVoice versions that GPUs serve."""
 
 PROMPT_FRAMES = 250
 """Mel frames of a prompt of 5 s that no other stream shares."""

@@ -169,7 +169,7 @@ TTS = Model(
             "seed",
             "INT64",
             (1,),
-            "same text, voice and seed: same samples, at any load; random when absent",
+            "same text, voice and seed: same samples, at any load (on GPUs the same speech tokens); random when absent",
             optional=True,
         ),
         Tensor(
