@@ -184,7 +184,7 @@ def test_sigterm_ends_everything_and_leaves_nothing(demo_weights: Path) -> None:
 
 
 def test_callers_are_told_at_once_when_the_server_stops(demo_weights: Path) -> None:
-    """Triton alone would tell them in other words, when its own exit times out."""
+    """Triton alone would send another error, after its own exit timeout."""
     with serving(demo_weights) as (process, _):
         with Client(f"127.0.0.1:{grpc_port(process)}") as client, client.stream("One. " * 200, seed=1) as stream:
             next(stream)

@@ -20,7 +20,7 @@ from cosyserve_client import Client, CosyServeClientError
 
 TEXT = "This is said for long enough that a stage can stop in the middle of it. " * 4
 LATE = STILL_SECONDS + 2 * SIGN_OF_LIFE_SECONDS + PATIENCE
-"""Seconds after which nobody watches: far below every timeout of a stage, which are minutes."""
+"""Maximum seconds until the watchdog reacts: far below the timeouts of stages, which are minutes."""
 
 
 def speak(client: Client) -> CosyServeClientError | None:
