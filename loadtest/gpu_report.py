@@ -1,6 +1,7 @@
-"""Report on the torch runtime of this machine: correctness, time of each network, profile, and a load test on Triton.
+"""Report on the GPU runtimes of this machine: correctness, time of each network, profile, and load tests on Triton.
 
-    python loadtest/gpu_report.py --out report            # a full-size random bundle on the GPU
+    python loadtest/gpu_report.py --out report            # CosyVoice 2 and 3, full size, random weights, on the GPU
+    python loadtest/gpu_report.py --out report --runtimes torch,tensorrt
     python loadtest/gpu_report.py --out report --size tiny --device cpu
 
 Writes ``report.md`` and ``report.json``, without network access. A part that cannot run here is skipped, and the report
@@ -10,6 +11,7 @@ has the reason; the exit code is 1 if a part fails. Not run on a GPU yet.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import json
 import platform
@@ -50,7 +52,10 @@ CHUNKS = 12  # chunks in the KV cache of a timed solver call: about a long sente
 POSITIONS = 200  # positions in the KV cache of a timed LLM step
 WINDOW = 96  # mel frames in a timed call of the vocoder
 KERNELS = 12  # rows of the profile
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 FAILED = "failed"
+SUMMARY = "Summary"
+HEARD = "what listeners hear"
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ def calls(networks: Networks, streams: int) -> dict[str, Callable[[], object]]:
     """Make one call of each network for this many streams; all end with a copy to the host."""
     flow, hift, llm = networks.flow, networks.hift, networks.llm
     random = np.random.default_rng(0)
-    chunk = random.standard_normal((flow.config.mels, flow.config.unet_chunk), dtype=np.float32)
+    chunk = random.standard_normal((flow.config.mels, flow.config.frame_chunk), dtype=np.float32)
     jobs = [SolveJob(flow.open(), chunk, chunk, networks.voice.embedding, chunk) for _ in range(streams)]
     for _ in range(CHUNKS):
         flow.solve(jobs)
@@ -148,8 +153,11 @@ def kernels(networks: Networks, streams: int) -> Iterator[Row]:
     on_gpu = networks.settings.device == "cuda"
     for name, call in calls(networks, streams).items():
         call()
-        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as recorded:
+        with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as recorded:
             call()
+        if on_gpu:
+            waits = sum(event.count for event in recorded.key_averages() if event.key in WAITS)
+            yield {"call": name, "kernel": "(waits of the host)", "launches": waits, "ms": 0.0, "share": ""}
         spent = {
             event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count)
             for event in recorded.key_averages()
@@ -160,8 +168,13 @@ def kernels(networks: Networks, streams: int) -> Iterator[Row]:
             yield {"call": name, "kernel": kernel[:80], "launches": count, "ms": microseconds / 1000, "share": share}
 
 
-def heard(settings: Settings, streams: Sequence[int], requests: int) -> list[Row]:
-    """Run `cosyserve bench` against a real server, and return a row for each number of streams.
+def heard(settings: Settings, streams: Sequence[int], rates: Sequence[float], requests: int) -> list[Row]:
+    """Run `cosyserve bench` against a real server, and return a row for each load.
+
+    Args:
+        streams: utterances in progress, of closed loops.
+        rates: utterances a second at random times, of open loops.
+        requests: utterances of each load.
 
     Raises:
         CosyServeError: the server or the bench cannot run here; the message has the reason.
@@ -169,7 +182,8 @@ def heard(settings: Settings, streams: Sequence[int], requests: int) -> list[Row
     for module in ("tritonclient", "soxr", "kaldi_native_fbank"):
         if importlib.util.find_spec(module) is None:
             raise CosyServeError(f"the Python package {module} is not installed")
-    given = {name: str(getattr(settings, name)) for name in ("device", "runtime", "precision", "flow_cache_mib")}
+    names = ("device", "runtime", "precision", "llm_precision", "flow_cache_mib", "max_streams", "llm_slots")
+    given = {name: str(getattr(settings, name)) for name in names}
     with tempfile.TemporaryDirectory() as scratch:
         server = Server(
             settings.folder,
@@ -180,8 +194,9 @@ def heard(settings: Settings, streams: Sequence[int], requests: int) -> list[Row
             log=Path(scratch) / "triton.log",
         )
         with server.running():
-            url, levels = f"{server.host}:{server.grpc_port}", ",".join(map(str, streams))
-            command = ["bench", "--url", url, "--concurrency", levels, "--requests", str(requests), "--json"]
+            command = ["bench", "--url", f"{server.host}:{server.grpc_port}", "--requests", str(requests), "--json"]
+            command += ["--concurrency", ",".join(map(str, streams))]
+            command += ["--rate", ",".join(map(str, rates))] if rates else []
             bench = subprocess.run(
                 [sys.executable, "-c", "from cosyserve.cli import app; app()", *command],
                 capture_output=True,
@@ -195,8 +210,9 @@ def heard(settings: Settings, streams: Sequence[int], requests: int) -> list[Row
 
 def _level(level: Row) -> Row:
     first = level["first_audio_ms"] or {"p50": None, "p95": None}
+    load = f"{level['rate']:g} a second" if "rate" in level else f"{level['concurrency']} streams"
     return {
-        "streams": level["concurrency"],
+        "load": load,
         "first audio p50, ms": first["p50"],
         "first audio p95, ms": first["p95"],
         "audio-seconds/s": level["audio_seconds_per_second"],
@@ -211,34 +227,55 @@ def machine(device: str) -> Row:
     return {"gpu": gpu, "processor": platform.machine(), "torch": torch.__version__, "cuda": torch.version.cuda}
 
 
-def make_weights(size: str, folder: Path) -> Path:
-    """Make random weights of this size for the torch runtime."""
+def make_weights(version: int, size: str, folder: Path, plans: str = "") -> Path:
+    """Make random weights of this size for the torch runtime; with `plans`, TensorRT plans of that precision too."""
     from cosyserve_build.prepare import prepare
     from cosyserve_build.synth import synth_bundle
 
-    synth_bundle(folder / "bundle", 2, size, seed=0)  # type: ignore[arg-type]
-    prepare(folder / "bundle", folder / "weights", runtimes=["torch"])
-    shutil.rmtree(folder / "bundle")
-    return folder / "weights"
+    bundle, weights = folder / f"bundle{version}", folder / f"weights{version}"
+    synth_bundle(bundle, version, size, seed=0)  # type: ignore[arg-type]
+    prepare(bundle, weights, runtimes=["torch", *(["onnx"] if plans else [])])
+    shutil.rmtree(bundle)
+    if plans:
+        from cosyserve_build.engines import engines
+
+        engines(weights, plans, ["flow_estimator", "hift_decoder"], report=print)
+    return weights
 
 
-def report(options: argparse.Namespace, weights: Path) -> dict[str, Any]:
+def report(options: argparse.Namespace, folders: Sequence[Path]) -> dict[str, Any]:
     """Run all parts; the result of one that cannot run is a line with the reason."""
+    done: dict[str, Any] = {"machine": machine(options.device), "settings": vars(options), SUMMARY: []}
+    for weights in folders:
+        for runtime in options.runtimes.split(","):
+            name = f"CosyVoice{Weights(weights).version.number}, {runtime}"
+            parts = of_runtime(options, weights, runtime)
+            done |= {f"{name}: {part}": rows for part, rows in parts.items()}
+            rows = parts[HEARD]
+            done[SUMMARY] += [{"served": name, **row} for row in rows] if isinstance(rows, list) else []
+    done[SUMMARY] = done[SUMMARY] or "skipped: no server could be heard"
+    return done
+
+
+def of_runtime(options: argparse.Namespace, weights: Path, runtime: str) -> dict[str, Any]:
+    """Run all parts with these weights on one runtime."""
     streams = [int(count) for count in options.streams.split(",")]
-    common = {"weights": str(weights), "runtime": "torch", "threads": options.threads}
+    rates = [float(rate) for rate in options.rates.split(",") if rate]
+    common = {"weights": str(weights), "threads": options.threads}
     settings = Settings(
         **common,
+        runtime=runtime,
         device=options.device,
         precision=options.precision,
         max_streams=max(streams),
         llm_slots=max(streams),
         flow_cache_mib=options.flow_cache_mib,
     )
-    reference = Settings(**common, max_streams=1, llm_slots=1, flow_cache_mib=4096)
-    done: dict[str, Any] = {"machine": machine(options.device), "settings": vars(options)}
-    done |= in_this_process(Networks(settings), Networks(reference), streams, options.runs)
+    reference = Settings(**common, runtime="torch", max_streams=1, llm_slots=1, flow_cache_mib=4096)
+    done = in_this_process(Networks(settings), Networks(reference), streams, options.runs)
+    gc.collect()
     torch.cuda.empty_cache()  # the server needs this memory
-    done["What listeners hear"] = tried(lambda: heard(settings, streams, options.requests))
+    done[HEARD] = tried(lambda: heard(settings, streams, rates, options.requests))
     return done
 
 
@@ -246,9 +283,9 @@ def in_this_process(networks: Networks, reference: Networks, streams: Sequence[i
     """Run the parts that need no server."""
     busy = min(16, max(streams))
     return {
-        "Difference from the CPU in float32": tried(lambda: list(errors(networks, reference))),
-        "Time of one call": tried(lambda: list(times(networks, streams, runs))),
-        f"Where it goes with {busy} streams": tried(lambda: list(kernels(networks, busy))),
+        "difference from the CPU in float32": tried(lambda: list(errors(networks, reference))),
+        "time of one call": tried(lambda: list(times(networks, streams, runs))),
+        f"where it goes with {busy} streams": tried(lambda: list(kernels(networks, busy))),
     }
 
 
@@ -264,7 +301,7 @@ def tried(part: Callable[[], list[Row]]) -> list[Row] | str:
 
 def markdown(done: dict[str, Any]) -> str:
     """Format the report as Markdown."""
-    lines = ["# The torch runtime on this machine", ""]
+    lines = ["# The GPU runtimes on this machine", ""]
     for name, part in done.items():
         lines += [f"## {name}", ""]
         rows = [part] if isinstance(part, dict) else part
@@ -295,20 +332,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for report.md and report.json")
     parser.add_argument("--weights", type=Path, help="weights prepared with --runtime torch; random ones if absent")
+    parser.add_argument("--versions", default="2,3", help="CosyVoice versions of random weights")
     parser.add_argument("--size", choices=("tiny", "small", "full"), default="full", help="size of random weights")
+    parser.add_argument("--runtimes", default="torch", help="such as torch,tensorrt; plans take minutes to build")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--precision", choices=PRECISIONS, default="bf16")
-    parser.add_argument("--streams", default="1,4,16,32")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="of the flow")
+    parser.add_argument("--streams", default="1,4,16,32", help="closed loops")
+    parser.add_argument("--rates", default="1,4,10,20", help="open loops, utterances a second")
     parser.add_argument("--threads", type=int, default=8, help="cores for the comparison on the CPU")
     parser.add_argument("--runs", type=int, default=10, help="runs of each timed call")
-    parser.add_argument("--requests", type=int, default=64, help="utterances at each level of the bench")
-    parser.add_argument("--flow-cache-mib", type=int, default=65536)
+    parser.add_argument("--requests", type=int, default=64, help="utterances at each load")
+    parser.add_argument("--flow-cache-mib", type=int, default=0, help="0: what the GPU can spare")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         began = time.perf_counter()
-        weights = options.weights or make_weights(options.size, Path(scratch))
+        plans = options.precision if "tensorrt" in options.runtimes else ""
+        versions = [int(version) for version in options.versions.split(",")]
+        folders = (
+            [options.weights]
+            if options.weights
+            else [make_weights(version, options.size, Path(scratch), plans) for version in versions]
+        )
         print(f"weights: {time.perf_counter() - began:.0f} s", flush=True)
-        done = report(options, weights)
+        done = report(options, folders)
     options.out.mkdir(parents=True, exist_ok=True)
     plain = json.dumps(done, indent=1, default=str)
     (options.out / "report.json").write_text(plain + "\n", "utf-8")
