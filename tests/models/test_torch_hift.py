@@ -78,6 +78,18 @@ def test_last_windows_have_a_recorded_length(networks: HiftNetworks, mel: Float,
     assert set(lengths) <= set(FRAMES)
 
 
+def test_noise_drawn_ahead_is_the_same_noise(networks: HiftNetworks, graphs: HiftNetworks) -> None:
+    sines = networks.config.harmonics + 1
+    ahead, plain = networks.noise(7), graphs.noise(7)
+    for samples in (0, 1, 480, 24_001, 100_000):
+        np.testing.assert_array_equal(ahead(samples, sines), plain(samples, sines))
+
+
+def test_audio_with_its_noise_is_that_of_the_graphs(networks: HiftNetworks, graphs: HiftNetworks, mel: Float) -> None:
+    found, expected = (HiftStream(each, seed=3).step(mel, final=True) for each in (networks, graphs))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=LSB)
+
+
 @pytest.mark.parametrize("frames", [64, 65])
 def test_windows_in_one_call_get_what_they_get_alone(networks: HiftNetworks, frames: int) -> None:
     random = np.random.default_rng(0)

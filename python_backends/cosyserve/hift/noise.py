@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +15,9 @@ from cosyserve.config import HiftConfig
 from cosyserve.weights import Weights
 
 Float = NDArray[np.float32]
+
+NOISE_THREADS = 2
+"""Of a process: one draws the noise of some 200 streams in time."""
 
 
 class Noise(Protocol):
@@ -55,6 +60,41 @@ class FixedNoise:
         """See `Noise`."""
         bits = self._twister.random_raw(samples * sines) & np.uint64(2**24 - 1)
         return (bits.astype(np.float32) * np.float32(2**-24)).reshape(samples, sines)
+
+
+class DrawnAhead:
+    """Another noise, a block of which is drawn in another thread before it is asked for.
+
+    On a GPU, drawing takes longer than all else that the serving thread does for a stream.
+
+    Args:
+        noise: draws from one stream of numbers, however they are asked for.
+        sines: numbers for each sample.
+        block: samples to draw at once.
+    """
+
+    def __init__(self, noise: Noise, sines: int, block: int) -> None:
+        self._noise, self._sines, self._block = noise, sines, block
+        self._drawn = np.zeros((0, sines), np.float32)
+        self._next = self._draw()
+
+    def __call__(self, samples: int, sines: int) -> Float:
+        """See `Noise`."""
+        parts = [self._drawn]
+        while sum(map(len, parts)) < samples:
+            parts.append(self._next.result())
+            self._next = self._draw()
+        drawn = np.concatenate(parts)
+        self._drawn = drawn[samples:]
+        return drawn[:samples]
+
+    def _draw(self) -> Future[Float]:
+        return _threads().submit(self._noise, self._block, self._sines)
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(NOISE_THREADS, thread_name_prefix="noise")
 
 
 def noise_of(weights: Weights) -> Callable[[int], Noise]:

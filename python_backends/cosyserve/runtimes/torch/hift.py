@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cosyserve.hift.noise import noise_of
+from cosyserve.hift.noise import DrawnAhead, noise_of
 from cosyserve.hift.stream import HiftNetworks
 from cosyserve.networks.hift import Decoder, F0Predictor
 from cosyserve.networks.hift_source import source_of
@@ -20,6 +20,9 @@ from cosyserve.runtimes.torch.modules import fitting, load_module, prepare_devic
 from cosyserve.runtimes.torch.tensorrt_networks import TensorrtDecoder, load_engine
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
+
+NOISE_FRAMES = 50
+"""Mel frames of noise that are drawn ahead: those of a chunk."""
 
 
 class TorchGraph:
@@ -86,4 +89,6 @@ def load_hift(weights: Weights, settings: Settings) -> HiftNetworks:
         streams,
     )
     f0.record(lambda b, n: (torch.zeros(b, mels, n),), streams)
-    return HiftNetworks(config, f0, source, decoder, FRAMES, noise_of(weights))
+    noise = noise_of(weights)
+    ahead = NOISE_FRAMES * frame
+    return HiftNetworks(config, f0, source, decoder, FRAMES, lambda seed: DrawnAhead(noise(seed), sines, ahead))
