@@ -85,6 +85,19 @@ def test_a_prefill_in_pieces_says_what_one_pass_says(
     close(scores.row(0), one_pass(torch_weights, ids))
 
 
+def test_prompts_fed_together_get_what_each_gets_alone(
+    decoder: TorchDecoder, torch_weights: Weights, config: LlmConfig
+) -> None:
+    prompts = [sequence(config, length, length) for length in (12, 40, 270)]
+    decoder.prefill(2, 0, prompts[2][:200])
+    scores = decoder.prefill_together([4, 0, 2], [0, 0, 200], [prompts[0], prompts[1], prompts[2][200:]])
+    for index, ids in enumerate(prompts):
+        close(scores.row(index), one_pass(torch_weights, ids))
+    ids, _ = scores.top(3, np.zeros(3, np.bool_))
+    assert ids.shape == (3, 3)
+    close(decoder.prefill(2, 270, prompts[0]).row(0), one_pass(torch_weights, np.concatenate([prompts[2], prompts[0]])))
+
+
 def test_rows_of_any_length_step_together(decoder: TorchDecoder, torch_weights: Weights, config: LlmConfig) -> None:
     rows = [sequence(config, length, length) for length in (12, 40, 270)]
     for row, ids in enumerate(rows):

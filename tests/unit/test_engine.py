@@ -38,12 +38,17 @@ class Scripted:
     on_release: Callable[[list[int]], None] = lambda ids: None
     capacity: int = 10_000
     prefill_chunk: int = PREFILL_CHUNK
+    prefill_batch: int = 1
 
     def prefill(self, row: int, start: int, ids: Ids) -> LogitScores:
-        assert len(self.rows.setdefault(row, [])) == start
-        self.rows[row].extend(ids.tolist())
-        self.calls.append((1, len(ids)))
-        return self._scores([row])
+        return self.prefill_together([row], [start], [ids])
+
+    def prefill_together(self, rows: list[int], starts: list[int], prompts: list[Ids]) -> LogitScores:
+        for row, start, ids in zip(rows, starts, prompts, strict=True):
+            assert len(self.rows.setdefault(row, [])) == start
+            self.rows[row].extend(ids.tolist())
+        self.calls.append((len(rows), max(map(len, prompts))))
+        return self._scores(rows)
 
     def step(self, ids: Ids, lengths: Ids) -> LogitScores:
         for row, (id, length) in enumerate(zip(ids.tolist(), lengths.tolist(), strict=True)):
@@ -96,6 +101,30 @@ def test_a_new_sequence_with_a_long_prompt_does_not_delay_the_others(leaver: int
     fed = next(ids for ids in decoder.rows.values() if len(ids) > 2 * PREFILL_CHUNK)
     assert fed[: len(prompt)] == prompt.tolist()
     assert max(new for _, new in decoder.calls) == PREFILL_CHUNK
+
+
+@pytest.mark.parametrize("leaver", [None, 1, 2, 3])
+def test_prompts_of_several_newcomers_share_a_call_where_the_decoder_takes_them(leaver: int | None) -> None:
+    def rule(position: int) -> int:
+        return position
+
+    alone = {id: said(scripted(rule)[0], sequence(id, prompt=20 * id)[0]) for id in (1, 2, 3, 4)}
+    engine, decoder = scripted(rule, slots=4)
+    decoder.prefill_batch, decoder.prefill_chunk = 3, 50
+    made = {id: sequence(id, prompt=20 * id) for id in (1, 2, 3, 4)}
+    for one, _ in made.values():
+        engine.admit(one)
+    engine.step()
+    assert decoder.calls[0] == (3, 50)
+    # Of 46, 86 and 126 ids one prompt has been fed whole.
+    assert [id for id, (_, emitted) in made.items() if emitted] == [1]
+    if leaver:
+        engine.cancel(leaver)
+    finish(engine)
+    assert {id: emitted for id, (_, emitted) in made.items() if id != leaver} == {
+        id: emitted for id, emitted in alone.items() if id != leaver
+    }
+    assert not any(decoder.rows.values())
 
 
 @pytest.mark.parametrize("special", [0, 1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -89,6 +90,7 @@ class Decoder(Protocol):
     Attributes:
         capacity: positions that a row holds at most.
         prefill_chunk: most positions of a piece of a prompt.
+        prefill_batch: most prompts of which a piece is appended in one call.
     """
 
     @property
@@ -97,8 +99,15 @@ class Decoder(Protocol):
     @property
     def prefill_chunk(self) -> int: ...
 
+    @property
+    def prefill_batch(self) -> int: ...
+
     def prefill(self, row: int, start: int, prompt: Prompt) -> Scores:
         """Append a piece of a prompt to a row that holds `start` positions; scores of this one row."""
+        ...
+
+    def prefill_together(self, rows: Sequence[int], starts: Sequence[int], prompts: Sequence[Prompt]) -> Scores:
+        """As `prefill`, for at most `prefill_batch` rows in one call; scores of these rows in their order."""
         ...
 
     def step(self, ids: Ids, lengths: Ids) -> Scores:
@@ -112,3 +121,18 @@ class Decoder(Protocol):
     def release(self, row: int) -> None:
         """Empty a row; nothing of what it held may reach its next sequence, not even a NaN."""
         ...
+
+
+class OneByOne:
+    """Part of a `Decoder` that appends pieces to one row at a time, as is best on a CPU."""
+
+    prefill_batch = 1
+
+    def prefill(self, row: int, start: int, prompt: Prompt) -> Scores:
+        """See `Decoder.prefill`."""
+        raise NotImplementedError
+
+    def prefill_together(self, rows: Sequence[int], starts: Sequence[int], prompts: Sequence[Prompt]) -> Scores:
+        """See `Decoder.prefill_together`."""
+        (row,), (start,), (prompt,) = rows, starts, prompts
+        return self.prefill(row, start, prompt)

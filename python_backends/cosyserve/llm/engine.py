@@ -100,12 +100,13 @@ class Engine:
         self.scheduler.clear()
 
     def step(self) -> None:
-        """Feed at most one chunk of a newcomer's prompt, then feed every running sequence one id."""
-        if (newcomer := self.scheduler.schedule_prefill()) is not None:
-            scores = self._prefill(newcomer)
-            if not newcomer.ids:
-                self.scheduler.run(newcomer)
-                self._update([newcomer], scores)
+        """Feed a chunk of the prompts of newcomers, then feed every running sequence one id."""
+        if newcomers := self.scheduler.schedule_prefill(self.decoder.prefill_batch):
+            scores = self._prefill(newcomers)
+            for newcomer in newcomers:
+                if not newcomer.ids:
+                    self.scheduler.run(newcomer)
+            self._update(newcomers, scores)
         self._cut_full_rows()
         if batch := self.scheduler.schedule_decode():
             self._update(batch, self._decode(batch))
@@ -125,11 +126,17 @@ class Engine:
         feed.add(request.text.tolist())
         return feed
 
-    def _prefill(self, sequence: Sequence) -> Scores:
+    def _prefill(self, batch: list[Sequence]) -> Scores:
         # Always cut at the same places: other products round differently, and samples must not depend on load.
-        chunk: list[Any] = [sequence.ids.popleft() for _ in range(min(self.decoder.prefill_chunk, len(sequence.ids)))]
-        scores = self.decoder.prefill(sequence.row, sequence.position, np.asarray(chunk))
-        sequence.position += len(chunk)
+        most = self.decoder.prefill_chunk
+        chunks: list[list[Any]] = [[s.ids.popleft() for _ in range(min(most, len(s.ids)))] for s in batch]
+        scores = self.decoder.prefill_together(
+            [sequence.row for sequence in batch],
+            [sequence.position for sequence in batch],
+            [np.asarray(chunk) for chunk in chunks],
+        )
+        for sequence, chunk in zip(batch, chunks, strict=True):
+            sequence.position += len(chunk)
         return scores
 
     def _cut_full_rows(self) -> None:

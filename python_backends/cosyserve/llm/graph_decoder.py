@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cosyserve.config import AnyLlm
 from cosyserve.limits import PREFILL_CHUNK
-from cosyserve.llm.decoder import Ids, Prompt
+from cosyserve.llm.decoder import Ids, OneByOne, Prompt
 from cosyserve.llm.kv_cache import KVCache
 from cosyserve.llm.scores import LogitScores
 from cosyserve.runtimes.graph import Graph, Outputs
@@ -46,7 +46,7 @@ class LlmNetworks:
         return self.embed.config
 
 
-class GraphDecoder:
+class GraphDecoder(OneByOne):
     """`Decoder` over a graph: looks embeddings up and keeps the keys and values in host memory, as many as come.
 
     Args:

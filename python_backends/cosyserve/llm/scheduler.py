@@ -22,7 +22,7 @@ class SequenceScheduler:
         self.rows = rows
         self.waiting: deque[Sequence] = deque()
         self._live: dict[int, Sequence] = {}
-        self._prefill: Sequence | None = None
+        self._prefill: list[Sequence] = []
 
     @property
     def busy(self) -> bool:
@@ -39,13 +39,14 @@ class SequenceScheduler:
         if sequence.ids:
             self._queue(sequence)
 
-    def schedule_prefill(self) -> Sequence | None:
-        """The sequence whose prompt is fed next: one at a time, from the first chunk to the last."""
-        if self._prefill is None and self.waiting and not self.rows.full:
-            self._prefill = sequence = self.waiting.popleft()
+    def schedule_prefill(self, most: int = 1) -> list[Sequence]:
+        """The sequences whose prompts are fed next, at most so many, each from its first chunk to its last."""
+        while len(self._prefill) < most and self.waiting and not self.rows.full:
+            sequence = self.waiting.popleft()
             sequence.status = Status.PREFILL
             self.rows.allocate(sequence)
-        return self._prefill
+            self._prefill.append(sequence)
+        return list(self._prefill)
 
     def schedule_decode(self) -> list[Sequence]:
         """The sequences that take part in the next step, by row."""
@@ -56,8 +57,8 @@ class SequenceScheduler:
         if sequence.status is Status.BLOCKED:
             self._queue(sequence)
             return
-        if sequence is self._prefill:
-            self._prefill = None
+        if sequence in self._prefill:
+            self._prefill.remove(sequence)
         sequence.status = Status.RUNNING
         self.rows.run(sequence)
 
@@ -73,14 +74,14 @@ class SequenceScheduler:
             self.waiting.remove(sequence)
         elif sequence.status is not Status.BLOCKED:
             self.rows.release(sequence)
-        if sequence is self._prefill:
-            self._prefill = None
+        if sequence in self._prefill:
+            self._prefill.remove(sequence)
 
     def clear(self) -> None:
         """Forget every sequence, and free every row."""
         self.waiting.clear()
         self._live.clear()
-        self._prefill = None
+        self._prefill.clear()
         self.rows.clear()
 
     def _queue(self, sequence: Sequence) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cosyserve.errors import InvalidInput, StageFailed, WeightsError
 from cosyserve.limits import GGUF_POSITIONS, PREFILL_CHUNK
-from cosyserve.llm.decoder import Ids
+from cosyserve.llm.decoder import Ids, OneByOne
 from cosyserve.llm.embeddings import Embeddings
 from cosyserve.llm.scores import LogitScores
 from cosyserve.settings import Settings
@@ -26,7 +26,7 @@ BATCH = 512
 """Positions of one call of llama.cpp; a longer prompt takes several."""
 
 
-class GgufDecoder:
+class GgufDecoder(OneByOne):
     """`cosyserve.llm.decoder.Decoder` over rows that are sequences of llama.cpp.
 
     Scores of q4_0 and q8_0 files are the same bit for bit however many rows step together; those of f16 and f32 files

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +27,11 @@ CAPACITIES = (256, 512, 1024, 2048, LLM_POSITIONS)
 
 PREFILLS = (8, 16, 32, 64, 128, 256, 512)
 """New positions of a recorded prefill, up to those that the device takes at once."""
+
+PREFILL_BATCHES = (1, 4)
+"""Prompts in a recorded prefill. Several together are padded to one of `PREFILLS_TOGETHER`, to record less."""
+
+PREFILLS_TOGETHER = (64, 256, 512)
 
 GPU_PREFILL_CHUNK = PREFILLS[-1]
 """On a GPU 512 positions take about as long as 64: what counts are launches."""
@@ -60,7 +67,9 @@ class TorchDecoder:
         self._config = config
         self._batches = (*(step for step in BATCH if step < rows), rows)
         self.capacity = CAPACITIES[-1]
-        self.prefill_chunk = GPU_PREFILL_CHUNK if device.type == "cuda" else PREFILL_CHUNK
+        on_gpu = device.type == "cuda"
+        self.prefill_chunk = GPU_PREFILL_CHUNK if on_gpu else PREFILL_CHUNK
+        self.prefill_batch = PREFILL_BATCHES[-1] if on_gpu else 1
         self._scratch = rows + 1  # the last row, for what rows that only fill up a batch write
         # Keys of each layer, then values, in one piece of memory: a row is moved or emptied in one launch.
         shape = (2 * config.layers, rows + 2, config.kv_heads, CAPACITIES[-1], config.head_dim)
@@ -75,12 +84,26 @@ class TorchDecoder:
         Raises:
             InvalidInput: the row is full.
         """
-        new = bucket(PREFILLS, len(ids))
-        padded = np.zeros((1, new), np.int64)
-        padded[0, : len(ids)] = ids
-        inputs = _tensors(padded, [start], [row], [len(ids) - 1])
-        (logits,) = self._prefill(*inputs, capacity=_capacity(start + new))
-        return TorchScores(logits.clone(), 1, self._top)
+        return self.prefill_together([row], [start], [ids])
+
+    def prefill_together(self, rows: Sequence[int], starts: Sequence[int], prompts: Sequence[Ints]) -> TorchScores:
+        """See `Decoder.prefill_together`.
+
+        Raises:
+            InvalidInput: a row is full.
+        """
+        count = len(rows)
+        new = bucket(PREFILLS if count == 1 else PREFILLS_TOGETHER, max(map(len, prompts)))
+        batch = bucket(PREFILL_BATCHES, count)
+        padded, behind, last = np.zeros((batch, new), np.int64), np.zeros(batch, np.int64), np.zeros(batch, np.int64)
+        places = np.full(batch, self._scratch)
+        places[:count], behind[:count] = rows, starts
+        for row, ids in enumerate(prompts):
+            padded[row, : len(ids)] = ids
+            last[row] = len(ids) - 1
+        inputs = _tensors(padded, behind, places, last)
+        (logits,) = self._prefill(*inputs, capacity=_capacity(max(starts) + new))
+        return TorchScores(logits.clone(), count, self._top)
 
     def step(self, ids: Ints, lengths: Ints) -> TorchScores:
         """See `Decoder.step`.
@@ -109,10 +132,13 @@ class TorchDecoder:
             for batch in reversed(self._batches):
                 nobody = _tensors(np.zeros((batch, 1), np.int64), [0] * batch, [self._scratch] * batch)
                 self._step.record(*nobody, capacity=capacity)
-            for new in reversed([new for new in PREFILLS if new <= min(self.prefill_chunk, capacity)]):
-                nobody = _tensors(np.zeros((1, new), np.int64), [0], [self._scratch], [0])
-                self._prefill.record(*nobody, capacity=capacity)
-        for batch in dict.fromkeys((1, *self._batches)):
+            for batch in reversed([batch for batch in PREFILL_BATCHES if batch <= self.prefill_batch]):
+                for new in reversed(PREFILLS if batch == 1 else PREFILLS_TOGETHER):
+                    if new <= min(self.prefill_chunk, capacity):
+                        zeros = [0] * batch
+                        nobody = _tensors(np.zeros((batch, new), np.int64), zeros, [self._scratch] * batch, zeros)
+                        self._prefill.record(*nobody, capacity=capacity)
+        for batch in dict.fromkeys((*PREFILL_BATCHES, *self._batches)):
             logits = torch.zeros(batch, self._config.speech_vocab)
             self._top.record(logits, torch.zeros(batch, dtype=torch.bool))
 
@@ -124,7 +150,7 @@ class TorchDecoder:
     def run_prefill(self, ids: Tensor, lengths: Tensor, rows: Tensor, last: Tensor, *, capacity: int) -> tuple[Tensor]:
         past = self._memory[:, :, :, :capacity].index_select(1, rows)
         hidden = self._hidden(ids, lengths, rows, past)
-        return (self._logits(hidden.index_select(1, last)[:, 0]),)
+        return (self._logits(hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]),)
 
     def run_top(self, logits: Tensor, suppress_end: Tensor) -> tuple[Tensor]:
         """The likeliest ids and their probabilities, float64 [B, 2 * k], from logits [B, V]; see `Scores.top`."""
