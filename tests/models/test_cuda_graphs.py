@@ -54,28 +54,29 @@ def floats(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.zeros(shape, dtype=dtype, device=NOWHERE)
 
 
-def places() -> Places:
-    return Places(ids(STREAMS, ROOM), *(ids(STREAMS) for _ in Places._fields[1:]))
+def places(chunks: int = 1) -> Places:
+    return Places(ids(STREAMS, ROOM), *(ids(STREAMS) for _ in Places._fields[1:]))._replace(fresh=ids(STREAMS, chunks))
 
 
 @every_precision
-@pytest.mark.parametrize("new", [50, 14])
-def test_the_solver_never_waits_for_the_device(config: ModelConfig, dtype: torch.dtype, new: int) -> None:
+@pytest.mark.parametrize(("new", "chunks"), [(50, 1), (14, 1), (200, 4)])
+def test_the_solver_never_waits_for_the_device(config: ModelConfig, dtype: torch.dtype, new: int, chunks: int) -> None:
     flow = config.flow
     estimator = resolve(versions.of(config).flow.modules[1])
     solver = PagedSolver(without_data(lambda: estimator(flow)), flow, 5, dtype, NOWHERE)
     chunk = [floats(STREAMS, flow.mels, new) for _ in range(3)]
-    (mel,) = solver(places(), *chunk, floats(STREAMS, flow.speaker))
+    (mel,) = solver(places(chunks), *chunk, floats(STREAMS, flow.speaker), chunks=chunks)
     assert (mel.shape, mel.dtype) == ((STREAMS, flow.mels, new), torch.float32)
 
 
-@pytest.mark.parametrize("new", [25, 7])
-def test_the_encoder_never_waits_for_the_device(config: ModelConfig, new: int) -> None:
+@pytest.mark.parametrize(("new", "chunks"), [(25, 1), (7, 1), (100, 4)])
+def test_the_encoder_never_waits_for_the_device(config: ModelConfig, new: int, chunks: int) -> None:
     flow = config.flow
     network = versions.of(config).flow
     module = resolve(network.modules[0])
     encoder = PAGED_ENCODERS[network.name](without_data(lambda: module(flow)), flow, 5, NOWHERE)
-    (mu,) = encoder(places(), ids(STREAMS, new), ids(STREAMS, flow.lookahead), floats(STREAMS, flow.lookahead))
+    ahead = ids(STREAMS, flow.lookahead), floats(STREAMS, flow.lookahead)
+    (mu,) = encoder(places(chunks), ids(STREAMS, new), *ahead, chunks=chunks)
     assert mu.shape == (STREAMS, flow.mels, flow.ratio * new)
 
 

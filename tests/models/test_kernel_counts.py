@@ -64,7 +64,7 @@ def ids(*shape: int) -> Tensor:
     return floats(*shape, dtype=torch.int64)
 
 
-PLACES = Places(ids(1, 8), *(ids(1) for _ in Places._fields[1:]))
+PLACES = Places(ids(1, 8), *(ids(1) for _ in Places._fields[1:]))._replace(fresh=ids(1, 1))
 KERNELS = {
     2: {"encode": 347, "solve": 10605, "step": 815, "top": 14, "prefill": 817, "move": 1, "decode": 724},
     3: {"encode": 17, "solve": 9286, "step": 815, "top": 14, "prefill": 817, "move": 1, "decode": 806},
@@ -78,8 +78,8 @@ def test_a_chunk_launches_its_number_of_kernels(config: ModelConfig) -> None:
     known = KERNELS[config.version]
     mel = floats(1, flow.mels, flow.frame_chunk)
     tokens = ids(1, flow.chunk), ids(1, flow.lookahead), floats(1, flow.lookahead)
-    assert count(encoder, PLACES, *tokens) == known["encode"]
-    assert count(solver, PLACES, mel, mel, mel, floats(1, flow.speaker)) == known["solve"]
+    assert count(encoder, PLACES, *tokens, chunks=1) == known["encode"]
+    assert count(solver, PLACES, mel, mel, mel, floats(1, flow.speaker), chunks=1) == known["solve"]
 
 
 def test_a_speech_token_launches_its_number_of_kernels(config: ModelConfig) -> None:

@@ -98,6 +98,31 @@ def test_a_fork_of_the_prompt_says_the_same_in_any_pieces(
         np.testing.assert_allclose(np.concatenate(mels, axis=1), flow_vectors["full_stream_mel"][0], rtol=0, atol=1e-4)
 
 
+def test_a_prompt_computed_in_few_calls_leaves_the_same_state(
+    torch_weights: Weights, flow: TorchFlow, flow_voice: FlowVoice, tokens: Ints, flow_vectors: Vectors
+) -> None:
+    """Also the chunks behind it, of a prompt that takes one call of four chunks and one of one."""
+    voice = replace(flow_voice, tokens=np.concatenate([flow_voice.tokens, tokens[:50]]))
+    calls = {"together": 0, "apart": 0}
+    heard, states = [], []
+    for name, chunks in (("together", (16, 4, 1)), ("apart", (1,))):
+        networks = load(torch_weights)
+        networks.chunks = chunks  # type: ignore[misc]
+        solve = networks.solve._run
+
+        def counted(*arguments: object, solve: object = solve, name: str = name, **sizes: int) -> object:
+            calls[name] += 1
+            return solve(*arguments, **sizes)  # type: ignore[operator]
+
+        networks.solve._run = counted  # type: ignore[assignment]
+        states.append(primed(networks, voice))
+        heard.append(FlowStream(networks, voice, state=states[-1].fork()).step(tokens, final=True))
+    assert [len(state.cache.frames.pages) for state in states] == [5, 5]
+    assert [state.frames for state in states] == [250, 250]
+    assert calls["apart"] - calls["together"] == 3
+    np.testing.assert_allclose(heard[0], heard[1], rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize(("precision", "error"), [("bf16", 0.2), ("fp16", 0.02)])
 def test_half_precision_stays_close_to_the_recorded_mel(
     torch_weights: Weights,
@@ -272,8 +297,8 @@ def test_a_call_may_run_several_times_as_recording_it_does(torch_weights: Weight
     first, second = RESERVED, RESERVED + 1
 
     def solve(past: int, count: int, fresh: int) -> torch.Tensor:
-        places = map(torch.tensor, ([[past]], [count], [count], [past], [fresh], [config.frame_chunk]))
-        (mel,) = solver(Places(*places), *chunk, torch.ones(1, config.speaker))
+        places = map(torch.tensor, ([[past]], [count], [count], [past], [[fresh]], [config.frame_chunk]))
+        (mel,) = solver(Places(*places), *chunk, torch.ones(1, config.speaker), chunks=1)
         return mel
 
     once = solve(EMPTY, 0, first)

@@ -135,6 +135,9 @@ class GraphFlow:
         """Bytes of cache for each mel frame of a stream."""
         return self._encoder.frame_bytes + 4 * 2 * 2 * self.config.steps * math.prod(self.config.attention)
 
+    chunks = (1,)
+    """See `FlowNetworks.chunks`: on a CPU chunks take as long together as one after another."""
+
     def open(self) -> GraphCache:
         """See `FlowNetworks.open`."""
         config = self.config

@@ -37,12 +37,15 @@ class EncodeJob:
         tokens: ``[n]``.
         context: the look-ahead tokens behind them, ``[lookahead]``.
         context_valid: 1 where such a token exists, ``[lookahead]``.
+        chunks: whole chunks that the tokens are, of which each sees itself and those before it. One chunk may have any
+            length.
     """
 
     cache: Any
     tokens: Ints
     context: Ints
     context_valid: Float
+    chunks: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +58,7 @@ class SolveJob:
         cond: prompt mel where public_error, else zero ``[mels, n]``.
         embedding: speaker vector ``[speaker]``.
         noise: starting state ``[mels, n]``.
+        chunks: see `EncodeJob`.
     """
 
     cache: Any
@@ -62,6 +66,7 @@ class SolveJob:
     cond: Float
     embedding: Float
     noise: Float
+    chunks: int = 1
 
 
 class FlowNetworks(Protocol):
@@ -90,6 +95,11 @@ class FlowNetworks(Protocol):
     @property
     def frame_bytes(self) -> int:
         """Bytes of cache for each mel frame of a stream."""
+        ...
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """How many chunks of a prompt may be computed in one call, descending; the last is 1."""
         ...
 
     def open(self) -> FlowCache:

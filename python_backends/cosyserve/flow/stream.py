@@ -51,21 +51,29 @@ class FlowStream:
         voice: prompt and speaker.
         full: full attention: nothing is computed before the last token.
         state: a fork of what `prime` made of this voice; without it the prompt is computed with the first step.
+        chunks: how many chunks may be computed in one call, descending; the last is 1.
     """
 
     def __init__(
-        self, networks: FlowNetworks, voice: FlowVoice, *, full: bool = False, state: FlowState | None = None
+        self,
+        networks: FlowNetworks,
+        voice: FlowVoice,
+        *,
+        full: bool = False,
+        state: FlowState | None = None,
+        chunks: tuple[int, ...] = (1,),
     ) -> None:
         self._net = networks
         self._voice = voice
         self._full = full
+        self._chunks = chunks
         self._prompt_frames = networks.config.ratio * len(voice.tokens)
         self._state = state or FlowState(networks.open().fork(), voice.tokens.tolist())
 
     @classmethod
     def prime(cls, networks: FlowNetworks, voice: FlowVoice) -> Computation[FlowState]:
         """The state after the prompt; the streams of a voice start from its forks."""
-        stream = cls(networks, voice, state=FlowState(networks.open(), voice.tokens.tolist()))
+        stream = cls(networks, voice, state=FlowState(networks.open(), voice.tokens.tolist()), chunks=networks.chunks)
         yield from stream.begin_step(np.zeros(0, np.int32), final=False)
         return stream._state
 
@@ -117,7 +125,9 @@ class FlowStream:
         if self._full:
             return waiting if final else 0
         chunk = self._net.config.chunk
-        if waiting >= chunk + self._net.config.lookahead or (final and waiting > chunk):
+        if settled := max(0, waiting - self._net.config.lookahead) // chunk:
+            return chunk * self._together(settled)
+        if final and waiting > chunk:
             return chunk
         return waiting if final else 0
 
@@ -126,7 +136,13 @@ class FlowStream:
         if self._full:
             return waiting if final else 0
         chunk = self._net.config.frame_chunk
-        return chunk if waiting >= chunk else (waiting if final else 0)
+        if settled := waiting // chunk:
+            return chunk * self._together(settled)
+        return waiting if final else 0
+
+    def _together(self, settled: int) -> int:
+        """How many of these chunks the next call takes."""
+        return next(count for count in self._chunks if count <= settled)
 
     def _encode(self, size: int) -> Computation[None]:
         state, lookahead = self._state, self._net.config.lookahead
@@ -135,7 +151,9 @@ class FlowStream:
         context = np.zeros(lookahead, np.int64)
         context[: len(ahead)] = ahead
         valid = (np.arange(lookahead) < len(ahead)).astype(np.float32)
-        mu = yield Job(self._net.encode, EncodeJob(state.cache, np.asarray(tokens, np.int64), context, valid))
+        chunks = 1 if self._full else max(1, size // self._net.config.chunk)
+        job = EncodeJob(state.cache, np.asarray(tokens, np.int64), context, valid, chunks)
+        mu = yield Job(self._net.encode, job)
         state.mu = mu if state.mu is None else np.concatenate([state.mu, mu], axis=1)
 
     def _solve(self, size: int) -> Computation[Float]:
@@ -147,6 +165,8 @@ class FlowStream:
         known = self._voice.mel[start : min(stop, self._prompt_frames)].T
         cond[:, : known.shape[1]] = known
         noise = self._net.noise[:, start:stop]
-        mel: Float = yield Job(self._net.solve, SolveJob(state.cache, mu, cond, self._voice.embedding, noise))
+        chunks = 1 if self._full else max(1, size // self._net.config.frame_chunk)
+        job = SolveJob(state.cache, mu, cond, self._voice.embedding, noise, chunks)
+        mel: Float = yield Job(self._net.solve, job)
         state.frames = stop
         return mel[:, max(0, self._prompt_frames - start) :]

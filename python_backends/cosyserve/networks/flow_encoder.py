@@ -42,6 +42,7 @@ class FlowEncoder(nn.Module):
         past_k: list[Tensor],
         past_v: list[Tensor],
         valid: Tensor | None = None,
+        chunk: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:
         """Encode one chunk.
 
@@ -57,6 +58,8 @@ class FlowEncoder(nn.Module):
             past_v: values, same shapes.
             valid: of the n tokens those that are there, int64 [B]; what follows only pads the chunk, and no frame of a
                 valid token depends on it. None: all.
+            chunk: tokens of each of the chunks that the n tokens are; each sees itself and those before it. None: all
+                are one chunk.
 
         Returns:
             mu [B, mels, ratio * n], both tails for the next call, and per layer keys and values of the new positions.
@@ -69,13 +72,13 @@ class FlowEncoder(nn.Module):
             x = without_padding(x, valid)
         x, conv_tail = encoder.pre_lookahead_layer(x, ahead, conv_tail)
         split = len(encoder.encoders)
-        x, new_k, new_v = _run(encoder.encoders, x, length, past_k[:split], past_v[:split], valid)
+        x, new_k, new_v = _run(encoder.encoders, x, length, past_k[:split], past_v[:split], valid, chunk)
 
         x, up_tail = encoder.up_layer(x, up_tail)
         x = encoder.up_embed(x)
         ratio = encoder.up_layer.ratio
-        frames = None if valid is None else ratio * valid
-        x, up_k, up_v = _run(encoder.up_encoders, x, ratio * length, past_k[split:], past_v[split:], frames)
+        frames, steps = None if valid is None else ratio * valid, None if chunk is None else ratio * chunk
+        x, up_k, up_v = _run(encoder.up_encoders, x, ratio * length, past_k[split:], past_v[split:], frames, steps)
         mu = self.encoder_proj(encoder.after_norm(x)).mT
         return mu, conv_tail, up_tail, new_k + up_k, new_v + up_v
 
@@ -108,6 +111,13 @@ class _UpSample(nn.Module):
         return self.conv(h).mT, h[:, :, -2 * self.ratio :]
 
 
+def later_chunks(past: int, new: int, chunk: int, like: Tensor) -> Tensor:
+    """Additive mask [new, past + new] of the chunks behind that of each new position."""
+    order = torch.arange(new, device=like.device) // chunk
+    later = torch.where(order[None, :] > order[:, None], float("-inf"), 0.0).to(like.dtype)
+    return torch.cat([later.new_zeros(new, past), later], dim=1)
+
+
 def _run(
     layers: nn.ModuleList,
     x: Tensor,
@@ -115,6 +125,7 @@ def _run(
     past_k: list[Tensor],
     past_v: list[Tensor],
     valid: Tensor | None,
+    chunk: int | None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     room = past_k[0].shape[2]
     positions = distance_rows(room, x)
@@ -123,6 +134,8 @@ def _run(
     if valid is not None:
         masked = masked | (keys >= (room + valid)[:, None])
     unused = torch.where(masked, float("-inf"), 0.0).to(x.dtype)[:, None, None, :]
+    if chunk is not None:
+        unused = unused + later_chunks(room, x.shape[1], chunk, x)
     new_k: list[Tensor] = []
     new_v: list[Tensor] = []
     for layer, k, v in zip(layers, past_k, past_v, strict=True):

@@ -17,7 +17,9 @@ from cosyserve.runtimes.torch.paged_kv_cache import EMPTY, RESERVED
 class PagedEncoder(Protocol):
     """An encoder that keeps what a whole chunk leaves for the next in a page."""
 
-    def __call__(self, places: Places, tokens: Tensor, context: Tensor, context_valid: Tensor) -> tuple[Tensor]:
+    def __call__(
+        self, places: Places, tokens: Tensor, context: Tensor, context_valid: Tensor, *, chunks: int
+    ) -> tuple[Tensor]:
         """mu [B, mels, ratio * n]; see `FlowEncoder.forward` for the arrays."""
         ...
 
@@ -47,7 +49,9 @@ class PagedConformer:
         """Bytes of one page, its tails left out."""
         return 4 * 2 * config.width * config.chunk * (config.blocks + config.ratio * config.up_blocks)
 
-    def __call__(self, places: Places, tokens: Tensor, context: Tensor, context_valid: Tensor) -> tuple[Tensor]:
+    def __call__(
+        self, places: Places, tokens: Tensor, context: Tensor, context_valid: Tensor, *, chunks: int
+    ) -> tuple[Tensor]:
         """See `PagedEncoder`."""
         *layers, conv_tail, up_tail = self._memory
         past = [layer[places.table].transpose(1, 2).flatten(2, 3) for layer in layers]
@@ -62,10 +66,15 @@ class PagedConformer:
             past[:half],
             past[half:],
             places.valid,
+            self._chunk if chunks > 1 else None,
         )
-        if tokens.shape[1] == self._chunk:
-            for part, new in zip(self._memory, [*new_k, *new_v, conv_tail_out, up_tail_out], strict=True):
-                part.index_copy_(0, places.fresh, new)
+        if tokens.shape[1] == chunks * self._chunk:
+            pages = places.fresh.flatten()
+            for part, new in zip(layers, [*new_k, *new_v], strict=True):
+                part.index_copy_(0, pages, new.unflatten(2, (chunks, -1)).transpose(1, 2).flatten(0, 1))
+            # What goes on from here reads the tails of the last page only.
+            conv_tail.index_copy_(0, places.fresh[:, -1], conv_tail_out)
+            up_tail.index_copy_(0, places.fresh[:, -1], up_tail_out)
         return (mu,)
 
 
@@ -82,11 +91,13 @@ class PagedLookahead:
         """Bytes of one page."""
         return 4 * config.lookahead_channels * TAIL
 
-    def __call__(self, places: Places, tokens: Tensor, context: Tensor, context_valid: Tensor) -> tuple[Tensor]:
+    def __call__(
+        self, places: Places, tokens: Tensor, context: Tensor, context_valid: Tensor, *, chunks: int
+    ) -> tuple[Tensor]:
         """See `PagedEncoder`."""
         mu, tail = self._module(tokens, context, context_valid, self._tails[places.last], places.valid)
-        if tokens.shape[1] == self._chunk:
-            self._tails.index_copy_(0, places.fresh, tail)
+        if tokens.shape[1] == chunks * self._chunk:
+            self._tails.index_copy_(0, places.fresh[:, -1], tail)
         return (mu,)
 
 

@@ -50,6 +50,10 @@ class TorchCache:
         return TorchCache(self.page_bytes, self.window, self.tokens.fork(), self.frames.fork(self.window))
 
 
+PROMPT_CHUNKS = (16, 4, 1)
+"""Chunks of a prompt in one call: a voice of 5 s takes two calls instead of five."""
+
+
 class TorchFlow:
     """`FlowNetworks` in torch.
 
@@ -111,6 +115,9 @@ class TorchFlow:
             graphs=graphs,
         )
 
+    chunks = PROMPT_CHUNKS
+    """See `FlowNetworks.chunks`."""
+
     @property
     def frame_bytes(self) -> int:
         """Bytes of cache for each mel frame of a stream."""
@@ -127,8 +134,8 @@ class TorchFlow:
         ahead = config.lookahead
         tokens, context = np.zeros(config.chunk, np.int64), np.zeros(ahead, np.int64)
         frames, speaker = np.zeros((config.mels, config.frame_chunk), np.float32), np.zeros(config.speaker, np.float32)
-        self.solve.record(SolveJob(cache, frames, frames, speaker, frames), streams)
-        self.encode.record(EncodeJob(cache, tokens, context, np.zeros(ahead, np.float32)), streams)
+        self.solve.record(SolveJob(cache, frames, frames, speaker, frames), streams, self.chunks)
+        self.encode.record(EncodeJob(cache, tokens, context, np.zeros(ahead, np.float32)), streams, self.chunks)
 
 
 PAGED_ENCODERS: dict[str, PagedKind] = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,18 @@ from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs, batches, bucket
 from cosyserve.runtimes.torch.paged_kv_cache import EMPTY, SCRATCH, PagePool, PageTable
 
 Array = NDArray[Any]
-J = TypeVar("J", contravariant=True)
+
+
+class ChunkJob(Protocol):
+    """What the jobs of both networks have."""
+
+    @property
+    def chunks(self) -> int:
+        """Whole chunks that it is; one chunk may have any length."""
+        ...
+
+
+J = TypeVar("J", bound=ChunkJob, contravariant=True)
 
 
 class Places(NamedTuple):
@@ -27,7 +39,7 @@ class Places(NamedTuple):
         filled: pages of it that hold something, ``[B]``.
         position: pages before this chunk, those that a window has trimmed included, ``[B]``.
         last: the newest page, ``[B]``.
-        fresh: the page to fill with a whole chunk, ``[B]``; `SCRATCH` for any other.
+        fresh: the pages to fill with whole chunks, ``[B, chunks]``; `SCRATCH` for any other.
         valid: positions of the chunk that are there, ``[B]``; those behind them only pad it.
     """
 
@@ -40,7 +52,8 @@ class Places(NamedTuple):
 
 
 Function = Callable[..., tuple[Tensor, ...]]
-"""Takes `Places`, then the arrays of the jobs stacked; returns a tensor ``[B, ..., time]``."""
+"""Takes `Places`, then the arrays of the jobs stacked, and the number of chunks in each as `chunks`; returns a tensor
+``[B, ..., time]``."""
 
 
 class PagedNetwork(Generic[J]):
@@ -74,9 +87,9 @@ class PagedNetwork(Generic[J]):
         masks: bool = True,
         graphs: bool = True,
     ) -> None:
-        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        def run(*tensors: Tensor, chunks: int) -> tuple[Tensor, ...]:
             places = len(Places._fields)
-            return function(Places(*tensors[:places]), *tensors[places:])
+            return function(Places(*tensors[:places]), *tensors[places:], chunks=chunks)
 
         self._run = CudaGraphs(run, device, enabled=graphs)
         self.pages = pages
@@ -90,11 +103,13 @@ class PagedNetwork(Generic[J]):
     def can_batch(self, batch: Sequence[J], job: J) -> bool:
         """Chunks of one width whose pasts need the same recorded room, so that no stream pays for a longer one's.
 
-        A stream beyond the longest recorded room runs alone. Both bounds are on the memory that one call takes.
+        A stream beyond the longest recorded room runs alone, and so do several chunks of one. Both bounds are on the
+        memory that one call takes.
         """
         room = self._room(batch[0])
         return (
-            len(batch) < BATCH[-1]
+            job.chunks == batch[0].chunks == 1
+            and len(batch) < BATCH[-1]
             and bucket(BATCH, len(batch) + 1) * room <= self._most_pages
             and self._room(job) == room
             and self._width(job) == self._width(batch[0])
@@ -108,28 +123,31 @@ class PagedNetwork(Generic[J]):
         """
         chains = [self._chain(job) for job in batch]
         lengths = [self._length(job) for job in batch]
-        width = self._width(batch[0])
-        grown = [chain for chain, length in zip(chains, lengths, strict=True) if length == self._chunk]
-        fresh = self.pages.take(len(grown))
+        width, chunks = self._width(batch[0]), batch[0].chunks
+        grown = [row for row, length in enumerate(lengths) if length == chunks * self._chunk]
+        taken = iter(self.pages.take(chunks * len(grown)))
+        fresh = {row: list(itertools.islice(taken, chunks)) for row in grown}
         rows = bucket(BATCH, len(batch)) if width == self._chunk else len(batch)
-        places = _places(chains, lengths, rows, max(map(self._room, batch)))
-        numbers = iter(page.number for page in fresh)
-        places.fresh[: len(batch)] = torch.tensor(
-            [next(numbers) if length == self._chunk else SCRATCH for length in lengths]
-        )
-        (out,) = self._run(*places, *self._stacked([self._arrays(job) for job in batch], rows, width))
+        places = _places(chains, lengths, rows, max(map(self._room, batch)), chunks)
+        for row, pages in fresh.items():
+            places.fresh[row] = torch.tensor([page.number for page in pages])
+        stacked = self._stacked([self._arrays(job) for job in batch], rows, width)
+        (out,) = self._run(*places, *stacked, chunks=chunks)
         results = out[: len(batch)].float().cpu().numpy()
-        for chain, page in zip(grown, fresh, strict=True):
-            chain.append(page)
+        for row, pages in fresh.items():
+            for page in pages:
+                chains[row].append(page)
         ratio = results.shape[-1] // width
         return [result[..., : ratio * length] for result, length in zip(results, lengths, strict=True)]
 
-    def record(self, job: J, streams: int) -> None:
-        """Record the ladder up to this many streams; `job` tells the shapes of a whole chunk."""
-        for rows in reversed(batches(streams)):
-            for room in reversed([room for room in BLOCKS if rows * room <= self._most_pages]):
-                places = _places([], [], rows, room, valid=self._chunk)
-                self._run.record(*places, *self._stacked([self._arrays(job)], rows, self._chunk))
+    def record(self, job: J, streams: int, chunks: Sequence[int] = (1,)) -> None:
+        """Record the ladder up to this many streams, and of so many chunks for one; `job` is a chunk of one."""
+        for count in sorted(chunks, reverse=True):
+            for rows in reversed(batches(streams) if count == 1 else (1,)):
+                for room in reversed([room for room in BLOCKS if rows * room <= self._most_pages]):
+                    width = count * self._chunk
+                    places = _places([], [], rows, room, count, valid=width)
+                    self._run.record(*places, *self._stacked([self._arrays(job)], rows, width), chunks=count)
 
     def _room(self, job: J) -> int:
         return bucket(BLOCKS, len(self._chain(job).pages))
@@ -154,7 +172,9 @@ class PagedNetwork(Generic[J]):
         return stacked
 
 
-def _places(chains: Sequence[PageTable], lengths: Sequence[int], rows: int, room: int, valid: int = 1) -> Places:
+def _places(
+    chains: Sequence[PageTable], lengths: Sequence[int], rows: int, room: int, chunks: int, valid: int = 1
+) -> Places:
     """Places of these streams; further rows only fill up the batch, with `valid` positions each."""
     table = np.full((rows, room), EMPTY, np.int64)
     last = np.full(rows, EMPTY, np.int64)
@@ -165,5 +185,5 @@ def _places(chains: Sequence[PageTable], lengths: Sequence[int], rows: int, room
             table[row, -len(chain.pages) :] = [page.number for page in chain.pages]
             filled[row], last[row] = len(chain.pages), chain.pages[-1].number
         position[row], there[row] = chain.position, length
-    fresh = np.full(rows, SCRATCH, np.int64)
+    fresh = np.full((rows, chunks), SCRATCH, np.int64)
     return Places(*map(torch.from_numpy, (table, filled, position, last, fresh, there)))

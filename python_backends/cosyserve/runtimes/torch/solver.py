@@ -69,30 +69,33 @@ class PagedSolver:
         """Bytes of one page."""
         return estimator_page_bytes(config, dtype.itemsize)
 
-    def __call__(self, places: Places, mu: Tensor, cond: Tensor, noise: Tensor, embedding: Tensor) -> tuple[Tensor]:
+    def __call__(
+        self, places: Places, mu: Tensor, cond: Tensor, noise: Tensor, embedding: Tensor, *, chunks: int
+    ) -> tuple[Tensor]:
         """Mel float32 [B, mels, n]; see `SolveJob` for the arrays. It is meaningless where frames only pad a chunk."""
-        velocity = self.velocity(places, mu, cond, embedding)
-        write = self.positions(places.fresh[:, None])
+        velocity = self.velocity(places, mu, cond, embedding, chunks)
+        write = self.positions(places.fresh)
         x = noise
         for step, (t, dt) in enumerate(time_grid(self._config.steps)):
             tails = self._tails[:, step].index_select(0, places.last).transpose(0, 1).flatten(0, 1)
             v, made, new_tails = velocity(step, float(t), x, tails)
             x = x + float(dt) * v
-            if mu.shape[2] == self._chunk:
+            if mu.shape[2] == chunks * self._chunk:
                 self._memory[step].index_copy_(1, write, made.flatten(1, 2).flatten(2, 3))
                 rows = torch.stack(new_tails.to(self._dtype).chunk(2), dim=1)
-                self._tails[:, step].index_copy_(0, places.fresh, rows)
+                # What goes on from here reads the tails of the last page only.
+                self._tails[:, step].index_copy_(0, places.fresh[:, -1], rows)
             # A view of the whole window: without this, it lives until the next step has made its own.
             del made
         return (x,)
 
-    def velocity(self, places: Places, mu: Tensor, cond: Tensor, embedding: Tensor) -> Velocity:
+    def velocity(self, places: Places, mu: Tensor, cond: Tensor, embedding: Tensor, chunks: int) -> Velocity:
         """The network for the steps of one call."""
         streams, _, new = mu.shape
         past = places.table.shape[1] * self._chunk
         # The new frames' place is filled with anything.
         read = F.pad(self.positions(places.table), (0, 2 * streams * new))
-        bias = self._bias(past - self._chunk * places.filled, past + places.valid, past + new)
+        bias = self._bias(past - self._chunk * places.filled, past + places.valid, past, new, chunks)
         speaker = _guided(self._module.speaker(embedding))
         mu, cond = _guided(mu.to(self._dtype)), _guided(cond.to(self._dtype))
         position = self._chunk * places.position
@@ -130,13 +133,20 @@ class PagedSolver:
         parts = torch.split(tails, [math.prod(shape) for shape in shapes], dim=1)
         return [part.view(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def _bias(self, first: Tensor, stop: Tensor, width: int) -> Tensor:
-        """Additive mask [2B, 1, 1, width]: each stream reads frames `first` [B] to `stop` [B], the latter excluded."""
+    def _bias(self, first: Tensor, stop: Tensor, past: int, new: int, chunks: int) -> Tensor:
+        """Additive mask [2B, 1, n or 1, past + n]: a stream reads the frames from `first` [B] to before `stop` [B].
+
+        Of several chunks each reads itself and those before it.
+        """
+        width = past + new
         aligned = -(-width // _ALIGNMENT) * _ALIGNMENT
         frames = torch.arange(aligned, device=first.device)
         masked = (frames < first[:, None]) | (frames >= stop[:, None])
-        bias = torch.where(torch.cat([masked, masked]), float("-inf"), 0.0).to(self._dtype)
-        return bias[:, None, None, :width]
+        masked = torch.cat([masked, masked])[:, None, None, :]
+        if chunks > 1:
+            order = torch.arange(new, device=first.device) // self._chunk
+            masked = masked | (frames >= past + self._chunk * (1 + order[:, None]))
+        return torch.where(masked, float("-inf"), 0.0).to(self._dtype)[..., :width]
 
 
 class WindowCache(Cache):
@@ -144,7 +154,7 @@ class WindowCache(Cache):
 
     Args:
         window: per layer keys, then values, [2 * layers, past + n, R, heads, hd]; the last n are filled here.
-        bias: additive mask [R, 1, 1, past + n].
+        bias: additive mask [R, 1, n or 1, past + n].
         tails: convolution tails, [R, channels, frames] each.
     """
 

@@ -58,13 +58,13 @@ class TensorrtSolver(PagedSolver):
         super().__init__(module, config, pages, dtype, device)
         self._run = run
 
-    def velocity(self, places: Places, mu: Tensor, cond: Tensor, embedding: Tensor) -> Velocity:
+    def velocity(self, places: Places, mu: Tensor, cond: Tensor, embedding: Tensor, chunks: int) -> Velocity:
         """See `PagedSolver.velocity`."""
         config = self._config
         table, count = places.table, places.filled
         (streams, _, new), room = mu.shape, table.shape[1]
         if new > config.frame_chunk or room > BLOCKS[-1]:
-            return super().velocity(places, mu, cond, embedding)
+            return super().velocity(places, mu, cond, embedding, chunks)
         # The plan wants the valid frames first. A chain holds its prompt too, so the plan's own place for it is empty.
         order = (torch.arange(room, device=table.device) - count[:, None]) % room
         read = self.positions(table.gather(1, order))
