@@ -85,7 +85,8 @@ def test_a_bundle_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missed", [False, True])
 def test_verify_exits_1_on_a_miss(monkeypatch: pytest.MonkeyPatch, missed: bool) -> None:
-    def verify(folder: Path) -> Report:
+    def verify(folder: Path, runtime: str, precision: str) -> Report:
+        assert (runtime, precision) == ("", "fp32")
         return Report((Row("flow/mel", (1, 80), 0.5, 1.0, passed=not missed),), ())
 
     monkeypatch.setattr(cosyserve_build.verify, "verify", verify)
