@@ -106,11 +106,10 @@ quality: $(VENV)/.dev $(DEMO)/manifest.json ## word error rate and signal defect
 	$(BIN)/python loadtest/lab/quality.py --weights $(WEIGHTS) --source $(SOURCE) --json .cache/quality.json
 
 .PHONY: check-extras
-check-extras: $(VENV)/.dev ## have pip resolve the extra of GPU servers for Python 3.12, without installing it
-	@$(BIN)/python -m pip install --dry-run --quiet --ignore-installed --target .cache/none --python-version 3.12 \
-		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform any --only-binary :all: \
-		--report .cache/gpu-extra.json '.[gpu]'
-	@$(BIN)/python -c "import json; found = json.load(open('.cache/gpu-extra.json'))['install']; \
+check-extras: ## have pip resolve the extra of GPU servers, without installing it: PYTHON=python3.12
+	@$(PYTHON) -m venv .cache/extras
+	@.cache/extras/bin/pip install --disable-pip-version-check --dry-run --quiet --report .cache/extras/report.json '.[gpu]'
+	@$(PYTHON) -c "import json; found = json.load(open('.cache/extras/report.json'))['install']; \
 		print(*sorted(each['metadata']['name'] + '==' + each['metadata']['version'] for each in found), sep='\n')"
 
 .PHONY: check-tensorrt

@@ -254,8 +254,11 @@ def test_a_refusal_for_want_of_memory_has_its_reason(breaking: Live) -> None:
         session.push("One stream fits.")
         session.flush()
         next(session)
+        long = (
+            "A stream reserves memory for its longest segment, and this one is so long that ten seconds are reserved."
+        )
         with pytest.raises(Unavailable, match="memory"):
-            client.synthesize("Hi.", voice="slt", request_id="second")
+            client.synthesize(long, voice="slt", request_id="second")
     breaking.wait_idle()
     (line,) = breaking.logged(request_id="second")
     assert (line["outcome"], line["reason"]) == ("refused", "memory")
