@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from cosyserve.hift.stream import HiftNetworks, HiftStream
 from cosyserve.load.hift import load_hift_networks
 from cosyserve.runtimes.buckets import FRAMES
 from cosyserve.runtimes.graph import Arrays, Graph, Outputs
+from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
 
@@ -76,6 +78,29 @@ def test_last_windows_have_a_recorded_length(networks: HiftNetworks, mel: Float,
     run(watched, mel[:, :frames], list(range(50, frames, 50)))
     assert lengths
     assert set(lengths) <= set(FRAMES)
+
+
+@pytest.mark.parametrize("tokens", [8, 13, 31])
+def test_a_short_utterance_runs_in_a_recorded_shape(
+    any_torch_weights: Weights, mel: Float, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded, called = set(), set()
+
+    def shapes(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Size, ...]:
+        return tuple(each.shape for each in inputs)
+
+    run = CudaGraphs.__call__
+
+    def call(graphs: CudaGraphs, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        called.add(shapes(inputs))
+        return run(graphs, *inputs)
+
+    monkeypatch.setattr(CudaGraphs, "record", lambda graphs, *inputs: recorded.add(shapes(inputs)))
+    monkeypatch.setattr(CudaGraphs, "__call__", call)
+    networks = load_hift_networks(Settings(weights=str(any_torch_weights.folder), runtime="torch", max_streams=4))
+    HiftStream(networks, seed=0).step(mel[:, : 2 * tokens], final=True)
+    assert len(called) == 3
+    assert called <= recorded
 
 
 def test_noise_drawn_ahead_is_the_same_noise(networks: HiftNetworks, graphs: HiftNetworks) -> None:

@@ -19,6 +19,10 @@ BLOCKS = (4, 8, 16, 32)
 FRAMES = (64, 96, 128, 192, 320)
 """Mel frames in one call of the vocoder."""
 
+SHORT_FRAMES = tuple(range(16, FRAMES[0], 2))
+"""Those of utterances too short for the first of `FRAMES`, such as "Yes.": nothing may be added to them, so they are
+recorded as they are, for one stream. A speech token is two frames."""
+
 Axis = int | str
 """An axis of a graph as its manifest has it: a size, a name, or a product such as ``2*batch``."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from cosyserve.hift.noise import DrawnAhead, noise_of
 from cosyserve.hift.stream import HiftNetworks
 from cosyserve.networks.hift import Decoder, F0Predictor
 from cosyserve.networks.hift_source import source_of
-from cosyserve.runtimes.buckets import BATCH, FRAMES
+from cosyserve.runtimes.buckets import BATCH, FRAMES, SHORT_FRAMES
 from cosyserve.runtimes.graph import Arrays, Outputs, flat
 from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs, batches, bucket
 from cosyserve.runtimes.torch.modules import fitting, load_module, prepare_device
@@ -29,7 +29,8 @@ class TorchGraph:
     """A module with batched inputs and outputs, its arrays on the host.
 
     Calls whose first input has one of the `FRAMES` along its last axis are recorded; zeros fill up their batch. Whoever
-    cuts windows makes them that long where it can; an utterance shorter than the first of `FRAMES` runs as it is.
+    cuts windows makes them that long where it can. Of utterances shorter than the first of `FRAMES`, those of
+    `SHORT_FRAMES` are recorded for one stream.
 
     Args:
         module: on `device`; takes and returns tensors whose first axis is the batch.
@@ -58,11 +59,20 @@ class TorchGraph:
         out = self._run(*given)
         return Outputs(zip(self._outputs, (part[:batch].cpu().numpy() for part in out), strict=True))
 
-    def record(self, example: Callable[[int, int], tuple[Tensor, ...]], streams: int) -> None:
-        """Record the ladder; `example` makes inputs for a batch size and a number of frames."""
+    def record(
+        self, example: Callable[[int, int], tuple[Tensor, ...]], streams: int, short: Sequence[int] = ()
+    ) -> None:
+        """Record the ladder, and `short` lengths for one stream.
+
+        Args:
+            example: makes inputs for a batch size and a number of frames.
+            streams: most in a call.
+        """
         for batch in reversed(batches(streams)):
             for frames in reversed(FRAMES):
                 self._run.record(*example(batch, frames))
+        for frames in reversed(short):
+            self._run.record(*example(1, frames))
 
 
 @fitting()
@@ -78,7 +88,7 @@ def load_hift(weights: Weights, settings: Settings) -> HiftNetworks:
     if plan := load_engine(weights, "hift_decoder", settings):
         module = TensorrtDecoder(plan, network)
     decoder = TorchGraph(module, device, "audio", graphs=graphs)
-    decoder.record(lambda b, n: (torch.zeros(b, mels, n), torch.zeros(b, 1, frame * n)), streams)
+    decoder.record(lambda b, n: (torch.zeros(b, mels, n), torch.zeros(b, 1, frame * n)), streams, SHORT_FRAMES)
     source.record(
         lambda b, n: (
             torch.zeros(b, n, dtype=torch.float64),
@@ -88,7 +98,7 @@ def load_hift(weights: Weights, settings: Settings) -> HiftNetworks:
         ),
         streams,
     )
-    f0.record(lambda b, n: (torch.zeros(b, mels, n),), streams)
+    f0.record(lambda b, n: (torch.zeros(b, mels, n),), streams, SHORT_FRAMES)
     noise = noise_of(weights)
     ahead = NOISE_FRAMES * frame
     return HiftNetworks(config, f0, source, decoder, FRAMES, lambda seed: DrawnAhead(noise(seed), sines, ahead))
