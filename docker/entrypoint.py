@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from cosyserve.errors import WeightsError
@@ -44,9 +45,17 @@ def start_mps() -> None:
     try:
         for folder in folders:
             Path(folder).mkdir(parents=True, exist_ok=True)
-        subprocess.run([daemon, "-d"], check=True, timeout=MPS_SECONDS, capture_output=True, text=True)
+        # To a file: the daemon keeps what it inherits, and a pipe would be waited for.
+        with tempfile.TemporaryFile("w+") as output:
+            started = subprocess.run(
+                [daemon, "-d"], stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=MPS_SECONDS, check=False
+            )
+            output.seek(0)
+            said = output.read().strip()
+        if started.returncode:
+            raise OSError(said or f"exit code {started.returncode}")
     except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip()
+        said = str(error)
         print(f"MPS could not be started, so the models' kernels take turns on the GPU: {said}", file=sys.stderr)
         for name in MPS_FOLDERS:  # the models need not look for a daemon there
             del os.environ[name]

@@ -16,7 +16,7 @@ from cosyserve_build.bundles.layout import read_config
 from cosyserve_build.bundles.shapes import expected_shapes
 from cosyserve_build.synth_recipe import sizes, write_recipe
 
-CARDS = {24: 8, 48: 24, 80: 48, 141: 64}
+CARDS = {24: 4, 48: 16, 80: 32, 141: 64}
 """GiB of common cards, and the `max_streams` and `llm_slots` for each."""
 
 VERSIONS = (2, 3)

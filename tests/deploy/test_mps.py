@@ -30,7 +30,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Non
 def test_the_daemon_is_started_with_its_folders(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    install(tmp_path, monkeypatch, 'echo "$1" > "$CUDA_MPS_PIPE_DIRECTORY/control"')
+    # As the daemon does, a child lives on with what it inherited.
+    install(tmp_path, monkeypatch, 'echo "$1" > "$CUDA_MPS_PIPE_DIRECTORY/control"; sleep 20 &')
     entrypoint.start_mps()
     assert (folders[0] / "control").read_text("utf-8") == "-d\n"
     assert folders[1].is_dir()

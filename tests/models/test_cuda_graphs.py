@@ -14,6 +14,7 @@ from cosyserve.broken_device import is_broken_device
 from cosyserve.config import ModelConfig
 from cosyserve.errors import WeightsError
 from cosyserve.lazy import resolve
+from cosyserve.networks.dit import _Rotary
 from cosyserve.networks.guided import mish
 from cosyserve.networks.hift import Decoder, F0Predictor
 from cosyserve.networks.hift_source import source_of
@@ -144,6 +145,30 @@ def test_a_shape_that_cannot_be_recorded_runs_kernel_by_kernel(
     assert line.startswith("shapes [(3,)] run kernel by kernel, because they cannot be recorded: operation not")
     monkeypatch.setattr(graphs, "_device", CPU)
     assert graphs(torch.ones(3))[0].tolist() == [2, 2, 2]
+
+
+def test_a_call_that_cannot_be_captured_is_no_broken_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing")
+    error.error_code = 900
+
+    def refuse(*arguments: object) -> None:
+        raise error
+
+    graphs = CudaGraphs(lambda x: (x,), torch.device("cuda"))
+    monkeypatch.setattr(graphs, "_record", refuse)
+    graphs.record(torch.zeros(3))
+    assert not is_broken_device(error)
+    error.error_code = 700
+    assert is_broken_device(error)
+    with pytest.raises(torch.AcceleratorError):
+        graphs.record(torch.zeros(3))
+
+
+def test_rotary_rates_keep_their_precision_in_half_networks() -> None:
+    rotary = _Rotary(64)
+    found, _ = rotary.half()(torch.tensor([1500]), torch.zeros(1, 4, 8))
+    expected, _ = _Rotary(64)(torch.tensor([1500]), torch.zeros(1, 4, 8))
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])

@@ -6,7 +6,7 @@ Source of the algorithm: upstream flow/DiT/dit.py :: DiT and flow/DiT/modules.py
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,13 @@ class _Rotary(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.register_buffer("inv_freq", 1e4 ** -(torch.arange(0, dim, 2).float() / dim))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> _Rotary:
+        # Half precision rounds a rate by so much that after 10 s its angle is a tenth of a turn away.
+        kept = self.inv_freq
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.inv_freq = kept.to(self.inv_freq.device)
+        return self
 
     def forward(self, position: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine [R, 1, n, dim / 2] of the frames of x [R, n, width], of which `position` [R] is the first."""

@@ -23,12 +23,16 @@ LLM_POSITIONS = 4096
 """Positions of a sequence in the torch runtime: 30 s of prompt with its transcript, the text of a segment, and 100 s of
 speech."""
 
-CONTEXT_BYTES = 3 * 2 * GIB
-"""Of three processes: the CUDA context, workspaces of cuBLAS and cuDNN, and what the driver keeps of recorded calls. An
-estimate: nothing of it has been measured."""
+CONTEXT_BYTES = 4 * 2 * GIB
+"""Of four processes: the CUDA context, workspaces of cuBLAS and cuDNN, what the driver keeps of recorded calls, and the
+frontend's networks. An estimate: nothing of it has been measured."""
 
-HIFT_STREAM_BYTES = 96 * 2**20
-"""Of the vocoder's largest call, for each stream in it: 320 frames, as counted on the device ``meta``."""
+LLM_CALL_BYTES = 2 * GIB
+"""Of the language model's largest prefill."""
+
+HIFT_STREAM_BYTES = 2 * 96 * 2**20
+"""Of the vocoder's largest call, for each stream in it: 320 frames, as counted on the device ``meta``. Twice, because a
+call runs once outside the memory of recorded calls before it is recorded."""
 
 USABLE = 0.95
 """Of a GPU's memory that is planned with: drivers keep some, and cards have less than their name says."""
@@ -43,7 +47,7 @@ class DeviceMemory:
 
     Attributes:
         contexts: see `CONTEXT_BYTES`.
-        llm: weights, embedding tables and KV cache.
+        llm: weights, embedding tables, KV cache and the largest call.
         hift: weights and the largest call.
         flow: weights.
         flow_calls: what the largest call of the flow reads of the cache at once.
@@ -105,20 +109,20 @@ def device_memory(config: ModelConfig, parameters: Mapping[str, int], total: int
     page = estimator_page_bytes(flow, item)
     used = DeviceMemory(
         contexts=CONTEXT_BYTES,
-        llm=parameters["llm"] * llm_item // 4 + kv_bytes(llm, settings.llm_slots, llm_item),
+        llm=parameters["llm"] * llm_item // 4 + kv_bytes(llm, settings.llm_slots, llm_item) + LLM_CALL_BYTES,
         hift=parameters["hift"] + batch * HIFT_STREAM_BYTES,
         flow=parameters["flow"] * item // 4,
         flow_calls=0,
         flow_cache=0,
         page=page,
     )
-    # One Euler step's part of the pages that a call reads lies in a second place.
-    calls = most_pages(1) * page // flow.steps
+    # One Euler step's part of the pages that a call reads lies in a second place, and in a third while it is recorded.
+    calls = 2 * most_pages(1) * page // flow.steps
     if settings.flow_cache_mib:
         cache = settings.flow_cache_mib * 2**20
     else:
-        cache = max(0, int((USABLE * total - used.total) / (1 + 2 / flow.steps)) - calls)
-    calls = max(calls, 2 * cache // flow.steps)
+        cache = max(0, int((USABLE * total - used.total) / (1 + 4 / flow.steps)) - calls)
+    calls = max(calls, 4 * cache // flow.steps)
     return DeviceMemory(used.contexts, used.llm, used.hift, used.flow, calls, cache, page)
 
 

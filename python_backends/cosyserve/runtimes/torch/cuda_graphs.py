@@ -11,9 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cosyserve.errors import WeightsError
 from cosyserve.runtimes.buckets import BATCH
 
 _LOG = logging.getLogger("cosyserve")
+
+CAPTURE_ERRORS = range(900, 909)
+"""CUDA's errors about stream capture."""
 
 Function = Callable[..., tuple[Tensor, ...]]
 Shapes = tuple[Hashable, ...]
@@ -78,9 +82,12 @@ class CudaGraphs:
             return
         try:
             self._recordings[_shapes(inputs, sizes)] = self._record(inputs, sizes)
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
+        except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except (RuntimeError, WeightsError) as error:
+            # Torch reports a call that cannot be captured with the same class as a broken device.
+            if isinstance(error, torch.AcceleratorError) and getattr(error, "error_code", None) not in CAPTURE_ERRORS:
+                raise
             shapes = [tuple(given.shape) for given in inputs]
             _LOG.warning("shapes %s run kernel by kernel, because they cannot be recorded: %s", shapes, error)
 
@@ -94,7 +101,11 @@ class CudaGraphs:
                 self._function(*held, **sizes)
         torch.cuda.current_stream(self._device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=_memory(), capture_error_mode="thread_local"):
+        # A capture that fails leaves its stream behind as the current one.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream(self._device)),
+            torch.cuda.graph(graph, pool=_memory(), capture_error_mode="thread_local"),
+        ):
             outputs = self._function(*held, **sizes)
         return _CudaGraph(graph, held, outputs)
 
