@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
@@ -28,10 +30,7 @@ def stacked(model: ModelProto) -> ModelProto:
 
 def _unstack_inputs(graph: onnx.GraphProto) -> list[NodeProto]:
     nodes = []
-    for name, stack in stacks(info.name for info in graph.input).items():
-        members = _take(graph.input, stack)
-        shapes = [_shape(info) for info in members]
-        _put(graph.input, name, members[0], stacked_shapes(dict(zip(stack.members, shapes, strict=True)))[name])
+    for name, stack, shapes in _stack(graph.input):
         parts = [f"{member}_part" for member in stack.members]
         if stack.layers:
             nodes.append(helper.make_node("Split", [name], parts, axis=0, num_outputs=len(parts)))
@@ -49,10 +48,7 @@ def _unstack_inputs(graph: onnx.GraphProto) -> list[NodeProto]:
 
 def _stack_outputs(graph: onnx.GraphProto) -> list[NodeProto]:
     nodes = []
-    for name, stack in stacks(info.name for info in graph.output).items():
-        members = _take(graph.output, stack)
-        shapes = [_shape(info) for info in members]
-        _put(graph.output, name, members[0], stacked_shapes(dict(zip(stack.members, shapes, strict=True)))[name])
+    for name, stack, _ in _stack(graph.output):
         parts = [f"{member}_part" for member in stack.members]
         for part, member in zip(parts, stack.members, strict=True):
             if stack.layers:
@@ -64,20 +60,18 @@ def _stack_outputs(graph: onnx.GraphProto) -> list[NodeProto]:
     return nodes
 
 
-def _take(infos: list[ValueInfoProto], stack: Stack) -> list[ValueInfoProto]:
-    """Remove the members of a stack, and return them in its order."""
-    found = {}
-    for info in list(infos):
-        if info.name in stack.members:
-            kept = ValueInfoProto()
-            kept.CopyFrom(info)
-            found[info.name] = kept
+def _stack(infos: list[ValueInfoProto]) -> Iterator[tuple[str, Stack, list[list[int | str]]]]:
+    """Put one tensor in place of each stack's members; yield its name, the stack, and the shapes of the members."""
+    known = {info.name: info for info in infos}
+    for name, stack in stacks(list(known)).items():
+        members = [known[member] for member in stack.members]
+        shapes = [_shape(info) for info in members]
+        kind = members[0].type.tensor_type.elem_type
+        for info in members:
             infos.remove(info)
-    return [found[name] for name in stack.members]
-
-
-def _put(infos: list[ValueInfoProto], name: str, like: ValueInfoProto, shape: list[int | str]) -> None:
-    infos.append(helper.make_tensor_value_info(name, like.type.tensor_type.elem_type, shape))
+        stacked_shape = stacked_shapes(dict(zip(stack.members, shapes, strict=True)))[name]
+        infos.append(helper.make_tensor_value_info(name, kind, stacked_shape))
+        yield name, stack, shapes
 
 
 def _shape(info: ValueInfoProto) -> list[int | str]:

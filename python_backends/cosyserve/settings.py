@@ -107,6 +107,11 @@ class Settings:
         return self.llm_slots + 1
 
     @property
+    def records_graphs(self) -> bool:
+        """Whether `graphs` is ``on``."""
+        return self.graphs == "on"
+
+    @property
     def folder(self) -> Path:
         """The weights folder; `WeightsError` when none is set."""
         if not self.weights:

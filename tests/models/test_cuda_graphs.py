@@ -19,8 +19,8 @@ from cosyserve.networks.guided import mish
 from cosyserve.networks.hift import Decoder, F0Predictor
 from cosyserve.networks.hift_source import source_of
 from cosyserve.networks.qwen2 import SpeechLM
-from cosyserve.runtimes.buckets import BATCH
-from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs, batches, bucket
+from cosyserve.runtimes.buckets import BATCH, batches, bucket
+from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs
 from cosyserve.runtimes.torch.flow import PAGED_ENCODERS
 from cosyserve.runtimes.torch.llm import TorchDecoder
 from cosyserve.runtimes.torch.modules import DTYPES, fitting

@@ -55,7 +55,7 @@ class SolveJob:
     Attributes:
         cache: extended by the chunk's keys and values of every Euler step.
         mu: encoder output ``[mels, n]``.
-        cond: prompt mel where public_error, else zero ``[mels, n]``.
+        cond: prompt mel where there is one, else zero ``[mels, n]``.
         embedding: speaker vector ``[speaker]``.
         noise: starting state ``[mels, n]``.
         chunks: see `EncodeJob`.

@@ -144,6 +144,10 @@ class FlowStream:
         """How many of these chunks the next call takes."""
         return next(count for count in self._chunks if count <= settled)
 
+    def _whole_chunks(self, size: int, chunk: int) -> int:
+        """Chunks in a call of this size: full attention is one, and so is a last chunk, however long they are."""
+        return 1 if self._full else max(1, size // chunk)
+
     def _encode(self, size: int) -> Computation[None]:
         state, lookahead = self._state, self._net.config.lookahead
         tokens, state.tokens = state.tokens[:size], state.tokens[size:]
@@ -151,7 +155,7 @@ class FlowStream:
         context = np.zeros(lookahead, np.int64)
         context[: len(ahead)] = ahead
         valid = (np.arange(lookahead) < len(ahead)).astype(np.float32)
-        chunks = 1 if self._full else max(1, size // self._net.config.chunk)
+        chunks = self._whole_chunks(size, self._net.config.chunk)
         job = EncodeJob(state.cache, np.asarray(tokens, np.int64), context, valid, chunks)
         mu = yield Job(self._net.encode, job)
         state.mu = mu if state.mu is None else np.concatenate([state.mu, mu], axis=1)
@@ -165,7 +169,7 @@ class FlowStream:
         known = self._voice.mel[start : min(stop, self._prompt_frames)].T
         cond[:, : known.shape[1]] = known
         noise = self._net.noise[:, start:stop]
-        chunks = 1 if self._full else max(1, size // self._net.config.frame_chunk)
+        chunks = self._whole_chunks(size, self._net.config.frame_chunk)
         job = SolveJob(state.cache, mu, cond, self._voice.embedding, noise, chunks)
         mel: Float = yield Job(self._net.solve, job)
         state.frames = stop

@@ -31,6 +31,16 @@ Profile = dict[str, tuple[Shape, Shape, Shape]]
 """Least, usual and greatest shape of each input that varies."""
 
 
+def bucket(ladder: Sequence[int], size: int) -> int:
+    """The smallest step of the ladder that holds `size`; `size` itself above the last."""
+    return next((step for step in ladder if step >= size), size)
+
+
+def batches(streams: int) -> tuple[int, ...]:
+    """The batch sizes to record for this many streams."""
+    return tuple(step for step in BATCH if step < 2 * streams)
+
+
 def axes(graph: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Sizes of each named axis of a graph, ascending.
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cosyserve.config import FlowConfig, LlmConfig, ModelConfig, expect
 from cosyserve.errors import WeightsError
 from cosyserve.limits import RESERVED_FRAMES
-from cosyserve.runtimes.buckets import BATCH, BLOCKS
+from cosyserve.runtimes.buckets import BATCH, BLOCKS, bucket
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
 
@@ -105,7 +105,7 @@ def device_memory(config: ModelConfig, parameters: Mapping[str, int], total: int
     """
     flow, llm = expect(FlowConfig, config.flow), expect(LlmConfig, config.llm)
     item, llm_item = ITEM_BYTES[settings.precision], ITEM_BYTES[settings.llm_precision]
-    batch = next((size for size in BATCH if size >= settings.max_streams), BATCH[-1])
+    batch = bucket(BATCH, min(settings.max_streams, BATCH[-1]))
     page = estimator_page_bytes(flow, item)
     used = DeviceMemory(
         contexts=CONTEXT_BYTES,
@@ -123,7 +123,7 @@ def device_memory(config: ModelConfig, parameters: Mapping[str, int], total: int
     else:
         cache = max(0, int((USABLE * total - used.total) / (1 + 4 / flow.steps)) - calls)
     calls = max(calls, 4 * cache // flow.steps)
-    return DeviceMemory(used.contexts, used.llm, used.hift, used.flow, calls, cache, page)
+    return replace(used, flow_calls=calls, flow_cache=cache)
 
 
 def flow_cache_bytes(weights: Weights, settings: Settings) -> int:
@@ -149,6 +149,8 @@ def flow_cache_bytes(weights: Weights, settings: Settings) -> int:
 
 def parameter_bytes(weights: Weights) -> dict[str, int]:
     """Float32 bytes of each network in the weights folder."""
+    from cosyserve.runtimes.torch.modules import weights_file  # imports torch
+
     files = weights.manifest["files"]
-    sizes = {stage: int(files[f"{stage}.torch.safetensors"]["bytes"]) for stage in ("llm", "flow", "hift")}
+    sizes = {stage: int(files[weights_file(stage)]["bytes"]) for stage in ("llm", "flow", "hift")}
     return sizes | {"llm": sizes["llm"] + int(files["llm.safetensors"]["bytes"])}

@@ -149,11 +149,14 @@ class Llm:
     def _run_orders(self) -> bool:
         """Run queued orders; wait for one while the engine is idle. False: the server shuts down."""
         while not self._engine.busy or not self._orders.empty():
-            with suppress(queue.Empty):
+            try:
                 order = self._orders.get(timeout=SEQUENCE_IDLE_SECONDS)
-                if order is None:
-                    return False
-                order()
+            except queue.Empty:
+                self._release_ended()
+                continue
+            if order is None:
+                return False
+            order()
             self._release_ended()
         return True
 

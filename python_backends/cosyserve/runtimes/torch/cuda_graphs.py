@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from cosyserve.errors import WeightsError
-from cosyserve.runtimes.buckets import BATCH
 
 _LOG = logging.getLogger("cosyserve")
 
@@ -21,16 +20,6 @@ CAPTURE_ERRORS = range(900, 909)
 
 Function = Callable[..., tuple[Tensor, ...]]
 Shapes = tuple[Hashable, ...]
-
-
-def bucket(ladder: Sequence[int], size: int) -> int:
-    """The smallest step of the ladder that holds `size`; `size` itself above the last."""
-    return next((step for step in ladder if step >= size), size)
-
-
-def batches(streams: int) -> tuple[int, ...]:
-    """The batch sizes to record for this many streams."""
-    return tuple(step for step in BATCH if step < 2 * streams)
 
 
 @dataclass(frozen=True)

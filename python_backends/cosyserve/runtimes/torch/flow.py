@@ -163,7 +163,7 @@ def load_flow(weights: Weights, settings: Settings) -> TorchFlow:
         device,
         load_engine(weights, "flow_estimator", settings),
         settings.flow_window,
-        graphs=settings.graphs == "on",
+        graphs=settings.records_graphs,
     )
     flow.record(settings.max_streams)
     return flow

@@ -13,9 +13,9 @@ from cosyserve.hift.noise import DrawnAhead, noise_of
 from cosyserve.hift.stream import HiftNetworks
 from cosyserve.networks.hift import Decoder, F0Predictor
 from cosyserve.networks.hift_source import source_of
-from cosyserve.runtimes.buckets import BATCH, FRAMES, SHORT_FRAMES
+from cosyserve.runtimes.buckets import BATCH, FRAMES, SHORT_FRAMES, batches, bucket
 from cosyserve.runtimes.graph import Arrays, Outputs, flat
-from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs, batches, bucket
+from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs
 from cosyserve.runtimes.torch.modules import fitting, load_module, prepare_device
 from cosyserve.runtimes.torch.tensorrt_networks import TensorrtDecoder, load_engine
 from cosyserve.settings import Settings
@@ -79,7 +79,7 @@ class TorchGraph:
 def load_hift(weights: Weights, settings: Settings) -> HiftNetworks:
     """The vocoder's three networks, recorded for all streams that the settings allow."""
     config, device, streams = weights.config.hift, prepare_device(settings), settings.max_streams
-    graphs = settings.graphs == "on"
+    graphs = settings.records_graphs
     mels, frame, sines = config.mels, config.frame, config.harmonics + 1
     f0 = TorchGraph(load_module(lambda: F0Predictor(config), weights, "hift", device), device, "f0", graphs=graphs)
     module: nn.Module = load_module(lambda: source_of(config), weights, "hift", device)

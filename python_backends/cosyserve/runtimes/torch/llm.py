@@ -15,9 +15,9 @@ from cosyserve.config import LlmConfig, expect
 from cosyserve.errors import InvalidInput
 from cosyserve.limits import PREFILL_CHUNK
 from cosyserve.networks.qwen2 import SpeechLM
-from cosyserve.runtimes.buckets import BATCH
+from cosyserve.runtimes.buckets import BATCH, bucket
 from cosyserve.runtimes.memory import LLM_POSITIONS
-from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs, bucket
+from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs
 from cosyserve.runtimes.torch.modules import DTYPES, fitting, load_module, prepare_device
 from cosyserve.settings import Settings
 from cosyserve.weights import Weights
@@ -221,7 +221,7 @@ def load_decoder(weights: Weights, settings: Settings) -> TorchDecoder:
     # In the order of `VocabLayout`; CosyVoice3 has no table of its own for special rows.
     merged = torch.cat([tables[name].to(dtype) for name in ("text", "speech", "special") if name in tables]).to(device)
     module = load_module(lambda: SpeechLM(config), weights, "llm", device)
-    graphs = settings.graphs == "on"
+    graphs = settings.records_graphs
     decoder = TorchDecoder(module, merged, config, settings.llm_slots, dtype, device, graphs=graphs)
     decoder.record()
     return decoder

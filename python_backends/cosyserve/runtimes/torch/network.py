@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cosyserve.runtimes.buckets import BATCH, BLOCKS
+from cosyserve.runtimes.buckets import BATCH, BLOCKS, batches, bucket
 from cosyserve.runtimes.memory import most_pages
-from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs, batches, bucket
+from cosyserve.runtimes.torch.cuda_graphs import CudaGraphs
 from cosyserve.runtimes.torch.paged_kv_cache import EMPTY, SCRATCH, PagePool, PageTable
 
 Array = NDArray[Any]
